@@ -1,0 +1,63 @@
+"""How gunicorn serves Rill: each setting with its reason. `gunicorn wsgi:app` reads this file by itself."""
+
+import sys
+
+from rill.settings import BadSettings, read_settings
+
+try:
+    _settings = read_settings()
+except BadSettings as error:
+    sys.exit(f"rill: {error}")
+
+# Everybody's only where a platform asks for it.
+bind = f"0.0.0.0:{_settings.port}" if _settings.port is not None else "127.0.0.1:8000"
+workers = _settings.workers
+worker_class = "rill.server.Worker"
+
+# A connection over this waits unanswered, so admission (RILL_STREAMS) must come first: room for all that is refused,
+# for health checks, and for idle keep-alive connections.
+worker_connections = _settings.streams + 1000
+backlog = 2048
+
+# Also the time that a request's head may take. Heroku's router keeps its connections for 90 s: longer, so that it is
+# never the one to send a request into a closing connection.
+keepalive = 95
+
+# Answers in flight have RILL_DRAIN_SECONDS; then they are ended, which takes a moment.
+graceful_timeout = int(_settings.drain_seconds) + 3
+
+# A long answer would hold back the restart of its worker, and so every new caller.
+max_requests = 0
+
+# Nothing here speaks to gunicorn's control socket.
+control_socket_disable = True
+
+# gunicorn's own access log writes the query, and so the prompt; a platform that forces it on meets our Logger.
+accesslog = None
+logger_class = "rill.server.Logger"
+
+# No header sets SCRIPT_NAME or the scheme, whatever FORWARDED_ALLOW_IPS says; RILL_TRUSTED_PROXIES counts the hops.
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+
+limit_request_line = 8190
+
+
+def on_starting(server):
+    """Refuses to give a real key to everybody by accident; told before anything listens."""
+    public = [str(address) for address in server.cfg.address if not _is_local(address)]
+    if public and not (_settings.offline or _settings.tokens or _settings.public):
+        sys.exit(
+            f"rill: will not serve your key to everybody at {public[0]}: set RILL_TOKENS=name=secret, "
+            "or RILL_PUBLIC=1 if that is what you want"
+        )
+
+
+def when_ready(server):
+    """Says whether there is a model."""
+    if _settings.offline:
+        server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
+
+
+def _is_local(address):
+    return isinstance(address, str) or address[0] in ("127.0.0.1", "::1", "localhost")

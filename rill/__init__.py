@@ -1,0 +1,17 @@
+"""Rill: Claude's answers as plain text over HTTP, streamed as they come.
+
+Data flows one way, and each room has one job:
+
+    request -> dialects -> Prompt -> upstream -> events -> dialects -> bytes
+
+`prompt` is what is asked, `events` what an answer is made of, `problems` what can go wrong, and `settings` what may
+be set. Under them lie `reader` (bytes of the Messages API -> events), `transport` (the HTTP client under the SDK),
+`upstream` (Prompt -> events), `endings` (why an answer ended, and how its caller learns it), `access` and `limits`
+(who may ask, and how much), `telemetry` (one line an answer), `offline` (a model that needs no key) and `server`
+(the gunicorn worker).
+
+The import rule: `prompt`, `events` and `problems` import the standard library only. Every other room may import
+those three and `settings`; siblings don't import each other, but that `upstream` reads through `reader` and
+`transport`. `app.py` ties the rooms together and is the only importer of flask; `upstream` is the only importer of
+anthropic. The contracts in `pyproject.toml` hold it.
+"""

@@ -1,0 +1,36 @@
+"""Who may ask: the caller of a request, by the name of the token that it sent."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+
+from rill.problems import Problem
+
+_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Tokens:
+    """The tokens of RILL_TOKENS, held as digests; where there are none, everybody may ask."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._digests = dict(_parse_entry(entry) for entry in entries)
+
+    def name_of(self, sent: str | None, address: str) -> str:
+        """The caller's name: its token's, else its address where no tokens are set; raises Problem."""
+        if not self._digests:
+            return address
+        digest = hashlib.sha256((sent or "").encode("utf-8", "surrogateescape")).digest()
+        # Every digest is compared, so that the time taken tells nothing.
+        names = [name for name, known in self._digests.items() if hmac.compare_digest(known, digest)]
+        if not names:
+            raise Problem("unauthorized")
+        return names[0]
+
+
+def _parse_entry(entry: str) -> tuple[str, bytes]:
+    name, equals, secret = entry.partition("=")
+    if not equals:
+        name, secret = "default", entry
+    hashed = _SHA256.fullmatch(secret)
+    return name, bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(secret.encode()).digest()

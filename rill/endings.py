@@ -1,0 +1,253 @@
+"""Why an answer ended, and how its caller learns it.
+
+One mechanism interrupts an answer, whatever the cause: `Interruption.interrupt` notes why, once, and wakes the greenlet
+that carries the answer by throwing Interrupted into it. What the greenlet holds is closed on its way out, and
+`Delivery` tells the caller. Only the ending `done` is a clean one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from errno import ECONNRESET
+from typing import Protocol
+
+import gevent
+
+from rill.events import End, Event, Silence, Start, Text
+from rill.problems import Problem
+
+# A caller whose connection takes nothing for this long is not reading; its place is free within 30 s.
+SLOW_CLIENT_SECONDS = 24.0
+# The longest time between two looks at what no event tells: a blocked write, a leaving behind pipelined bytes.
+LOOK_SECONDS = 5.0
+
+# The causes of an interruption -> the problem that the caller is told of, where one is left to be told.
+CAUSES = {
+    "upstream_timeout": "upstream_timeout",
+    "idle_timeout": "upstream_silent",
+    "total_timeout": "too_long",
+    "shutdown": "draining",
+    "client_gone": "client_gone",
+    "slow_client": "client_gone",
+}
+
+# A problem in mid-answer -> its ending, where that is not `upstream_error`.
+ENDINGS = {"upstream_truncated": "truncated", "upstream_silent": "idle_timeout"}
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """Thrown into the greenlet of an answer that is to end now, for the cause that its Interruption holds."""
+
+
+class Cut(ConnectionResetError):
+    """Raised to the server to close the connection without the body's end.
+
+    gunicorn takes an OSError of this number for the caller's leaving; any other exception it logs as a crash.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(ECONNRESET, f"answer cut: {why}")
+
+
+class Client(Protocol):
+    """The caller's connection, as far as an ending needs it; `blocked_since` is monotonic, in seconds."""
+
+    blocked_since: float | None
+
+    def fileno(self) -> int: ...
+
+    def has_left(self) -> bool:
+        """Whether the caller closed, half-closed or reset the connection."""
+
+    def reset(self) -> None:
+        """Resets the connection once all that was sent is taken: what a client without chunks can tell from an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: until the answer begins, between two signs of the model's work, and in all."""
+
+    first_event: float
+    idle: float
+    total: float
+
+
+class Interruption:
+    """Watches over the answer of the greenlet that makes it, until `close`.
+
+    `why` is the first cause to end the answer before its time; `overdue` tells that its text is late.
+    """
+
+    def __init__(self, deadlines: Deadlines, client: Client | None) -> None:
+        self.why: str | None = None
+        self.overdue = False
+        self.nudge: Callable[[], None] = lambda: None
+        self._deadlines = deadlines
+        self._client = client
+        self._greenlet = gevent.getcurrent()
+        self._loop = gevent.get_hub().loop
+        self._begun = self._worked = time.monotonic()
+        self._started = False
+        self._closed = False
+        self._pipelined = False
+        self._watcher = self._loop.io(client.fileno(), 1) if client else None
+        if self._watcher:
+            self._watcher.start(self._look_at_client)
+        self._set_timer()
+
+    def interrupt(self, why: str) -> None:
+        """Ends the answer now; only the first cause counts."""
+        if self.why is None:
+            self.why = why
+            self._wake()
+
+    def note(self, event: Event) -> None:
+        """Takes a sign of the model's work; a ping is none."""
+        if not isinstance(event, Silence) or event.working:
+            self._worked = time.monotonic()
+            self._started = self._started or isinstance(event, Start)
+
+    def problem(self) -> Problem:
+        """What the caller is told of the cause."""
+        return Problem(CAUSES[self.why or "client_gone"])
+
+    def close(self) -> None:
+        """Ends the watch: nothing is thrown any more."""
+        self._closed = True
+        self._timer.close()
+        if self._watcher:
+            self._watcher.close()
+
+    def _wake(self) -> None:
+        self._loop.run_callback(self._throw)
+
+    def _throw(self) -> None:
+        if not self._closed:
+            self._greenlet.throw(Interrupted(self.why))
+
+    def _look_at_client(self) -> None:
+        assert self._client
+        assert self._watcher
+        # What is readable but no leaving is a further request, and would wake a level-triggered watcher for ever.
+        self._watcher.stop()
+        if self._client.has_left():
+            self.interrupt("client_gone")
+        self._pipelined = True
+
+    def _set_timer(self) -> None:
+        dues = [self._begun + self._deadlines.total, self._worked + self._deadlines.idle]
+        if not self.overdue:
+            dues.append(self._begun + self._deadlines.first_event)
+        wait = min(min(dues) - time.monotonic(), 1.0 if self._pipelined else LOOK_SECONDS)
+        self._timer = self._loop.timer(max(wait, 0.001))
+        self._timer.start(self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        now = time.monotonic()
+        cause = self._cause(now)
+        if self.why is None and cause:
+            self.interrupt(cause)
+        elif cause == "slow_client":
+            self._wake()  # It does not even read how its answer ended.
+        elif not self.overdue and now >= self._begun + self._deadlines.first_event:
+            self.overdue = True
+            self.nudge()
+        self._timer.close()
+        if not self._closed:
+            self._set_timer()
+
+    def _cause(self, now: float) -> str | None:
+        blocked_since = self._client.blocked_since if self._client else None
+        if blocked_since and now - blocked_since >= SLOW_CLIENT_SECONDS:
+            return "slow_client"
+        if self._pipelined and self._client and self._client.has_left():
+            return "client_gone"
+        if now >= self._begun + self._deadlines.total:
+            return "total_timeout"
+        if not self._started and now >= self._begun + self._deadlines.first_event:
+            return "upstream_timeout"
+        return "idle_timeout" if now >= self._worked + self._deadlines.idle else None
+
+
+def await_beginning(events: Iterator[Event], interruption: Interruption, wants_text: bool) -> list[Event]:
+    """The first events of an answer, once they show that there is one.
+
+    Where `wants_text`, that is the first text or the end; but once the upstream has begun, a late text is not awaited.
+    """
+    enough = (Text, End) if wants_text else (Start, Text, End)
+    beginning = []
+    for event in events:
+        interruption.note(event)
+        beginning.append(event)
+        if isinstance(event, enough) or interruption.overdue:
+            break
+    return beginning
+
+
+class Delivery:
+    """The body of a response: the bytes of an answer as they come, and its true ending.
+
+    The server iterates it and closes it. `on_close` is called once, with the ending, whether or not the body was ever
+    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` is what was yielded.
+    """
+
+    def __init__(
+        self,
+        events: Iterable[Event],
+        frame: Callable[[Event], bytes],
+        fail: Callable[[Problem], bytes],
+        interruption: Interruption,
+        reset: Callable[[], None] | None,
+        on_close: Callable[["Delivery"], None],
+    ) -> None:
+        self.bytes_sent = 0
+        self.ending = ""
+        self.end: End | None = None
+        self._interruption = interruption
+        self._on_close = on_close
+        self._chunks = self._deliver(events, frame, fail, reset)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        # Closed before its end: the server could not write, or the answer was interrupted while it wrote.
+        self.ending = self.ending or self._interruption.why or "client_gone"
+        self._on_close(self)
+
+    def _deliver(
+        self,
+        events: Iterable[Event],
+        frame: Callable[[Event], bytes],
+        fail: Callable[[Problem], bytes],
+        reset: Callable[[], None] | None,
+    ) -> Generator[bytes, None, None]:
+        yield b""  # The headers leave at once, before any body.
+        try:
+            for event in events:
+                self._interruption.note(event)
+                chunk = frame(event)
+                if chunk:
+                    self.bytes_sent += len(chunk)
+                    yield chunk
+                if isinstance(event, End):
+                    self.end = event
+            self.ending = "done"
+            return
+        except Interrupted:
+            self.ending, problem = self._interruption.why or "", self._interruption.problem()
+        except Problem as error:
+            self.ending, problem = ENDINGS.get(error.name, "upstream_error"), error
+        except Exception:
+            log.exception("an answer failed")
+            self.ending, problem = "internal_error", Problem("internal")
+        last = fail(problem)
+        if not last:
+            if reset:
+                reset()
+            raise Cut(self.ending)
+        yield last

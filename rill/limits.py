@@ -1,0 +1,57 @@
+"""How much, how often, how many at once."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from rill.problems import Problem
+
+
+class Rate:
+    """How often one caller may ask: `rate` as in 60/minute."""
+
+    def __init__(self, rate: str) -> None:
+        self._limit = parse(rate)
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+
+    def count(self, caller: str) -> None:
+        """Counts one request; raises Problem where it is one too many."""
+        if not self._window.hit(self._limit, caller):
+            wait = self._window.get_window_stats(self._limit, caller).reset_time - time.time()
+            raise Problem(
+                "rate_limited", f"At most {self._limit} for one caller. Try again later.", max(1, math.ceil(wait))
+            )
+
+
+class Places:
+    """How many answers may be open at once in this worker: in all, and for one caller."""
+
+    def __init__(self, total: int, per_caller: int) -> None:
+        self._total = total
+        self._per_caller = per_caller
+        self._open: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        return self._open.total()
+
+    @contextmanager
+    def take(self, caller: str) -> Iterator[None]:
+        """Holds one place for as long as the context lasts; raises Problem where none is free."""
+        if self._open.total() >= self._total:
+            raise Problem("full", retry_after=1)
+        if self._open[caller] >= self._per_caller:
+            raise Problem("rate_limited", f"At most {self._per_caller} answers at once for one caller.", retry_after=1)
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]

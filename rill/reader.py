@@ -1,0 +1,160 @@
+"""Bytes of a Messages API stream in, events out; however the stream is cut into reads, the text is the same.
+
+The lines are those of https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream and the
+events in them those of https://docs.anthropic.com/en/docs/build-with-claude/streaming. Nothing is accumulated: a token
+costs the same at any length.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jiter
+
+from rill.events import End, Event, Silence, Start, Text
+from rill.problems import Problem, upstream_problem
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+
+
+class Reader:
+    """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens."""
+
+    def __init__(self) -> None:
+        self.usage: dict[str, Any] = {}
+        self.ended = False
+        self._unfinished: list[bytes] = []
+        self._unfinished_bytes = 0
+        self._data: list[bytes] = []
+        self._texts: list[str] = []
+        self._working = False
+        self._stop: dict[str, Any] = {}
+        self._surrogates = False
+        self._high_surrogate = ""
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Yields what one read brings: its text joined in one Text, or one Silence where there is none.
+
+        Raises Problem, after the text before it, at an `error` event and at what is not the Messages API.
+        """
+        self._working = False
+        try:
+            for line in self._split_lines(data):
+                if line.startswith(b"data:"):
+                    self._data.append(line[5:])
+                elif not line and self._data:
+                    event = self._take(self._parse_data())
+                    if event:
+                        yield from self._flush_text()
+                        yield event
+        except Problem:
+            yield from self._flush_text()
+            raise
+        if self._texts:
+            yield from self._flush_text()
+        else:
+            yield Silence(self._working)
+
+    def finish(self) -> Iterator[Event]:
+        """Yields what stood in the last line of an upstream that has closed; raises Problem if that cut the answer."""
+        yield from self.feed(b"\n\n")
+        if not self.ended:
+            raise Problem("upstream_truncated")
+
+    def _split_lines(self, data: bytes) -> list[bytes]:
+        if b"\n" not in data and b"\r" not in data:
+            return self._keep(data)
+        if self._unfinished:
+            data = b"".join(self._unfinished) + data
+            self._unfinished.clear()
+            self._unfinished_bytes = 0
+        held = b""
+        if b"\r" in data:
+            # CR LF is one line end, also when a read ends between the two: a CR at the end waits for its LF.
+            if data.endswith(b"\r"):
+                data, held = data[:-1], b"\r"
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = data.split(b"\n")
+        self._keep(lines.pop() + held)
+        return lines
+
+    def _keep(self, data: bytes) -> list[bytes]:
+        """Keeps the begin of a line in pieces, so that a long one is joined once; returns no line."""
+        if data:
+            self._unfinished.append(data)
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > MAX_EVENT_BYTES:
+                raise Problem("upstream_failed")
+        return []
+
+    def _parse_data(self) -> dict[str, Any]:
+        data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+        self._data.clear()
+        try:
+            message = jiter.from_json(data)
+        except ValueError:
+            # jiter knows no lone surrogates, which come where a pair is split across two deltas, nor broken UTF-8,
+            # which the event stream's own rules turn into U+FFFD.
+            try:
+                message = json.loads(data.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                raise Problem("upstream_failed") from None
+            self._surrogates = True
+        if not isinstance(message, dict):
+            raise Problem("upstream_failed")
+        return message
+
+    def _take(self, message: dict[str, Any]) -> Start | End | None:
+        kind = message.get("type")
+        if kind == "content_block_delta":
+            self._working = True
+            delta = message.get("delta")
+            if isinstance(delta, dict) and delta.get("type") == "text_delta":
+                self._texts.append(str(delta.get("text", "")))
+        elif kind == "content_block_start" or kind == "content_block_stop":
+            self._working = True
+        elif kind == "message_start":
+            return self._begin(_mapping(message.get("message")))
+        elif kind == "message_delta":
+            self._working = True
+            self._stop = _mapping(message.get("delta"))
+            self._count(message.get("usage"))
+        elif kind == "message_stop":
+            return self._end()
+        elif kind == "error":
+            error = _mapping(message.get("error"))
+            raise upstream_problem(str(error.get("type")), str(error.get("message")))
+        return None
+
+    def _begin(self, message: dict[str, Any]) -> Start:
+        self._count(message.get("usage"))
+        return Start(str(message.get("model")), dict(self.usage))
+
+    def _end(self) -> End:
+        self.ended = True
+        details = _mapping(self._stop.get("stop_details"))
+        return End(self._stop.get("stop_reason"), dict(self.usage), details.get("explanation"))
+
+    def _count(self, usage: Any) -> None:
+        self.usage.update({name: count for name, count in _mapping(usage).items() if count is not None})
+
+    def _flush_text(self) -> Iterator[Text]:
+        text = "".join(self._texts)
+        self._texts.clear()
+        if self._surrogates:
+            text = self._mend_surrogates(text)
+        if text:
+            yield Text(text)
+
+    def _mend_surrogates(self, text: str) -> str:
+        """Joins a pair that came in two deltas; a surrogate that stays alone becomes U+FFFD."""
+        text = self._high_surrogate + text
+        self._high_surrogate = ""
+        if text and not self.ended and "\ud800" <= text[-1] <= "\udbff":
+            text, self._high_surrogate = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The JSON object that was expected, or an empty one: a relay's odd event is no reason to break an answer."""
+    return value if isinstance(value, dict) else {}

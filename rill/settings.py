@@ -1,0 +1,86 @@
+"""Everything that may be set, read once from the environment: one table of name, default, unit and meaning."""
+
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
+    return Field(default, validation_alias=name, description=meaning, **bounds)
+
+
+class Settings(BaseSettings):
+    """What this service runs with; raises BadSettings, in one line, through `read_settings`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, case_sensitive=True, hide_input_in_errors=True
+    )
+
+    api_key: str | None = _setting("ANTHROPIC_API_KEY", None, "key of the Messages API", repr=False)
+    auth_token: str | None = _setting("ANTHROPIC_AUTH_TOKEN", None, "bearer token, instead of a key", repr=False)
+    base_url: str = _setting("ANTHROPIC_BASE_URL", "https://api.anthropic.com", "the Messages API, or any relay of it")
+    port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
+    workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
+    offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
+    offline_rate: float = _setting("RILL_OFFLINE_RATE", 50, "tokens a second of the offline model, 0: unpaced", ge=0)
+    model: str = _setting("RILL_MODEL", "claude-sonnet-5-5", "model when the request names none")
+    models: Names = _setting("RILL_MODELS", (), "models that may be asked for, comma-separated, `*` any; `RILL_MODEL`")
+    max_tokens: int = _setting("RILL_MAX_TOKENS", 4096, "tokens of an answer when unsaid", ge=1)
+    max_tokens_cap: int = _setting("RILL_MAX_TOKENS_CAP", 32768, "tokens of an answer at most", ge=1)
+    system: str | None = _setting("RILL_SYSTEM", None, "system prompt when the request has none")
+    tokens: Names = _setting(
+        "RILL_TOKENS", (), "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret"
+    )
+    public: bool = _setting("RILL_PUBLIC", False, "1: serve without tokens on a public address")
+    rate: str = _setting("RILL_RATE", "60/minute", "requests of one caller (token's name, else address)")
+    streams: int = _setting("RILL_STREAMS", 1000, "answers at once, per worker", ge=1, le=100_000)
+    streams_per_caller: int = _setting("RILL_STREAMS_PER_CALLER", 50, "answers at once of one caller, per worker", ge=1)
+    max_body: int = _setting("RILL_MAX_BODY", 1048576, "bytes of a request's body at most", ge=1)
+    trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to believe; 1 on Heroku", ge=0)
+    first_event_seconds: float = _setting("RILL_FIRST_EVENT_SECONDS", 25, "seconds until the answer begins", gt=0)
+    idle_seconds: float = _setting("RILL_IDLE_SECONDS", 120, "seconds without content from the model", gt=0)
+    total_seconds: float = _setting("RILL_TOTAL_SECONDS", 900, "seconds of an answer in all", gt=0)
+    drain_seconds: float = _setting("RILL_DRAIN_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0)
+
+    @field_validator("models", "tokens", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("should be an http or https URL, such as https://api.anthropic.com")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.max_tokens > self.max_tokens_cap:
+            raise ValueError("RILL_MAX_TOKENS should be at most RILL_MAX_TOKENS_CAP")
+        if not (self.offline or self.api_key or self.auth_token):
+            raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
+        return self
+
+    def allows_model(self, model: str) -> bool:
+        """Whether callers may ask for this model."""
+        allowed = self.models or (self.model,)
+        return "*" in allowed or model in allowed or model == self.model
+
+
+class BadSettings(Exception):
+    """A value that cannot be served with, told in one line that names it and says what it should be."""
+
+
+def read_settings() -> Settings:
+    """The settings of this process's environment; raises BadSettings."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
+        raise BadSettings("; ".join(lines).replace("Value error, ", "")) from None

@@ -1,0 +1,332 @@
+"""The HTTP client under the SDK: an httpx2 transport on gevent's own sockets.
+
+The SDK's requests come in; out goes an httpx2.Response whose body (see `body_of`) is read, nudged and closed at any
+moment with nothing leaked. geventhttpclient lends its pool and its parser in C; a read costs one wait and one recv.
+"""
+
+import select
+import socket
+import ssl
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import Any, Protocol
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
+
+import certifi
+import gevent
+import gevent.ssl
+import httpx2
+from gevent import monkey
+from gevent.hub import Waiter
+from gevent.queue import Queue
+from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
+
+READ_BYTES = 65536
+# Idle connections kept for the next request; more would only hold descriptors.
+KEPT_CONNECTIONS = 100
+
+_READY, _NUDGED, _EXPIRED = object(), object(), object()
+_poll = monkey.get_original("select", "poll")
+
+
+class Body(Protocol):
+    """The body of a response, for one reader."""
+
+    def read(self) -> bytes | None:
+        """The next bytes; b"" where the reader was nudged; None at the body's end. Raises httpx2.TransportError."""
+
+    def nudge(self) -> None:
+        """Wakes a read that waits; called from the hub."""
+
+    def close(self) -> None:
+        """Frees the connection: kept for the next request if the body was read to its end, else closed."""
+
+
+def body_of(response: httpx2.Response) -> Body:
+    """The body of a response to be streamed, whichever transport it came through."""
+    body: Body | None = response.extensions.get("rill.body")
+    return body or _PumpedBody(response)
+
+
+def proxy_of_environment(url: httpx2.URL) -> httpx2.URL | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names for `url`, unless NO_PROXY excepts it."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.host):
+        return None
+    return httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
+
+
+class GeventTransport(httpx2.BaseTransport):
+    """Sends requests to the one origin of `url`, at most `connections` at once, through an http `proxy` if given."""
+
+    def __init__(self, url: httpx2.URL, connections: int, proxy: httpx2.URL | None = None) -> None:
+        self._pool = _open_pool(url, connections, proxy)
+        self._proxy_headers: list[bytes] | None = None
+        if proxy is not None and url.scheme == "http":
+            self._proxy_headers = _proxy_authorization(proxy)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends one request and returns once the response's headers are in; raises httpx2.TransportError.
+
+        A kept connection may have been closed a moment ago: the request then goes once more, on another one.
+        """
+        message = self._serialize(request)
+        timeouts = request.extensions["timeout"]
+        while True:
+            connection = self._connect(timeouts)
+            kept = self._pool.was_kept(connection)
+            try:
+                body = self._exchange(connection, message, timeouts)
+            except httpx2.TransportError as error:
+                if kept and isinstance(error.__cause__, HTTPConnectionClosed | ConnectionError):
+                    continue
+                raise
+            return httpx2.Response(
+                body.get_code(),
+                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in body.items()],
+                stream=_Stream(body),
+                extensions={"rill.body": body},
+            )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _serialize(self, request: httpx2.Request) -> bytes:
+        through_proxy = self._proxy_headers is not None
+        target = str(request.url).encode("ascii") if through_proxy else request.url.raw_path
+        lines = [request.method.encode("ascii") + b" " + target + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in request.headers.raw]
+        lines += self._proxy_headers or []
+        head = b"\r\n".join(lines) + b"\r\n\r\n"
+        if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1 or b"\0" in head:
+            raise httpx2.LocalProtocolError("A header holds a line end or NUL.")
+        return head + request.read()
+
+    def _connect(self, timeouts: dict[str, float]) -> gevent.socket.socket:
+        self._pool.connection_timeout = timeouts["connect"]
+        # The outer bound is for what has none of its own: the wait for a free place, and the name's resolution.
+        bound = timeouts["pool"] + timeouts["connect"]
+        try:
+            with gevent.Timeout(bound, httpx2.PoolTimeout("No connection was to be had in time.")):
+                connection: gevent.socket.socket = self._pool.get_socket()
+                return connection
+        except TimeoutError as error:
+            raise httpx2.ConnectTimeout("The connection was not made in time.") from error
+        except (OSError, RuntimeError) as error:
+            raise httpx2.ConnectError(str(error)) from error
+
+    def _exchange(self, connection: gevent.socket.socket, message: bytes, timeouts: dict[str, float]) -> "_Body":
+        try:
+            connection.settimeout(timeouts["write"])
+            connection.sendall(message)
+        except TimeoutError as error:
+            self._pool.release_socket(connection)
+            raise httpx2.WriteTimeout("The request was not taken in time.") from error
+        except ConnectionError:
+            pass  # An early refusal may stand behind it, which the read below finds; else the read says what broke.
+        except BaseException:
+            self._pool.release_socket(connection)
+            raise
+        connection.settimeout(timeouts["read"])
+        try:
+            return _Body(connection, self._pool, timeouts["read"])
+        except (HTTPParseError, OSError) as error:
+            raise _httpx2_error(error) from error
+
+
+class _Stream(httpx2.SyncByteStream):
+    """The body as httpx2 reads it whole: so the SDK takes the body of an error."""
+
+    def __init__(self, body: "_Body") -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (data := self._body.read()) is not None:
+            yield data
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class _Body(HTTPSocketPoolResponse):
+    """One response on one connection, made once its headers are in; `read_seconds` bounds each wait for bytes."""
+
+    _sock: Any
+
+    def __init__(self, connection: gevent.socket.socket, pool: ConnectionPool, read_seconds: float) -> None:
+        loop = gevent.get_hub().loop
+        self._watcher = loop.io(connection.fileno(), 1)
+        self._timer = loop.timer(read_seconds, read_seconds)
+        self._waiter: Waiter[object] | None = None
+        self._drained = False
+        super().__init__(connection, pool=pool, block_size=READ_BYTES, method="POST")
+
+    def read(self) -> bytes | None:  # type: ignore[override]
+        while not self._body_buffer:
+            if self.message_complete:
+                return None
+            # After a short read there is nothing yet: to wait first saves a recv that would fail with EAGAIN.
+            if self._drained:
+                woken = self._wait()
+                if woken is _NUDGED:
+                    return b""
+                if woken is _EXPIRED:
+                    raise httpx2.ReadTimeout("The upstream was silent for too long.")
+            try:
+                self._receive()
+            except (HTTPParseError, OSError) as error:
+                raise _httpx2_error(error) from error
+        data = bytes(self._body_buffer)
+        self._body_buffer.clear()
+        return data
+
+    def nudge(self) -> None:
+        self._wake(_NUDGED)
+
+    def close(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        self._timer.close()
+        self._watcher.close()
+        super().release()
+
+    def _receive(self) -> None:
+        data = self._sock.recv(READ_BYTES)
+        # OpenSSL hands out a record at a time, and may hold back the rest of one where no watcher sees it.
+        self._drained = len(data) < READ_BYTES and not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending())
+        self.feed(data)
+        if not data and not self.message_complete:
+            raise HTTPConnectionClosed("The connection was closed in mid-body.")
+
+    def _wait(self) -> object:
+        waiter: Waiter[object] = Waiter()
+        self._waiter = waiter
+        self._watcher.start(waiter.switch, _READY)
+        self._timer.again(self._wake, _EXPIRED, update=False)
+        try:
+            return waiter.get()
+        finally:
+            self._waiter = None
+            self._watcher.stop()
+
+    def _wake(self, why: object) -> None:
+        if self._waiter is not None:
+            self._waiter.switch(why)
+
+
+class _PumpedBody:
+    """The body of a response of the SDK's own transport, read by a greenlet of its own.
+
+    httpcore2 loses a connection for ever when an exception is thrown into it, so the pump is never interrupted: to
+    close is to shut its socket down, and to let it run into that.
+    """
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        self._chunks: Queue[bytes | Exception | None] = Queue(1)
+        self._closed = False
+        self._pump = gevent.spawn(self._run)
+
+    def read(self) -> bytes | None:
+        chunk = self._chunks.get()
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    def nudge(self) -> None:
+        if self._chunks.empty():
+            self._chunks.put_nowait(b"")
+
+    def close(self) -> None:
+        self._closed = True
+        if not self._pump.ready():
+            stream = self._response.extensions.get("network_stream")
+            connection = stream.get_extra_info("socket") if stream else None
+            if connection is not None:
+                connection.shutdown(socket.SHUT_RDWR)
+            while not self._chunks.empty():
+                self._chunks.get_nowait()
+
+    def _run(self) -> None:
+        last: Exception | None = None
+        try:
+            for chunk in self._response.iter_raw():
+                if self._closed:
+                    return
+                self._chunks.put(chunk)
+        except Exception as error:
+            last = error
+        finally:
+            self._response.close()
+        if not self._closed:
+            self._chunks.put(last)
+
+
+class _KeptConnections:
+    """What both pools add to the library's: which connections have served before, and a bound to the idle ones."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._kept: WeakSet[Any] = WeakSet()
+
+    def was_kept(self, connection: gevent.socket.socket) -> bool:
+        return connection in self._kept
+
+    def after_connect(self, connection: gevent.socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def return_socket(self: Any, connection: gevent.socket.socket) -> None:
+        if self._socket_queue.qsize() >= KEPT_CONNECTIONS:
+            self.release_socket(connection)
+        else:
+            self._kept.add(connection)
+            super().return_socket(connection)  # type: ignore[misc]
+
+    def _is_socket_alive(self, sock: gevent.socket.socket | None) -> bool:
+        # An idle connection that is readable has been closed. The library asks select, which ends at descriptor 1,023.
+        poll = _poll()
+        poll.register(sock, select.POLLIN)
+        return not poll.poll(0)
+
+
+class _Pool(_KeptConnections, ConnectionPool):
+    pass
+
+
+class _TLSPool(_KeptConnections, SSLConnectionPool):
+    pass
+
+
+def _open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> Any:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    via = {"use_proxy": True, "proxy_user": proxy.username, "proxy_password": proxy.password} if proxy else {}
+    peer = (proxy.host, proxy.port or 80) if proxy else (url.host, port)
+    if url.scheme == "https":
+        return _TLSPool(*peer, url.host, port, size=connections, ssl_context_factory=_tls_context, **via)
+    return _Pool(*peer, url.host, port, size=connections, **via)
+
+
+def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
+    # OpenSSL's defaults honour SSL_CERT_FILE and SSL_CERT_DIR; certifi's roots help where a system has none.
+    context: ssl.SSLContext = gevent.ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _proxy_authorization(proxy: httpx2.URL) -> list[bytes]:
+    if not proxy.username and not proxy.password:
+        return []
+    return [b"Proxy-Authorization: Basic " + b64encode(f"{proxy.username}:{proxy.password}".encode())]
+
+
+def _httpx2_error(error: Exception) -> httpx2.TransportError:
+    if isinstance(error, TimeoutError):
+        return httpx2.ReadTimeout("The upstream was silent for too long.")
+    if isinstance(error, HTTPParseError):
+        return httpx2.RemoteProtocolError(str(error) or "The upstream broke the protocol.")
+    return httpx2.ReadError(str(error))

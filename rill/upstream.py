@@ -1,0 +1,177 @@
+"""Prompt in, events out, through the official SDK's `client.messages.stream`; the only importer of anthropic.
+
+The SDK builds and sends the request and names its errors. The answer is read from the response's bytes: the SDK's own
+events rebuild the whole message at every token, which costs seven times as much, and more the longer the answer is.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import anthropic
+import gevent
+import httpx2
+
+from rill.events import Event, Silence
+from rill.problems import Problem, upstream_problem
+from rill.prompt import Prompt
+from rill.reader import Reader
+from rill.settings import Settings
+from rill.transport import GeventTransport, body_of, proxy_of_environment
+
+CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
+ATTEMPTS = 3
+FIRST_PAUSE_SECONDS = 0.5
+# A longer Retry-After is the caller's to keep: a request that sleeps here helps nobody.
+LONGEST_PAUSE_SECONDS = 2.0
+# A message is over at message_stop; the body's end mostly comes with it, and frees the connection for the next one.
+TERMINATOR_SECONDS = 0.05
+# No compression: an event that waits for a compressor's block to fill arrives late.
+HEADERS = {"Accept-Encoding": "identity"}
+
+log = logging.getLogger(__name__)
+
+
+class Upstream:
+    """The Messages API at `base_url`; one for each worker, made after the fork."""
+
+    def __init__(self, settings: Settings, base_url: str) -> None:
+        self._client = anthropic.Anthropic(
+            api_key="offline" if settings.offline else settings.api_key,
+            auth_token=None if settings.offline or settings.api_key else settings.auth_token,
+            base_url=base_url,
+            max_retries=0,
+            timeout=httpx2.Timeout(
+                connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=settings.idle_seconds
+            ),
+            http_client=_build_http_client(base_url, settings.streams),
+        )
+
+    def ask(self, prompt: Prompt, seconds: float) -> "Answer":
+        """Sends the prompt and returns once the upstream has said 200; raises Problem.
+
+        What passes by itself is tried again, as long as that fits in `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return Answer(self._open(prompt))
+            except anthropic.APIError as error:
+                pause = _pause_before_retry(error, attempt)
+                if pause is None or time.monotonic() + pause >= deadline:
+                    raise _problem_of(error) from error
+                log.info("upstream attempt %d failed (%s), next in %.1f s", attempt, type(error).__name__, pause)
+            gevent.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _open(self, prompt: Prompt) -> anthropic.MessageStream[None]:
+        try:
+            return self._client.messages.stream(
+                model=prompt.model,
+                max_tokens=prompt.max_tokens,
+                messages=prompt.messages,  # type: ignore[arg-type]
+                extra_body=dict(prompt.options),
+                extra_headers=HEADERS,
+            ).__enter__()
+        except anthropic.APIConnectionError as error:
+            # The SDK takes every exception for the connection's; one that was thrown in to interrupt is not.
+            if error.__cause__ is not None and not isinstance(error.__cause__, httpx2.HTTPError):
+                raise error.__cause__ from None
+            raise
+
+
+class Answer:
+    """One open answer: iterate it once for its events; `close` frees its connection at any moment."""
+
+    def __init__(self, stream: anthropic.MessageStream[None]) -> None:
+        self.request_id = stream.request_id
+        self._stream = stream
+        self._reader = Reader()
+        self._body = body_of(stream.response)
+        self.nudge = self._body.nudge
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """What the upstream has counted so far, in tokens."""
+        return self._reader.usage
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yields events as they come, Silence where it was nudged, and an End at last; raises Problem if none comes."""
+        try:
+            while not self._reader.ended:
+                data = self._body.read()
+                if data:
+                    yield from self._reader.feed(data)
+                elif data is None:
+                    yield from self._reader.finish()
+                else:
+                    yield Silence(working=False)
+            self._await_terminator()
+        except httpx2.TimeoutException as error:
+            raise Problem("upstream_silent") from error
+        except httpx2.RemoteProtocolError as error:
+            raise Problem("upstream_truncated") from error
+        except httpx2.TransportError as error:
+            raise Problem("upstream_failed") from error
+
+    def close(self) -> None:
+        self._body.close()
+        self._stream.close()
+
+    def _await_terminator(self) -> None:
+        with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
+            while self._body.read() is not None:
+                pass
+
+
+def _build_http_client(base_url: str, connections: int) -> httpx2.Client:
+    url = httpx2.URL(base_url)
+    proxy = proxy_of_environment(url)
+    if proxy is None or proxy.scheme == "http":
+        return httpx2.Client(transport=GeventTransport(url, connections, proxy), trust_env=False)
+    log.warning("the proxy of the environment is not an http one: using the SDK's own transport, which is slower")
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=100)
+    return anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)
+
+
+def _pause_before_retry(error: anthropic.APIError, attempt: int) -> float | None:
+    """Seconds to wait before the next attempt; None where there is to be none."""
+    if attempt == ATTEMPTS or isinstance(error, anthropic.APITimeoutError) or not _may_pass(error):
+        return None
+    advised = _retry_after(error) if isinstance(error, anthropic.APIStatusError) else None
+    if advised is None:
+        return FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.75, 1.0)
+    return float(advised) if advised <= LONGEST_PAUSE_SECONDS else None
+
+
+def _may_pass(error: anthropic.APIError) -> bool:
+    """Whether the same request may succeed a moment later, as the SDK judges it too."""
+    if not isinstance(error, anthropic.APIStatusError):
+        return True
+    advice = error.response.headers.get("x-should-retry")
+    return advice == "true" or (
+        advice != "false" and (error.status_code in (408, 409, 429) or error.status_code >= 500)
+    )
+
+
+def _retry_after(error: anthropic.APIStatusError) -> int | None:
+    value = error.response.headers.get("retry-after", "")
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def _problem_of(error: anthropic.APIError) -> Problem:
+    if isinstance(error, anthropic.APITimeoutError):
+        return Problem(
+            "upstream_timeout" if isinstance(error.__cause__, httpx2.ReadTimeout) else "upstream_unreachable"
+        )
+    if isinstance(error, anthropic.APIStatusError):
+        body = error.body if isinstance(error.body, dict) else {}
+        detail = body.get("error")
+        detail = detail if isinstance(detail, dict) else {}
+        return upstream_problem(detail.get("type"), detail.get("message"), error.status_code, _retry_after(error))
+    if isinstance(error.__cause__, httpx2.ConnectError):
+        return Problem("upstream_unreachable")
+    return Problem("upstream_failed")

@@ -1,0 +1,53 @@
+"""The fixtures: one real server for each module, and a fake upstream that every test scripts for itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from server import Rill
+from upstream import Upstream
+
+StartRill = Callable[..., Rill]
+
+
+def rill_env(upstream: Upstream) -> dict[str, str]:
+    """The environment of a server that is wired to the fake upstream."""
+    return {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": upstream.url, "RILL_MODELS": "*"}
+
+
+@pytest.fixture(scope="module")
+def module_upstream() -> Iterator[Upstream]:
+    """The fake upstream of a whole module; a test takes `upstream`."""
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(module_upstream: Upstream) -> Iterator[Upstream]:
+    """The fake upstream, without scripts and records; a fault in it fails the test."""
+    module_upstream.clear()
+    yield module_upstream
+    faults = module_upstream.faults
+    module_upstream.clear()
+    assert faults == [], "\n".join(faults)
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """The real server, wired to the module's upstream."""
+    with Rill(rill_env(module_upstream)) as running:
+        yield running
+
+
+@pytest.fixture
+def start_rill(upstream: Upstream) -> Iterator[StartRill]:
+    """Start further servers on the upstream: `start_rill(*arguments, bind=True, **env)`; None unsets."""
+    with ExitStack() as running:
+
+        def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
+            merged = {
+                name: value for name, value in {**rill_env(upstream), **env}.items() if value is not None
+            }
+            return running.enter_context(Rill(merged, arguments, bind=bind))
+
+        yield start

@@ -1,0 +1,356 @@
+"""The real server for tests: gunicorn on a free port, and a client that sees each chunk and each cut."""
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 15
+STOP_SECONDS = 40
+BUSY_PORT = "Connection in use"  # how gunicorn says it
+
+
+class StartFailed(Exception):
+    """The server did not come up; `output` is all that it said, `exit_code` None if it was still running."""
+
+    def __init__(self, output: str, exit_code: int | None) -> None:
+        super().__init__(f"the server did not start (exit code {exit_code}); it said:\n{output}")
+        self.output = output
+        self.exit_code = exit_code
+
+
+class Stopped(NamedTuple):
+    """How long a stop took, and the exit code of gunicorn's master."""
+
+    seconds: float
+    exit_code: int
+
+
+class Rill:
+    """`gunicorn wsgi:app`, running as a process group of its own while the context is entered."""
+
+    def __init__(
+        self, env: Mapping[str, str], arguments: tuple[str, ...] = (), root: Path = ROOT, bind: bool = True
+    ) -> None:
+        """`bind=False` names the port as a platform does, by PORT in the environment."""
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
+        self.arguments = arguments
+        self.root = root
+        self.bind = bind
+        self.port = 0
+        self._stopped: Stopped | None = None
+
+    def __enter__(self) -> "Rill":
+        # The port is free when it is asked for; if another process takes it before gunicorn does, ask again.
+        for attempt in range(5):
+            self._launch()
+            try:
+                self._wait_until_healthy()
+                return self
+            except StartFailed as failed:
+                if BUSY_PORT in failed.output:
+                    self.signal(signal.SIGKILL)  # it would wait five seconds for the port
+                self.stop()
+                self._output.close()
+                if BUSY_PORT not in failed.output or attempt == 4:
+                    raise
+        raise AssertionError("unreachable")
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._output.close()
+
+    @property
+    def url(self) -> str:
+        """The server's address, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of gunicorn's master, which is its process group's too."""
+        return self._process.pid
+
+    def choose_port(self) -> int:
+        """Find a port that nobody listens on at this moment."""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port: int = probe.getsockname()[1]
+            return port
+
+    def output(self) -> str:
+        """All that the server has written so far, to stdout and stderr."""
+        # pread: the server shares the file's offset, so a seek here would move where it writes.
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), size, 0).decode("utf-8", "replace")
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes alive now."""
+        return [each for each in psutil.Process(self.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+
+    def wait_for_workers(self, n: int, timeout: float = 10) -> list[psutil.Process]:
+        """Wait until `n` workers are alive, and return them: a healthy server may still be forking."""
+        deadline = time.monotonic() + timeout
+        while len(alive := self.workers()) != n:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{len(alive)} workers instead of {n}:\n{self.output()}")
+            time.sleep(0.02)
+        return alive
+
+    def signal(self, number: int, everyone: bool = False) -> None:
+        """Send a signal to the master, or to the whole group, as Heroku does."""
+        if everyone:
+            os.killpg(self.pid, number)
+        else:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float = STOP_SECONDS) -> int:
+        """Wait until the master has exited, and return its exit code."""
+        return self._process.wait(timeout)
+
+    def stop(self) -> Stopped:
+        """Send SIGTERM and wait for all processes to end; after 40 s kill the group and raise."""
+        if self._stopped:
+            return self._stopped
+        began = time.monotonic()
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        while self._survivors():
+            if time.monotonic() - began > STOP_SECONDS:
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.wait()
+                raise AssertionError(f"SIGTERM did not stop the server in {STOP_SECONDS} s:\n{self.output()}")
+            time.sleep(0.05)
+        self._stopped = Stopped(time.monotonic() - began, self._process.returncode)
+        return self._stopped
+
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> "Conversation":
+        """Send a request on a connection of its own; nothing of the answer is read yet."""
+        return Conversation(self.port, request_bytes(method, path, headers, body))
+
+    def _launch(self) -> None:
+        self.port = self.choose_port()
+        self._stopped = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
+        place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "wsgi:app", *place, *self.arguments],
+            cwd=self.root,
+            env=self.env if self.bind else {**self.env, "PORT": str(self.port)},
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline and BUSY_PORT not in self.output():
+            if self._is_listening() and self._is_healthy(max(0.1, deadline - time.monotonic())):
+                return
+            time.sleep(0.02)
+        raise StartFailed(self.output(), self._process.poll())
+
+    def _is_listening(self) -> bool:
+        """Whether this very process listens: another server on the port could be healthy too."""
+        with contextlib.suppress(psutil.Error):
+            return any(
+                each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
+                for each in psutil.Process(self.pid).net_connections("tcp4")
+            )
+        return False
+
+    def _is_healthy(self, timeout: float) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            Conversation(
+                self.port, request_bytes("GET", "/healthz", {"Connection": "close"}), timeout
+            ) as asked,
+        ):
+            return asked.status == 200
+        return False
+
+    def _survivors(self) -> list[int]:
+        """The group's processes that have not ended; a zombie has."""
+        return [each.pid for each in psutil.process_iter(["status"]) if self._is_ours(each)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == self.pid
+        except ProcessLookupError:
+            return False
+
+
+def request_bytes(
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    version: str = "HTTP/1.1",
+) -> bytes:
+    """A request as it stands on the wire; Content-Length is added where there is a body."""
+    fields = {"Host": "127.0.0.1", **({"Content-Length": str(len(body))} if body else {}), **(headers or {})}
+    lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def raw_request(port: int, data: bytes, timeout: float = 10) -> socket.socket:
+    """Connect, send the bytes, and return the socket with nothing read."""
+    connected = socket.create_connection(("127.0.0.1", port), timeout)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.sendall(data)
+    return connected
+
+
+class Conversation:
+    """A connection on which a request was sent, and whose answer is read only as far as it is asked for.
+
+    `ended` is None while the answer goes on; then "clean" (its framing says that it is whole), "cut" (closed
+    before that) or "reset". An answer without framing ends clean at a close: the reader cannot tell.
+    """
+
+    def __init__(self, port: int, request: bytes, timeout: float = 10) -> None:
+        self.socket = raw_request(port, request, timeout)
+        self.ended: str | None = None
+        self._inbox = bytearray()
+        self._status: int | None = None
+        self._headers: dict[str, str] = {}
+        self._chunked = False
+        self._left: int | None = None
+        self._begin(request)
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def ask(self, request: bytes) -> None:
+        """Send a further request on the same connection."""
+        self._begin(request)
+        self.socket.sendall(request)
+
+    def close(self) -> None:
+        """Leave by FIN (by RST, as TCP does it, if something that came was never read)."""
+        self.socket.close()
+
+    def half_close(self) -> None:
+        """Send FIN whatever is unread, and go on reading."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Leave by RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    @property
+    def status(self) -> int | None:
+        """The status of the answer, waited for; None if the connection ended before it."""
+        self._read_head()
+        return self._status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer by lower-case name, waited for."""
+        self._read_head()
+        return self._headers
+
+    def next_chunk(self) -> bytes:
+        """The payload of the next chunk (unchunked: what comes next), b"" when the answer has ended."""
+        self._read_head()
+        if self.ended:
+            return b""
+        try:
+            piece = self._read_chunk() if self._chunked else self._read_plain()
+        except (EOFError, ConnectionResetError) as over:
+            return self._end(over)
+        if not piece:
+            self.ended = "clean"
+        return piece
+
+    def read_until(self, wanted: bytes) -> bytes:
+        """Read chunks until `wanted` is in them (or the answer ends), and return them joined."""
+        got = b""
+        while wanted not in got and (piece := self.next_chunk()):
+            got += piece
+        return got
+
+    def read_rest(self) -> bytes:
+        """All that is still to come, until the answer ends in whatever way."""
+        return b"".join(iter(self.next_chunk, b""))
+
+    def _begin(self, request: bytes) -> None:
+        self.ended, self._status, self._headers = None, None, {}
+        self._method = request.split(b" ", 1)[0]
+
+    def _read_head(self) -> None:
+        if self._status is not None or self.ended:
+            return
+        try:
+            status_line = self._take_line().decode("latin-1")
+            while line := self._take_line().decode("latin-1"):
+                name, value = line.split(":", 1)
+                self._headers[name.lower()] = value.strip()
+        except (EOFError, ConnectionResetError) as over:
+            self._chunked, self._left = False, 0
+            self._end(over)
+            return
+        self._status = int(status_line.split(" ")[1])
+        bodyless = self._method == b"HEAD" or self._status in (204, 304)
+        self._chunked = not bodyless and self._headers.get("transfer-encoding", "").lower() == "chunked"
+        length = "0" if bodyless else self._headers.get("content-length")
+        self._left = None if self._chunked or length is None else int(length)
+
+    def _read_chunk(self) -> bytes:
+        size = int(self._take_line().split(b";")[0], 16)
+        piece = self._take(size)
+        self._take_line()
+        return piece
+
+    def _read_plain(self) -> bytes:
+        if self._left == 0:
+            return b""
+        if not self._inbox:
+            self._receive()
+        piece = self._take(min(len(self._inbox), self._left or sys.maxsize))
+        if self._left is not None:
+            self._left -= len(piece)
+        return piece
+
+    def _end(self, over: Exception) -> bytes:
+        unframed = self._status is not None and not self._chunked and self._left is None
+        self.ended = "reset" if isinstance(over, ConnectionResetError) else "clean" if unframed else "cut"
+        return b""
+
+    def _receive(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError
+        self._inbox += data
+
+    def _take(self, size: int) -> bytes:
+        while len(self._inbox) < size:
+            self._receive()
+        taken = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        return taken
+
+    def _take_line(self) -> bytes:
+        while (end := self._inbox.find(b"\r\n")) < 0:
+            self._receive()
+        return self._take(end + 2)[:-2]

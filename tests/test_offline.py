@@ -1,0 +1,256 @@
+"""The offline model, served alone as a process of its own and asked through the official SDK."""
+
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import anthropic
+import pytest
+
+from rill.offline import TOKEN, create_offline
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def base_url() -> Iterator[str]:
+    command = [sys.executable, "-m", "rill.offline", "--port", "0", "--rate", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        found = re.search(r"ANTHROPIC_BASE_URL=(\S+)", said)
+        try:
+            assert found, f"expected a line with ANTHROPIC_BASE_URL, got {said!r}"
+            yield found[1]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def client(base_url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=base_url, api_key="offline", max_retries=0) as client:
+        yield client
+
+
+def question(prompt: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "m", "max_tokens": 1000, "messages": [{"role": "user", "content": prompt}], **fields}
+
+
+def post(url: str, request: dict[str, Any], **headers: str) -> bytes:
+    asked = urllib.request.Request(url + "/v1/messages", json.dumps(request).encode(), headers)
+    with urllib.request.urlopen(asked) as response:
+        return bytes(response.read())
+
+
+def test_streamed_text_is_the_final_message_with_true_usage(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(**question("Why is the sky blue?", system="Be brief.")) as stream:
+        text = "".join(stream.text_stream)
+        message = stream.get_final_message()
+    assert text == message.content[0].text
+    assert "offline model" in text and "Why is the sky blue?" in text
+    assert (message.role, message.model) == ("assistant", "m")
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert message.usage.input_tokens == 7  # two words of system, five of prompt
+    assert message.usage.output_tokens == len(TOKEN.findall(text))
+    assert stream.response.headers["content-type"].startswith("text/event-stream")
+    assert stream.response.headers["request-id"].startswith("req_offline_")
+
+
+def test_events_come_in_the_order_of_the_spec(base_url: str) -> None:
+    raw = post(base_url, question("tokens=250", stream=True)).decode()
+    kinds = re.findall(r"^event: (\w+)$", raw, re.MULTILINE)
+    assert kinds[:3] == ["message_start", "content_block_start", "ping"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    between = kinds[3:-3]
+    assert between.count("content_block_delta") == 250
+    assert between.count("ping") == len(between) - 250 == 2
+    assert [json.loads(data)["type"] for data in re.findall(r"^data: (.*)$", raw, re.MULTILINE)] == kinds
+
+
+def test_an_answer_not_streamed_says_the_same(client: anthropic.Anthropic) -> None:
+    whole = client.messages.create(**question("Say it twice"))
+    with client.messages.stream(**question("Say it twice")) as stream:
+        streamed = stream.get_final_message()
+    assert whole.content[0].text == streamed.content[0].text
+    assert (whole.stop_reason, whole.usage) == (streamed.stop_reason, streamed.usage)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_same_request_gets_the_same_bytes(base_url: str, stream: bool) -> None:
+    request = question("Again?", stream=stream)
+    assert post(base_url, request) == post(base_url, request)
+    assert post(base_url, request) != post(base_url, question("Again!", stream=stream))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "length", "stop_reason"),
+    [
+        ("Hello", 7, 7, "max_tokens"),
+        ("tokens=0", 10, 0, "end_turn"),
+        ("tokens=1", 10, 1, "end_turn"),
+        ("please, tokens=777 rate=0", 5000, 777, "end_turn"),
+        ("tokens=10", 10, 10, "end_turn"),
+        ("tokens=11", 10, 10, "max_tokens"),
+        ("max_tokens=3 is not for me", 5, 5, "max_tokens"),
+    ],
+)
+def test_an_answer_has_as_many_tokens_as_asked_and_allowed(
+    client: anthropic.Anthropic, prompt: str, limit: int, length: int, stop_reason: str
+) -> None:
+    with client.messages.stream(**question(prompt, max_tokens=limit)) as stream:
+        pieces = list(stream.text_stream)
+        message = stream.get_final_message()
+    assert len(pieces) == len(TOKEN.findall("".join(pieces))) == message.usage.output_tokens == length
+    assert message.stop_reason == stop_reason
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "你好,世界!今天天气怎么样?",
+        "👩‍🚀👨‍👩‍👧 🇩🇪 ok",
+        "a & b + c = {d}%\n\n\tend  ",
+        "\u2028\x85\x0c\0|",
+        "x" * 5000,
+    ],
+)
+def test_a_prompt_is_echoed_whole(client: anthropic.Anthropic, prompt: str) -> None:
+    with client.messages.stream(**question(prompt)) as stream:
+        assert prompt in "".join(stream.text_stream)
+
+
+def test_the_last_user_text_is_answered_whatever_surrounds_it(client: anthropic.Anthropic) -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+    messages = [
+        {"role": "user", "content": "the first"},
+        {"role": "assistant", "content": [{"type": "text", "text": "indeed"}]},
+        {
+            "role": "user",
+            "content": [image, {"type": "text", "text": "the"}, {"type": "text", "text": "last"}],
+        },
+        {"role": "assistant", "content": "Well,"},
+    ]
+    answer = client.messages.create(model="m", max_tokens=500, messages=messages)
+    assert "\n\nthe\nlast\n\n" in answer.content[0].text
+    assert answer.usage.input_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ([], "Input should be a valid dictionary"),
+        ({}, "model: Field required"),
+        ({"model": "m"}, "max_tokens: Field required"),
+        ({"model": "m", "max_tokens": 1}, "messages: Field required"),
+        (question("x", model=3), "model: Input should be a valid string"),
+        (question("x", max_tokens="1"), "max_tokens: Input should be a valid integer"),
+        (question("x", max_tokens=0), "max_tokens: Input should be from 1 to 128000, not 0"),
+        (question("x", max_tokens=128001), "max_tokens: Input should be from 1 to 128000, not 128001"),
+        (question("x", messages={}), "messages: Input should be a valid list"),
+        (question("x", messages=[]), "messages: at least one message is required"),
+        (question("x", messages=["x"]), "messages.0: Input should be a valid dictionary"),
+        (question("x", messages=[{"role": "user"}]), "messages.0.content: Field required"),
+        (
+            question("x", messages=[{"role": "system", "content": "x"}]),
+            "messages.0.role: Input should be 'user' or 'assistant'",
+        ),
+        (
+            question("x", messages=[{"role": "assistant", "content": "x"}]),
+            'messages: first message must use the "user" role',
+        ),
+        (question(""), "messages.0: user messages must have non-empty content"),
+        (question(7), "messages.0.content: Input should be a valid string or list"),
+        (question(["x"]), "messages.0.content.0: Input should be a content block with a type"),
+        (question([{"type": "text"}]), "messages.0.content.0.text: Input should be a valid string"),
+        (question("x", system=1), "system: Input should be a valid string or list"),
+    ],
+)
+def test_a_bad_request_is_refused_by_the_name_of_its_fault(
+    client: anthropic.Anthropic, request_: Any, message: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.post("/v1/messages", body=request_, cast_to=object)
+    identity = caught.value.response.headers["request-id"]
+    error = {"type": "invalid_request_error", "message": message}
+    assert caught.value.body == {"type": "error", "error": error, "request_id": identity}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"model": "\\ud83d"}'])
+def test_what_is_not_json_is_refused(base_url: str, body: bytes) -> None:
+    with (
+        pytest.raises(urllib.error.HTTPError) as caught,
+        urllib.request.urlopen(base_url + "/v1/messages", body),
+    ):
+        pass
+    with caught.value as response:
+        assert response.status == 400
+        assert json.load(response)["error"]["message"].startswith("The request body is not valid JSON: ")
+
+
+def test_other_paths_and_methods_are_refused(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="POST /v1/messages"):
+        client.models.list()
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        client.get("/v1/messages", cast_to=object)
+    assert caught.value.status_code == 405
+
+
+def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(base_url: str) -> None:
+    port = int(base_url.rpartition(":")[2])
+    ask = "{} / HTTP/1.1\r\nHost: localhost\r\nConnection: {}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall((ask.format("HEAD", "keep-alive") + ask.format("GET", "close")).encode())
+        raw = connection.makefile("rb").read()
+    assert [line for line in raw.split(b"\r\n") if b"HTTP/1.1" in line] == [b"HTTP/1.1 404 Not Found"] * 2
+
+
+def test_each_token_leaves_in_a_chunk_of_its_own(base_url: str) -> None:
+    port, body = int(base_url.rpartition(":")[2]), json.dumps(question("tokens=40", stream=True))
+    head = (
+        f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        raw = connection.makefile("rb").read()
+    chunks = [chunk for chunk in raw.split(b"\r\n") if chunk.startswith(b"event: content_block_delta")]
+    assert len(chunks) == 40
+    assert all(chunk.count(b"event: ") == 1 for chunk in chunks)
+
+
+def test_tokens_come_at_the_rate_that_the_prompt_asks_for(client: anthropic.Anthropic) -> None:
+    begun = time.monotonic()
+    with client.messages.stream(**question("tokens=50 rate=100")) as stream:
+        arrivals = [time.monotonic() - begun for _ in stream.text_stream]
+    assert all(arrival >= count / 100 for count, arrival in enumerate(arrivals, 1))
+    assert arrivals[-1] < 2.0
+
+
+def test_a_request_body_in_chunks_is_read_to_its_end(base_url: str) -> None:
+    body = json.dumps(question("in two parts")).encode()
+    request = urllib.request.Request(base_url + "/v1/messages", iter([body[:30], body[30:]]))
+    with urllib.request.urlopen(request) as response:
+        assert "in two parts" in json.load(response)["content"][0]["text"]
+
+
+def test_a_closed_answer_ends_in_mid_stream_without_waiting() -> None:
+    body = json.dumps(question("a very slow rate=0.001", stream=True)).encode()
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v1/messages", "CONTENT_LENGTH": str(len(body))}
+    setup_testing_defaults(environ)
+    environ["wsgi.input"] = io.BytesIO(body + b"the next request")
+    begun, statuses = time.monotonic(), []
+    answer = create_offline()(environ, lambda status, _: statuses.append(status))
+    assert next(answer).startswith(b"event: message_start")
+    answer.close()
+    assert list(answer) == []
+    assert statuses == ["200 OK"]
+    assert time.monotonic() - begun < 5

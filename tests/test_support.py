@@ -1,0 +1,352 @@
+"""The fake upstream, the server runner and the raw client keep what they promise to the other tests."""
+
+import http.client
+import json
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import upstream as wire
+from server import Conversation, Rill, StartFailed, raw_request, request_bytes
+from upstream import Upstream
+
+MESSAGES = request_bytes("POST", "/v1/messages", {"Content-Type": "application/json"}, b'{"model":"m"}')
+
+WSGI = """
+import os
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ["PATH_INFO"].encode() + b" " + os.environ.get("COLOUR", "none").encode()]
+"""
+
+
+def ask(upstream: Upstream, request: bytes = MESSAGES) -> Conversation:
+    return Conversation(upstream.port, request)
+
+
+def events_of(data: bytes) -> Iterator[dict[str, Any]]:
+    """Parse as the SSE specification says: lines end at CR LF, LF or CR, and an event at an empty line."""
+    for block in re.split(rb"(?:\r\n\r\n|\n\n|\r\r)", data):
+        fields = dict(line.split(b": ", 1) for line in re.split(rb"\r\n|\n|\r", block) if line)
+        if fields:
+            parsed = json.loads(fields[b"data"])
+            assert parsed["type"] == fields[b"event"].decode()
+            yield parsed
+
+
+# The upstream
+
+
+def test_a_request_is_recorded_whole(upstream: Upstream) -> None:
+    upstream.script(*wire.answer("Hello"))
+    body = json.dumps({"model": "m", "prompt": "溪 🌊"}).encode()
+    with ask(upstream, request_bytes("POST", "/v1/messages?beta=true", {"X-Api-Key": "k"}, body)) as asked:
+        assert asked.status == 200
+    (request,) = upstream.wait_for_requests(1)
+    assert (request.method, request.path, request.body) == ("POST", "/v1/messages?beta=true", body)
+    assert request.headers["x-api-key"] == "k"
+    assert request.json["prompt"] == "溪 🌊"
+
+
+def test_a_chunked_request_body_is_joined(upstream: Upstream) -> None:
+    upstream.script(wire.status(200))
+    data = (
+        request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
+    )
+    with ask(upstream, data) as asked:
+        assert asked.status == 200
+    assert upstream.requests[0].body == b"abcde"
+
+
+def test_a_whole_answer_is_one_chunk_a_step_and_ends_clean(upstream: Upstream) -> None:
+    upstream.script(*wire.answer("Hello", " world"))
+    with ask(upstream) as asked:
+        assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert asked.next_chunk() == wire.start() + wire.block_start() + wire.ping()
+        assert asked.next_chunk() == wire.text("Hello")
+        assert asked.next_chunk() == wire.text(" world")
+        assert [each["type"] for each in events_of(asked.read_rest())][-1] == "message_stop"
+        assert asked.ended == "clean"
+    upstream.wait_until(lambda: upstream.answers[0].ending == "sent", "the end of the script")
+
+
+def test_a_gate_holds_the_second_chunk_until_it_is_opened(upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(b"one"), wire.gate("second"), wire.send(b"two"), wire.end())
+    with ask(upstream) as asked:
+        assert asked.next_chunk() == b"one"
+        upstream.wait_at_gate("second")
+        asked.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            asked.next_chunk()
+        asked.socket.settimeout(10)
+        upstream.open("second")
+        assert asked.next_chunk() == b"two"
+        assert (asked.read_rest(), asked.ended) == (b"", "clean")
+
+
+def test_one_gate_holds_many_answers_and_lets_all_go(upstream: Upstream) -> None:
+    upstream.always(wire.gate("start"), *wire.answer("go"))
+    asked = [ask(upstream) for _ in range(30)]
+    upstream.wait_at_gate("start", n=30)
+    upstream.wait_until(lambda: upstream.open_connections == 30, "30 open connections")
+    upstream.open("start")
+    assert all(wire.text("go") in each.read_rest() for each in asked)
+    for each in asked:
+        each.close()
+
+
+def test_a_gate_that_nobody_opens_is_a_fault_and_closes() -> None:
+    with Upstream() as own:
+        own.script(wire.head(), wire.gate("never", seconds=0.05), wire.end())
+        with ask(own) as asked:
+            assert (asked.read_rest(), asked.ended) == (b"", "cut")
+        own.wait_until(lambda: own.open_connections == 0, "the connection to close")
+        assert "nobody opened gate 'never'" in own.faults[0]
+
+
+@pytest.mark.parametrize("place", ["gate", "silence", "full socket"])
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_the_peers_leaving_is_noticed_while_an_answer_waits(upstream: Upstream, place: str, how: str) -> None:
+    steps = {
+        "gate": wire.gate("never"),
+        "silence": wire.silence(),
+        "full socket": wire.send(b"x" * 30_000_000),
+    }
+    upstream.script(wire.head(), wire.send(b"one"), steps[place], wire.end())
+    with ask(upstream) as asked:
+        assert asked.next_chunk() == b"one"
+        getattr(asked, how)()
+    left_at = upstream.wait_until_left()
+    connection = upstream.answers[0].connection
+    upstream.wait_until(lambda: bool(connection.closed_at), "the connection to close")
+    assert left_at <= (connection.closed_at or 0)
+
+
+def test_the_peers_leaving_before_the_head_is_noticed(upstream: Upstream) -> None:
+    upstream.script(wire.gate("head"), wire.head(), wire.end())
+    with ask(upstream):
+        upstream.wait_at_gate("head")
+    upstream.wait_until_left()
+
+
+def test_a_request_sent_just_before_leaving_is_still_recorded(upstream: Upstream) -> None:
+    upstream.script(wire.silence())
+    with ask(upstream):
+        pass
+    assert upstream.wait_for_requests(1)
+    upstream.wait_until_left()
+
+
+def test_pipelined_bytes_are_no_leaving_and_wait_their_turn(upstream: Upstream) -> None:
+    upstream.script(wire.gate("first"), wire.status(200, body=b"one"))
+    upstream.script(wire.status(200, body=b"two"))
+    with ask(upstream) as asked:
+        upstream.wait_at_gate("first")
+        asked.socket.sendall(MESSAGES)
+        upstream.open("first")
+        assert asked.read_rest() == b"one"
+        upstream.wait_for_requests(2)
+    assert upstream.answers[0].ending == "sent"
+
+
+def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
+    upstream.always(*wire.answer("Hello"))
+    before = upstream.accepted
+    kept = http.client.HTTPConnection("127.0.0.1", upstream.port, timeout=10)
+    for _ in range(3):
+        kept.request("POST", "/v1/messages", b"{}")
+        assert wire.text("Hello") in kept.getresponse().read()
+    assert upstream.accepted == before + 1
+    upstream.wait_until(lambda: upstream.open_connections == 1, "only the kept connection to be open")
+    kept.close()
+
+
+@pytest.mark.parametrize(
+    ("step", "ended"), [(wire.close(), "cut"), (wire.reset(), "reset"), (wire.end(), "clean")]
+)
+def test_each_ending_looks_like_what_it_is(upstream: Upstream, step: wire.Step, ended: str) -> None:
+    upstream.script(wire.head(), wire.send(b"one"), wire.gate("read"), step)
+    with ask(upstream) as asked:
+        assert asked.next_chunk() == b"one"
+        upstream.open("read")
+        assert (asked.read_rest(), asked.ended) == (b"", ended)
+
+
+def test_dribbled_bytes_are_chunks_of_their_size(upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.dribble("溪".encode()), wire.dribble(b"abc", size=2), wire.end())
+    with ask(upstream) as asked:
+        assert [asked.next_chunk() for _ in range(5)] == [b"\xe6", b"\xba", b"\xaa", b"ab", b"c"]
+
+
+def test_an_error_has_the_body_of_the_messages_api(upstream: Upstream) -> None:
+    upstream.script(wire.error(529, "overloaded_error", "Overloaded", {"Retry-After": "3"}))
+    with ask(upstream) as asked:
+        assert (asked.status, asked.headers["retry-after"]) == (529, "3")
+        body = json.loads(asked.read_rest())
+    assert body["type"] == "error"
+    assert body["error"] == {"type": "overloaded_error", "message": "Overloaded"}
+    assert body["request_id"] == asked.headers["request-id"]
+
+
+def test_a_request_without_a_script_is_a_fault() -> None:
+    with Upstream() as own, ask(own) as asked:
+        assert asked.status == 400
+        assert own.faults == ["no script for POST /v1/messages"]
+
+
+def test_clear_ends_answers_under_way_and_forgets(upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.silence())
+    with ask(upstream) as asked:
+        assert asked.status == 200
+        upstream.clear()
+        assert (upstream.requests, upstream.answers) == ([], [])
+        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file with a key and a certificate that it signed itself, for 127.0.0.1."""
+    if not shutil.which("openssl"):
+        pytest.skip("the openssl command makes the certificate")
+    made = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+    )
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
+    return made
+
+
+def test_over_tls_it_answers_and_an_untrusted_certificate_is_no_fault(certificate: Path) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with Upstream(tls=tls) as own:
+        own.always(*wire.answer("Hello"))
+        stranger = http.client.HTTPSConnection(
+            "127.0.0.1", own.port, timeout=10, context=ssl.create_default_context()
+        )
+        with pytest.raises(ssl.SSLCertVerificationError):
+            stranger.request("POST", "/v1/messages", b"{}")
+        stranger.close()
+        friend = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=trust)
+        for _ in range(2):
+            friend.request("POST", "/v1/messages", b"{}")
+            assert wire.text("Hello") in friend.getresponse().read()
+        friend.close()
+        assert len(own.requests) == 2
+    assert own.faults == []
+
+
+# The events
+
+
+def test_a_lone_surrogate_is_written_as_its_json_escape() -> None:
+    assert b'"text":"\\ud83d"' in wire.text("\ud83d")
+    assert "😀".encode() in wire.text("😀")
+
+
+@pytest.mark.parametrize("name", sorted(wire.expected()))
+def test_a_recorded_answer_is_what_is_expected_of_it(name: str) -> None:
+    events = list(events_of(wire.recorded(name)))
+    deltas = [each["delta"] for each in events if each["type"] == "content_block_delta"]
+    text = "".join(each["text"] for each in deltas if each["type"] == "text_delta")
+    reasons = [each["delta"]["stop_reason"] for each in events if each["type"] == "message_delta"]
+    assert {
+        "text": text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"),
+        "stop_reason": reasons[0] if reasons else None,
+        "ending": {"message_stop": "done", "error": "upstream_error"}[events[-1]["type"]],
+    } == wire.expected()[name]
+
+
+def test_every_recorded_answer_has_its_expectation() -> None:
+    assert {each.stem for each in wire.RECORDED.glob("*.sse")} == set(wire.expected())
+
+
+# The server and the client
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A folder with a server of its own, for what does not depend on the service."""
+    (tmp_path / "wsgi.py").write_text(WSGI)
+    (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
+    return tmp_path
+
+
+@pytest.mark.parametrize("bind", [True, False])
+def test_the_server_starts_answers_and_stops(house: Path, bind: bool) -> None:
+    with Rill({"COLOUR": "blue"}, ("--workers", "2"), root=house, bind=bind) as rill:
+        with rill.ask("GET", "/stream") as asked:
+            assert (asked.status, asked.read_rest(), asked.ended) == (200, b"/stream blue", "clean")
+        assert len(rill.wait_for_workers(2)) == 2
+        stopped = rill.stop()
+    assert stopped.exit_code == 0
+    assert 0 < stopped.seconds < 30
+
+
+def test_a_killed_server_leaves_nobody_behind(house: Path) -> None:
+    with Rill({}, root=house) as rill:
+        (worker,) = rill.workers()
+        rill.signal(signal.SIGKILL, everyone=True)
+        assert rill.wait() == -signal.SIGKILL
+    assert not worker.is_running() or worker.status() == "zombie"
+
+
+def test_a_server_that_does_not_start_says_why(house: Path) -> None:
+    (house / "wsgi.py").write_text("raise RuntimeError('a name is missing')")
+    with pytest.raises(StartFailed, match="a name is missing") as failed, Rill({}, root=house):
+        pass
+    assert failed.value.exit_code == 3  # gunicorn's for a worker that cannot boot
+
+
+def test_the_answer_of_another_server_on_the_port_is_not_taken_for_its_own(
+    house: Path, upstream: Upstream
+) -> None:
+    class Unlucky(Rill):
+        def choose_port(self) -> int:
+            return super().choose_port() if self.port else upstream.port
+
+    upstream.always(wire.status(200))
+    with Unlucky({}, root=house) as rill:
+        assert rill.port != upstream.port
+        with rill.ask("GET", "/mine") as asked:
+            assert asked.read_rest().startswith(b"/mine")
+    assert upstream.requests == []
+
+
+def test_an_answer_without_framing_ends_at_the_close() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.recv(4096)
+                accepted.sendall(b"HTTP/1.0 200 OK\r\n\r\nall of it")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Conversation(listener.getsockname()[1], request_bytes("GET", "/", version="HTTP/1.0")) as asked:
+            assert (asked.read_rest(), asked.ended) == (b"all of it", "clean")
+        thread.join()
+
+
+def test_a_connection_that_ends_before_the_head_has_no_status(upstream: Upstream) -> None:
+    upstream.script(wire.close())
+    with ask(upstream) as asked:
+        assert (asked.status, asked.ended) == (None, "cut")
+
+
+def test_a_raw_request_leaves_everything_to_the_reader(upstream: Upstream) -> None:
+    upstream.script(wire.raw(b"anything"), wire.close())
+    with raw_request(upstream.port, MESSAGES) as connected:
+        assert connected.recv(100) == b"anything"
