@@ -1,27 +1,44 @@
 # Every target does its own set-up; CI and the README call the same ones.
 PYTHON ?= python3
 BIN := .venv/bin
-
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+CODE := app.py wsgi.py gunicorn.conf.py rill tests bench
 
 .PHONY: run test check format bench lock
 
 run: .venv/.run  ## serve on 127.0.0.1:8000; offline unless a key is in the environment
-	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN$$RILL_OFFLINE" ]; then export RILL_OFFLINE=1; fi; \
+	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN" ]; then export RILL_OFFLINE=$${RILL_OFFLINE:-1}; fi; \
 	exec $(BIN)/gunicorn wsgi:app
+
+test: .venv/.dev  ## every test, against real servers
+	$(BIN)/pytest
+
+check: .venv/.dev  ## lint, types, the import rule
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: .venv/.run  ## one table: Rill beside its peers; QUICK=1 for a minute's
+	$(BIN)/python bench/run.py $(if $(QUICK),--quick)
+
+lock: .venv/.dev  ## make the locks anew from requirements.in and requirements-dev.in
+	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt
+	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
 
 .venv/.made:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/.run: .venv/.made requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/.dev: .venv/.made requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@ .venv/.run
-
-lock: .venv/.dev  ## make the locks anew
-	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt

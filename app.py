@@ -14,8 +14,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rill import offline
 from rill.access import Tokens
-from rill.dialects import TEXT, Dialect, text
-from rill.endings import Deadlines, Delivery, Interrupted, Interruption, await_beginning
+from rill.dialects import SSE, TEXT, Dialect, text
+from rill.endings import Deadlines, Delivery, Drain, Interrupted, Interruption, await_beginning
 from rill.limits import Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -41,22 +41,36 @@ log = logging.getLogger("rill")
 def create_app(settings: Settings) -> Flask:
     """The WSGI application; made in each worker, after the fork."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body
+    # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     write_logs()
     service = Service(settings)
 
+    app.extensions["drain"] = service.drain
+    app.config["DRAIN_SECONDS"] = settings.drain_seconds
+
     @app.get("/stream")
     def ask_by_query() -> Response:
-        return service.answer(TEXT, lambda: text.read_fields(request.args.to_dict(), settings))
+        return service.answer(preferred_dialect(), lambda: text.read_fields(request.args.to_dict(), settings))
 
     @app.post("/stream")
     def ask_by_body() -> Response:
-        return service.answer(TEXT, lambda: read_body(settings))
+        return service.answer(preferred_dialect(), lambda: read_body(settings))
+
+    @app.get("/chat/stream")
+    def chat() -> Response:
+        fields = {**request.args.to_dict(), "q": request.args.get("message")}
+        return service.answer(SSE, lambda: text.read_fields(fields, settings))
 
     @app.get("/healthz")
-    def tell_health() -> Response:
-        return Response("alive\n", content_type="text/plain; charset=utf-8")
+    def tell_alive() -> Response:
+        return Response("alive\n", content_type=TEXT.media_type)
+
+    @app.get("/readyz")
+    def tell_ready() -> Response:
+        service.check_ready()
+        return Response("ready\n", content_type=TEXT.media_type)
 
     app.before_request(name_request)
     app.after_request(complete_headers)
@@ -69,6 +83,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.drain = Drain()
         self._tokens = Tokens(settings.tokens)
         self._rate = Rate(settings.rate)
         self._places = Places(settings.streams, settings.streams_per_caller)
@@ -78,15 +93,25 @@ class Service:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
         self._upstream = Upstream(settings, base_url)
 
+    def check_ready(self) -> None:
+        """Raises Problem where no new answer would be taken."""
+        if self.drain.begun:
+            raise Problem("draining", retry_after=1)
+        self._places.check_free()
+
     def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
         if request.method == "HEAD":
             return Response(content_type=dialect.media_type)
         if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
             raise Problem("prefetch")
+        if dialect is SSE and "Last-Event-ID" in request.headers:
+            return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
         caller = self._tokens.name_of(sent_token(), request.remote_addr or "local")
         self._rate.count(caller)
         prompt = read_prompt()
+        if self.drain.begun:
+            raise Problem("draining", retry_after=1)
         record = Record(g.request_id, dialect.name, caller, prompt.model)
         with ExitStack() as held:
             held.callback(record.write)
@@ -103,6 +128,7 @@ class Service:
         client = request.environ.get("gunicorn.socket")
         client = client if isinstance(client, ClientSocket) else None
         interruption = held.enter_context(closing(Interruption(self._deadlines, client)))
+        held.enter_context(self.drain.watch(interruption))
         try:
             answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event)))
             interruption.nudge = answer.nudge
@@ -120,13 +146,23 @@ class Service:
             undo.close()
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        return Delivery(chain(beginning, events), dialect.frame, dialect.fail, interruption, reset, finish)
+        return Delivery(chain(beginning, events), dialect.open_frames(), interruption, reset, finish)
+
+
+def preferred_dialect() -> Dialect:
+    """Plain text, but server-sent events where the caller would rather have them."""
+    best = request.accept_mimetypes.best_match(["text/plain", "text/event-stream"])
+    return SSE if best == "text/event-stream" else TEXT
 
 
 def read_body(settings: Settings) -> Prompt:
     """The prompt in the body of a POST, whatever its media type; raises Problem."""
     with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
         body = request.get_data(parse_form_data=False)
+    if len(body) > settings.max_body:
+        raise Problem("too_large", f"The body should be of at most {settings.max_body} bytes.")
+    if len(body) < (request.content_length or 0):
+        raise Problem("bad_request", "The body broke off before its Content-Length.")
     options = request.args.to_dict()
     if request.is_json:
         return text.read_json(body, settings)
@@ -157,6 +193,8 @@ def complete_headers(response: Response) -> Response:
     """Adds what every answer carries: no proxy or browser on the way may store, buffer, compress or guess."""
     response.headers.update(HEADERS)
     response.headers["X-Request-Id"] = g.request_id
+    if request.path == "/stream":
+        response.headers["Vary"] = "Accept"
     return response
 
 
@@ -174,10 +212,8 @@ def tell_problem(error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
-    headers["Vary"] = "Accept"
     if request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
-        body = {"type": "about:blank", "title": error.name, "status": error.status, "detail": error.detail}
-        response = jsonify(body)
+        response = jsonify(error.as_json())
         response.content_type = "application/problem+json"
     else:
         response = Response(f"{error.detail}\n", content_type="text/plain; charset=utf-8")

@@ -8,6 +8,7 @@ that carries the answer by throwing Interrupted into it. What the greenlet holds
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ECONNRESET
 from typing import Protocol
@@ -20,7 +21,9 @@ from rill.problems import Problem
 # A caller whose connection takes nothing for this long is not reading; its place is free within 30 s.
 SLOW_CLIENT_SECONDS = 24.0
 # The longest time between two looks at what no event tells: a blocked write, a leaving behind pipelined bytes.
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 4.0
+# A silence this long is made an event of its own, so that a framed answer has a sign of life at least every 15 s.
+SILENCE_SECONDS = 10.0
 
 # The causes of an interruption -> the problem that the caller is told of, where one is left to be told.
 CAUSES = {
@@ -66,6 +69,15 @@ class Client(Protocol):
         """Resets the connection once all that was sent is taken: what a client without chunks can tell from an end."""
 
 
+class Frames(Protocol):
+    """How one answer is written in the caller's dialect."""
+
+    def frame(self, event: Event) -> bytes: ...
+
+    def fail(self, problem: Problem) -> bytes:
+        """What tells the caller, within the answer, that it is not whole; empty where only a cut can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """Seconds: until the answer begins, between two signs of the model's work, and in all."""
@@ -89,7 +101,7 @@ class Interruption:
         self._client = client
         self._greenlet = gevent.getcurrent()
         self._loop = gevent.get_hub().loop
-        self._begun = self._worked = time.monotonic()
+        self._begun = self._heard = self._worked = time.monotonic()
         self._started = False
         self._closed = False
         self._pipelined = False
@@ -105,9 +117,10 @@ class Interruption:
             self._wake()
 
     def note(self, event: Event) -> None:
-        """Takes a sign of the model's work; a ping is none."""
+        """Takes what came from the upstream; a ping is no sign of the model's work."""
+        self._heard = time.monotonic()
         if not isinstance(event, Silence) or event.working:
-            self._worked = time.monotonic()
+            self._worked = self._heard
             self._started = self._started or isinstance(event, Start)
 
     def problem(self) -> Problem:
@@ -152,12 +165,17 @@ class Interruption:
             self.interrupt(cause)
         elif cause == "slow_client":
             self._wake()  # It does not even read how its answer ended.
-        elif not self.overdue and now >= self._begun + self._deadlines.first_event:
-            self.overdue = True
-            self.nudge()
+        else:
+            self._nudge_if_due(now)
         self._timer.close()
         if not self._closed:
             self._set_timer()
+
+    def _nudge_if_due(self, now: float) -> None:
+        late = not self.overdue and now >= self._begun + self._deadlines.first_event
+        if late or now >= self._heard + SILENCE_SECONDS:
+            self.overdue = self.overdue or late
+            self.nudge()
 
     def _cause(self, now: float) -> str | None:
         blocked_since = self._client.blocked_since if self._client else None
@@ -170,6 +188,32 @@ class Interruption:
         if not self._started and now >= self._begun + self._deadlines.first_event:
             return "upstream_timeout"
         return "idle_timeout" if now >= self._worked + self._deadlines.idle else None
+
+
+class Drain:
+    """Every open answer of this worker, and the end of them all; once `begun`, no new one is taken."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._open: set[Interruption] = set()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._open
+
+    @contextmanager
+    def watch(self, interruption: Interruption) -> Iterator[None]:
+        """Counts an answer as open for as long as the context lasts."""
+        self._open.add(interruption)
+        try:
+            yield
+        finally:
+            self._open.discard(interruption)
+
+    def end_all(self) -> None:
+        """Ends what is still open."""
+        for interruption in tuple(self._open):
+            interruption.interrupt("shutdown")
 
 
 def await_beginning(events: Iterator[Event], interruption: Interruption, wants_text: bool) -> list[Event]:
@@ -197,8 +241,7 @@ class Delivery:
     def __init__(
         self,
         events: Iterable[Event],
-        frame: Callable[[Event], bytes],
-        fail: Callable[[Problem], bytes],
+        frames: Frames,
         interruption: Interruption,
         reset: Callable[[], None] | None,
         on_close: Callable[["Delivery"], None],
@@ -208,7 +251,7 @@ class Delivery:
         self.end: End | None = None
         self._interruption = interruption
         self._on_close = on_close
-        self._chunks = self._deliver(events, frame, fail, reset)
+        self._chunks = self._deliver(events, frames, reset)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
@@ -222,15 +265,14 @@ class Delivery:
     def _deliver(
         self,
         events: Iterable[Event],
-        frame: Callable[[Event], bytes],
-        fail: Callable[[Problem], bytes],
+        frames: Frames,
         reset: Callable[[], None] | None,
     ) -> Generator[bytes, None, None]:
         yield b""  # The headers leave at once, before any body.
         try:
             for event in events:
                 self._interruption.note(event)
-                chunk = frame(event)
+                chunk = frames.frame(event)
                 if chunk:
                     self.bytes_sent += len(chunk)
                     yield chunk
@@ -245,7 +287,7 @@ class Delivery:
         except Exception:
             log.exception("an answer failed")
             self.ending, problem = "internal_error", Problem("internal")
-        last = fail(problem)
+        last = frames.fail(problem)
         if not last:
             if reset:
                 reset()

@@ -37,15 +37,15 @@ class Places:
         self._per_caller = per_caller
         self._open: Counter[str] = Counter()
 
-    @property
-    def taken(self) -> int:
-        return self._open.total()
+    def check_free(self) -> None:
+        """Raises Problem where this worker has no place left."""
+        if self._open.total() >= self._total:
+            raise Problem("full", retry_after=1)
 
     @contextmanager
     def take(self, caller: str) -> Iterator[None]:
         """Holds one place for as long as the context lasts; raises Problem where none is free."""
-        if self._open.total() >= self._total:
-            raise Problem("full", retry_after=1)
+        self.check_free()
         if self._open[caller] >= self._per_caller:
             raise Problem("rate_limited", f"At most {self._per_caller} answers at once for one caller.", retry_after=1)
         self._open[caller] += 1

@@ -96,6 +96,10 @@ class Problem(Exception):
         self.detail = detail or kind.words
         self.retry_after = retry_after
 
+    def as_json(self) -> dict[str, object]:
+        """The problem as RFC 9457 writes it."""
+        return {"type": "about:blank", "title": self.name, "status": self.status, "detail": self.detail}
+
 
 def upstream_problem(
     type: str | None, message: str | None, status: int | None = None, retry_after: int | None = None

@@ -1,8 +1,10 @@
 """The gunicorn worker: gevent's, with callers' connections that tell when they are blocked and when they have left."""
 
+import os
 import socket
 import struct
 import time
+from contextlib import suppress
 from errno import ECONNRESET
 from fcntl import ioctl
 from termios import TIOCOUTQ
@@ -15,6 +17,9 @@ from gunicorn.workers.ggevent import GeventWorker
 
 # What the kernel may hold for a caller that does not read; Linux doubles it.
 SEND_BUFFER_BYTES = 65536 // 2
+# How long answers have to tell their callers that they were ended.
+END_SECONDS = 1.0
+DRAIN_LOOK_SECONDS = 0.05
 # How long the last bytes may take to be taken before a reset, which would drop them.
 FLUSH_SECONDS = 2.0
 
@@ -75,7 +80,18 @@ class ClientSocket(GeventSocket):
 
 
 class Worker(GeventWorker):
-    """gunicorn's gevent worker, with ClientSocket."""
+    """gunicorn's gevent worker, which drains before it stops: new callers are refused, and open answers may finish.
+
+    The application's `extensions["drain"]` knows the open answers.
+    """
+
+    wsgi: Any
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.connections: set[Any] = set()
+        self.idle: set[Any] = set()
+        self.draining = False
 
     def run(self) -> None:
         for listener in self.sockets:
@@ -84,7 +100,53 @@ class Worker(GeventWorker):
         super().run()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        super().handle(listener, ClientSocket(client) if type(client) is GeventSocket else client, addr)
+        if type(client) is GeventSocket:
+            client = ClientSocket(client)
+        self.connections.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self.connections.discard(client)
+            self.idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        self.idle.discard(sock)
+        if self.draining:
+            req.force_close()
+        super().handle_request(listener_name, req, sock, addr)
+        if self.draining:
+            raise StopIteration  # So gunicorn is told to close a connection.
+        self.idle.add(sock)
+        return True
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        """SIGTERM: drains, then lets gunicorn stop the worker."""
+        if not self.draining:
+            self.draining = True
+            gevent.spawn(self._drain)
+
+    handle_quit = handle_exit  # SIGINT, and what gunicorn makes of it.
+
+    def _drain(self) -> None:
+        drain = self.wsgi.extensions["drain"]
+        drain.begun = True
+        hang_up(self.idle)
+        deadline = time.monotonic() + self.wsgi.config["DRAIN_SECONDS"]
+        while not drain.is_over and time.monotonic() < deadline:
+            gevent.sleep(DRAIN_LOOK_SECONDS)
+        drain.end_all()
+        deadline = time.monotonic() + END_SECONDS
+        while not drain.is_over and time.monotonic() < deadline:
+            gevent.sleep(DRAIN_LOOK_SECONDS)
+        hang_up(self.connections)
+        self.alive = False
+
+
+def hang_up(connections: set[Any]) -> None:
+    """Ends each connection as if its caller had left: who waits for a request finds the end, and closes."""
+    for connection in tuple(connections):
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
 
 
 class Logger(GunicornLogger):

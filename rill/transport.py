@@ -7,6 +7,7 @@ moment with nothing leaked. geventhttpclient lends its pool and its parser in C;
 import select
 import socket
 import ssl
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTP
 READ_BYTES = 65536
 # Idle connections kept for the next request; more would only hold descriptors.
 KEPT_CONNECTIONS = 100
+# How long the addresses of the upstream's name are used for.
+RESOLVED_SECONDS = 30.0
 
 _READY, _NUDGED, _EXPIRED = object(), object(), object()
 _poll = monkey.get_original("select", "poll")
@@ -272,6 +275,8 @@ class _KeptConnections:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._kept: WeakSet[Any] = WeakSet()
+        self._resolved: Any = None
+        self._resolved_until = 0.0
 
     def was_kept(self, connection: gevent.socket.socket) -> bool:
         return connection in self._kept
@@ -279,6 +284,13 @@ class _KeptConnections:
     def after_connect(self, connection: gevent.socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def _resolve(self) -> Any:
+        # gevent resolves on a thread, also what is an address already; each return of it may take the GIL for 5 ms.
+        if time.monotonic() >= self._resolved_until:
+            self._resolved = super()._resolve()  # type: ignore[misc]
+            self._resolved_until = time.monotonic() + RESOLVED_SECONDS
+        return self._resolved
 
     def return_socket(self: Any, connection: gevent.socket.socket) -> None:
         if self._socket_queue.qsize() >= KEPT_CONNECTIONS:

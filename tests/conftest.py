@@ -45,9 +45,7 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
     with ExitStack() as running:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
-            merged = {
-                name: value for name, value in {**rill_env(upstream), **env}.items() if value is not None
-            }
+            merged = {name: value for name, value in {**rill_env(upstream), **env}.items() if value is not None}
             return running.enter_context(Rill(merged, arguments, bind=bind))
 
         yield start

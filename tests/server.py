@@ -30,6 +30,10 @@ class StartFailed(Exception):
         self.exit_code = exit_code
 
 
+class PortTaken(StartFailed):
+    """Another process was quicker to listen on the port."""
+
+
 class Stopped(NamedTuple):
     """How long a stop took, and the exit code of gunicorn's master."""
 
@@ -53,20 +57,13 @@ class Rill:
         self._stopped: Stopped | None = None
 
     def __enter__(self) -> "Rill":
+        if self.port:  # entered before, by a fixture
+            return self
         # The port is free when it is asked for; if another process takes it before gunicorn does, ask again.
-        for attempt in range(5):
-            self._launch()
-            try:
-                self._wait_until_healthy()
-                return self
-            except StartFailed as failed:
-                if BUSY_PORT in failed.output:
-                    self.signal(signal.SIGKILL)  # it would wait five seconds for the port
-                self.stop()
-                self._output.close()
-                if BUSY_PORT not in failed.output or attempt == 4:
-                    raise
-        raise AssertionError("unreachable")
+        for _ in range(4):
+            with contextlib.suppress(PortTaken):
+                return self._start()
+        return self._start()
 
     def __exit__(self, *exc_info: object) -> None:
         try:
@@ -143,6 +140,18 @@ class Rill:
         """Send a request on a connection of its own; nothing of the answer is read yet."""
         return Conversation(self.port, request_bytes(method, path, headers, body))
 
+    def _start(self) -> "Rill":
+        self._launch()
+        try:
+            self._wait_until_healthy()
+        except BaseException:
+            if BUSY_PORT in self.output():
+                self.signal(signal.SIGKILL)  # it would wait five seconds for the port
+            self.stop()
+            self._output.close()
+            raise
+        return self
+
     def _launch(self) -> None:
         self.port = self.choose_port()
         self._stopped = None
@@ -164,7 +173,8 @@ class Rill:
             if self._is_listening() and self._is_healthy(max(0.1, deadline - time.monotonic())):
                 return
             time.sleep(0.02)
-        raise StartFailed(self.output(), self._process.poll())
+        failure = PortTaken if BUSY_PORT in self.output() else StartFailed
+        raise failure(self.output(), self._process.poll())
 
     def _is_listening(self) -> bool:
         """Whether this very process listens: another server on the port could be healthy too."""
@@ -178,9 +188,7 @@ class Rill:
     def _is_healthy(self, timeout: float) -> bool:
         with (
             contextlib.suppress(OSError),
-            Conversation(
-                self.port, request_bytes("GET", "/healthz", {"Connection": "close"}), timeout
-            ) as asked,
+            Conversation(self.port, request_bytes("GET", "/healthz", {"Connection": "close"}), timeout) as asked,
         ):
             return asked.status == 200
         return False

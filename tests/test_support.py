@@ -58,9 +58,7 @@ def test_a_request_is_recorded_whole(upstream: Upstream) -> None:
 
 def test_a_chunked_request_body_is_joined(upstream: Upstream) -> None:
     upstream.script(wire.status(200))
-    data = (
-        request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
-    )
+    data = request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
     with ask(upstream, data) as asked:
         assert asked.status == 200
     assert upstream.requests[0].body == b"abcde"
@@ -169,9 +167,7 @@ def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
     kept.close()
 
 
-@pytest.mark.parametrize(
-    ("step", "ended"), [(wire.close(), "cut"), (wire.reset(), "reset"), (wire.end(), "clean")]
-)
+@pytest.mark.parametrize(("step", "ended"), [(wire.close(), "cut"), (wire.reset(), "reset"), (wire.end(), "clean")])
 def test_each_ending_looks_like_what_it_is(upstream: Upstream, step: wire.Step, ended: str) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.gate("read"), step)
     with ask(upstream) as asked:
@@ -217,9 +213,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("openssl"):
         pytest.skip("the openssl command makes the certificate")
     made = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    )
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
     subprocess.run([*command.split(), *names], check=True, capture_output=True)
     made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
@@ -232,9 +226,7 @@ def test_over_tls_it_answers_and_an_untrusted_certificate_is_no_fault(certificat
     trust = ssl.create_default_context(cafile=str(certificate))
     with Upstream(tls=tls) as own:
         own.always(*wire.answer("Hello"))
-        stranger = http.client.HTTPSConnection(
-            "127.0.0.1", own.port, timeout=10, context=ssl.create_default_context()
-        )
+        stranger = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=ssl.create_default_context())
         with pytest.raises(ssl.SSLCertVerificationError):
             stranger.request("POST", "/v1/messages", b"{}")
         stranger.close()
@@ -309,9 +301,7 @@ def test_a_server_that_does_not_start_says_why(house: Path) -> None:
     assert failed.value.exit_code == 3  # gunicorn's for a worker that cannot boot
 
 
-def test_the_answer_of_another_server_on_the_port_is_not_taken_for_its_own(
-    house: Path, upstream: Upstream
-) -> None:
+def test_the_answer_of_another_server_on_the_port_is_not_taken_for_its_own(house: Path, upstream: Upstream) -> None:
     class Unlucky(Rill):
         def choose_port(self) -> int:
             return super().choose_port() if self.port else upstream.port

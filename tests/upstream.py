@@ -311,9 +311,7 @@ class Upstream:
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
                 saw = [(answer.request.path, answer.ending or "under way") for answer in self.answers]
-                raise AssertionError(
-                    f"waited {timeout:g} s in vain for {what}; saw {saw}, faults {self.faults}"
-                )
+                raise AssertionError(f"waited {timeout:g} s in vain for {what}; saw {saw}, faults {self.faults}")
 
     def wait_for_requests(self, n: int, timeout: float = 10) -> list[Request]:
         """Wait until `n` requests have come in all, and return them all."""
@@ -326,9 +324,7 @@ class Upstream:
 
     def wait_until_left(self, timeout: float = 10) -> float:
         """Wait until the peer has left during the latest answer; return when that was noticed (monotonic)."""
-        self.wait_until(
-            lambda: bool(self.answers) and self.answers[-1].ending == "left", "the peer to leave", timeout
-        )
+        self.wait_until(lambda: bool(self.answers) and self.answers[-1].ending == "left", "the peer to leave", timeout)
         return self.answers[-1].ended_at or 0.0
 
     # What the threads do
@@ -565,9 +561,7 @@ def block_start(index: int = 0, type: str = "text", **fields: object) -> bytes:
         "thinking": {"thinking": "", "signature": ""},
         "tool_use": {"id": "toolu_01TestCall7Yq", "name": "get_weather", "input": {}},
     }
-    return event(
-        "content_block_start", index=index, content_block={"type": type, **known.get(type, {}), **fields}
-    )
+    return event("content_block_start", index=index, content_block={"type": type, **known.get(type, {}), **fields})
 
 
 def delta(index: int, type: str, **fields: object) -> bytes:
@@ -598,9 +592,7 @@ def block_stop(index: int = 0) -> bytes:
 def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object) -> bytes:
     """The message_delta and message_stop events; `fields` join the delta, as stop_details does."""
     ending = {"stop_reason": stop_reason, "stop_sequence": None, **fields}
-    return event("message_delta", delta=ending, usage={"output_tokens": output_tokens}) + event(
-        "message_stop"
-    )
+    return event("message_delta", delta=ending, usage={"output_tokens": output_tokens}) + event("message_stop")
 
 
 def stream_error(type: str = "overloaded_error", message: str = "Overloaded") -> bytes:

@@ -65,14 +65,15 @@ def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Pr
         raise Problem("bad_request", "The body should be UTF-8.") from None
 
 
-def frame(event: Event) -> bytes:
+class TextFrames:
     """The text of the answer, and nothing else."""
-    return event.text.encode() if isinstance(event, Text) else b""
 
+    def frame(self, event: Event) -> bytes:
+        return event.text.encode() if isinstance(event, Text) else b""
 
-def fail(problem: Problem) -> bytes:
-    """Nothing: whatever stood in the text would pass for text."""
-    return b""
+    def fail(self, problem: Problem) -> bytes:
+        """Nothing: whatever stood in the text would pass for text."""
+        return b""
 
 
 def check_beginning(beginning: list[Event]) -> None:

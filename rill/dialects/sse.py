@@ -1,0 +1,54 @@
+"""Server-sent events, as EventSource reads them: https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+It is asked as plain text is. The answer's text comes as unnamed events; CR and CR LF, which the format cannot carry,
+arrive as one newline. Silence is a comment. `event: done` with its statistics and then `data: [DONE]` end a whole
+answer, `event: error` any other.
+"""
+
+import json
+import time
+
+from rill.events import End, Event, Start, Text
+from rill.problems import Problem
+
+# Silence is told no more often than this, however many pings and hidden thoughts the upstream sends.
+COMMENT_SECONDS = 5.0
+
+
+class SSEFrames:
+    """Writes one answer; each event has an id, so that a browser that reconnects tells us that it has had an answer."""
+
+    def __init__(self) -> None:
+        self._begun = self._wrote = time.monotonic()
+        self._count = 0
+        self._after_cr = False
+
+    def frame(self, event: Event) -> bytes:
+        if isinstance(event, Text):
+            return self._write_text(event.text)
+        if isinstance(event, Start):
+            return b"id: 0\n\n"
+        if isinstance(event, End):
+            elapsed = round(time.monotonic() - self._begun, 3)
+            done = {"stop_reason": event.stop_reason, "usage": event.usage, "elapsed_seconds": elapsed}
+            return self._write("event: done\ndata: " + json.dumps(done)) + self._write("data: [DONE]")
+        if time.monotonic() - self._wrote < COMMENT_SECONDS:
+            return b""
+        self._wrote = time.monotonic()
+        return b":\n\n"
+
+    def fail(self, problem: Problem) -> bytes:
+        return self._write("event: error\ndata: " + json.dumps(problem.as_json()))
+
+    def _write_text(self, text: str) -> bytes:
+        if self._after_cr and text[0] == "\n":
+            text = text[1:]  # The second half of a CR LF that came in two reads.
+        self._after_cr = text.endswith("\r")
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        return self._write("data: " + text.replace("\n", "\ndata: ")) if text else b""
+
+    def _write(self, event: str) -> bytes:
+        self._wrote = time.monotonic()
+        self._count += 1
+        return f"id: {self._count}\n{event}\n\n".encode()
