@@ -14,6 +14,7 @@ from typing import Any
 import anthropic
 import gevent
 import httpx2
+from opentelemetry import trace
 
 from rill.events import Event, Silence
 from rill.problems import Problem, upstream_problem
@@ -48,6 +49,7 @@ class Upstream:
                 connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=settings.idle_seconds
             ),
             http_client=_build_http_client(base_url, settings.streams),
+            open_telemetry=None if _is_traced() else False,
         )
 
     def ask(self, prompt: Prompt, seconds: float) -> "Answer":
@@ -88,7 +90,6 @@ class Answer:
 
     def __init__(self, stream: anthropic.MessageStream[None]) -> None:
         self.request_id = stream.request_id
-        self._stream = stream
         self._reader = Reader()
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
@@ -119,12 +120,16 @@ class Answer:
 
     def close(self) -> None:
         self._body.close()
-        self._stream.close()
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
             while self._body.read() is not None:
                 pass
+
+
+def _is_traced() -> bool:
+    """Whether the process has a tracer: without one, the SDK's spans would cost each request and go nowhere."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def _build_http_client(base_url: str, connections: int) -> httpx2.Client:
