@@ -19,7 +19,7 @@ from rill.endings import Deadlines, Delivery, Drain, Interrupted, Interruption, 
 from rill.limits import Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
-from rill.server import ClientSocket
+from rill.server import ClientSocket, places_for
 from rill.settings import Settings
 from rill.telemetry import Record, write_logs
 from rill.upstream import Upstream
@@ -86,12 +86,13 @@ class Service:
         self.drain = Drain()
         self._tokens = Tokens(settings.tokens)
         self._rate = Rate(settings.rate)
-        self._places = Places(settings.streams, settings.streams_per_caller)
+        streams, _ = places_for(settings.streams)
+        self._places = Places(streams, settings.streams_per_caller)
         self._deadlines = Deadlines(settings.first_event_seconds, settings.idle_seconds, settings.total_seconds)
         base_url = settings.base_url
         if settings.offline:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
-        self._upstream = Upstream(settings, base_url)
+        self._upstream = Upstream(settings, base_url, streams)
 
     def check_ready(self) -> None:
         """Raises Problem where no new answer would be taken."""

@@ -3,6 +3,7 @@
 import gc
 import sys
 
+from rill.server import places_for
 from rill.settings import BadSettings, read_settings
 
 try:
@@ -15,10 +16,11 @@ bind = f"0.0.0.0:{_settings.port}" if _settings.port is not None else "127.0.0.1
 workers = _settings.workers
 worker_class = "rill.server.Worker"
 
-# A connection over this waits unanswered, so admission (RILL_STREAMS) must come first: room for all that is refused,
-# for health checks, and for idle keep-alive connections.
-worker_connections = _settings.streams + 1000
-backlog = 2048
+# A connection over this waits unanswered, so admission (RILL_STREAMS) must come first.
+_streams, worker_connections = places_for(_settings.streams)
+
+# A burst of callers waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
+backlog = 4096
 
 # Also the time that a request's head may take. Heroku's router keeps its connections for 90 s: longer, so that it is
 # never the one to send a request into a closing connection.
@@ -55,9 +57,17 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """Says whether there is a model."""
+    """Says what a newcomer would wonder about."""
     if _settings.offline:
         server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
+
+
+    if _streams < _settings.streams:
+        server.log.warning(
+            "RILL_STREAMS=%d does not fit: the hard limit of open files admits %d answers at once; raise `ulimit -Hn`.",
+            _settings.streams,
+            _streams,
+        )
 
 
 def post_worker_init(worker):

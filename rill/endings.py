@@ -119,9 +119,9 @@ class Interruption:
     def note(self, event: Event) -> None:
         """Takes what came from the upstream; a ping is no sign of the model's work."""
         self._heard = time.monotonic()
-        if not isinstance(event, Silence) or event.working:
+        if type(event) is not Silence or event.working:
             self._worked = self._heard
-            self._started = self._started or isinstance(event, Start)
+            self._started = True
 
     def problem(self) -> Problem:
         """What the caller is told of the cause."""

@@ -26,7 +26,7 @@ class Reader:
         self._unfinished: list[bytes] = []
         self._unfinished_bytes = 0
         self._data: list[bytes] = []
-        self._texts: list[str] = []
+        self._text = ""
         self._working = False
         self._stop: dict[str, Any] = {}
         self._surrogates = False
@@ -38,6 +38,7 @@ class Reader:
         Raises Problem, after the text before it, at an `error` event and at what is not the Messages API.
         """
         self._working = False
+        problem = None
         try:
             for line in self._split_lines(data):
                 if line.startswith(b"data:"):
@@ -45,15 +46,19 @@ class Reader:
                 elif not line and self._data:
                     event = self._take(self._parse_data())
                     if event:
-                        yield from self._flush_text()
+                        if text := self._take_text():
+                            yield Text(text)
                         yield event
-        except Problem:
-            yield from self._flush_text()
-            raise
-        if self._texts:
-            yield from self._flush_text()
-        else:
+                    if self.ended:
+                        return
+        except Problem as error:
+            problem = error
+        if text := self._take_text():
+            yield Text(text)
+        elif not problem:
             yield Silence(self._working)
+        if problem:
+            raise problem
 
     def finish(self) -> Iterator[Event]:
         """Yields what stood in the last line of an upstream that has closed; raises Problem if that cut the answer."""
@@ -63,7 +68,8 @@ class Reader:
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
-            return self._keep(data)
+            self._keep(data)
+            return []
         if self._unfinished:
             data = b"".join(self._unfinished) + data
             self._unfinished.clear()
@@ -75,17 +81,17 @@ class Reader:
                 data, held = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
-        self._keep(lines.pop() + held)
+        rest = lines.pop() + held
+        if rest:
+            self._keep(rest)
         return lines
 
-    def _keep(self, data: bytes) -> list[bytes]:
-        """Keeps the begin of a line in pieces, so that a long one is joined once; returns no line."""
-        if data:
-            self._unfinished.append(data)
-            self._unfinished_bytes += len(data)
-            if self._unfinished_bytes > MAX_EVENT_BYTES:
-                raise Problem("upstream_failed")
-        return []
+    def _keep(self, data: bytes) -> None:
+        """Keeps the begin of a line in pieces, so that a long one is joined once."""
+        self._unfinished.append(data)
+        self._unfinished_bytes += len(data)
+        if self._unfinished_bytes > MAX_EVENT_BYTES:
+            raise Problem("upstream_failed")
 
     def _parse_data(self) -> dict[str, Any]:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
@@ -110,7 +116,8 @@ class Reader:
             self._working = True
             delta = message.get("delta")
             if isinstance(delta, dict) and delta.get("type") == "text_delta":
-                self._texts.append(str(delta.get("text", "")))
+                text = delta.get("text")
+                self._text += text if isinstance(text, str) else ""
         elif kind == "content_block_start" or kind == "content_block_stop":
             self._working = True
         elif kind == "message_start":
@@ -138,13 +145,9 @@ class Reader:
     def _count(self, usage: Any) -> None:
         self.usage.update({name: count for name, count in _mapping(usage).items() if count is not None})
 
-    def _flush_text(self) -> Iterator[Text]:
-        text = "".join(self._texts)
-        self._texts.clear()
-        if self._surrogates:
-            text = self._mend_surrogates(text)
-        if text:
-            yield Text(text)
+    def _take_text(self) -> str:
+        text, self._text = self._text, ""
+        return self._mend_surrogates(text) if self._surrogates else text
 
     def _mend_surrogates(self, text: str) -> str:
         """Joins a pair that came in two deltas; a surrogate that stays alone becomes U+FFFD."""

@@ -1,6 +1,7 @@
 """The gunicorn worker: gevent's, with callers' connections that tell when they are blocked and when they have left."""
 
 import os
+import resource
 import socket
 import struct
 import time
@@ -17,6 +18,10 @@ from gunicorn.workers.ggevent import GeventWorker
 
 # What the kernel may hold for a caller that does not read; Linux doubles it.
 SEND_BUFFER_BYTES = 65536 // 2
+# Connections beyond the answers': those that are refused, health checks, idle keep-alive ones.
+WAITING_CONNECTIONS = 1000
+# Descriptors beyond the connections': kept ones to the upstream, listeners, logs, the loop's own.
+RESERVED_DESCRIPTORS = 200
 # How long answers have to tell their callers that they were ended.
 END_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.05
@@ -77,6 +82,21 @@ class ClientSocket(GeventSocket):
         while time.monotonic() < deadline and struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]:
             gevent.sleep(0.005)
         self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def places_for(streams: int) -> tuple[int, int]:
+    """How many answers and how many connections fit, having raised the limit of descriptors for `streams` answers.
+
+    An answer holds two descriptors, its caller's and its upstream's; a caller that is refused or idle holds one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * streams + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit >= wanted:
+        return streams, streams + WAITING_CONNECTIONS
+    usable = max(5, limit - RESERVED_DESCRIPTORS)
+    return 2 * usable // 5, 3 * usable // 5
 
 
 class Worker(GeventWorker):

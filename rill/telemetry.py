@@ -13,8 +13,8 @@ log = logging.getLogger("rill.answers")
 
 def write_logs() -> None:
     """Sends the service's own log to stdout, one line a record; called once in each worker."""
-    # Nobody reads them, and a thread's name costs each answer's greenlet a dummy thread.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # A thread's name, which nobody reads, would cost the greenlet of each answer a dummy thread.
+    logging.logThreads = False
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger("rill")

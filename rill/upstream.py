@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 
 class Upstream:
-    """The Messages API at `base_url`; one for each worker, made after the fork."""
+    """The Messages API at `base_url`, for `streams` answers at once; one for each worker, made after the fork."""
 
-    def __init__(self, settings: Settings, base_url: str) -> None:
+    def __init__(self, settings: Settings, base_url: str, streams: int) -> None:
         self._client = anthropic.Anthropic(
             api_key="offline" if settings.offline else settings.api_key,
             auth_token=None if settings.offline or settings.api_key else settings.auth_token,
@@ -48,7 +48,7 @@ class Upstream:
             timeout=httpx2.Timeout(
                 connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=settings.idle_seconds
             ),
-            http_client=_build_http_client(base_url, settings.streams),
+            http_client=_build_http_client(base_url, streams),
             open_telemetry=None if _is_traced() else False,
         )
 
