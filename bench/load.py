@@ -1,0 +1,303 @@
+"""Open streams against one server on a timetable, and measure every token: a JSON plan in, a JSON result out.
+
+One epoll loop. A token's added latency is the moment its bytes were read minus the moment it carries; a
+stream counts as lost unless it answered 200, brought every token that it asked for, and ended with its
+terminating chunk in time.
+"""
+
+import array
+import gc
+import heapq
+import itertools
+import json
+import math
+import re
+import select
+import socket
+import sys
+import time
+from urllib.parse import quote
+
+from measure import cpu_seconds, machine_cpu_seconds, memory_kib, raise_descriptor_limit
+
+STAMP = re.compile(rb"~([0-9a-f]{12})")
+STAMP_BYTES = 13
+READ_BYTES = 1 << 18
+
+
+def microseconds() -> int:
+    """CLOCK_MONOTONIC now, the clock of the tokens' stamps."""
+    return time.monotonic_ns() // 1000
+
+
+class Chunks:
+    """A chunked body in pieces of any size in, its content out; `ended` after the terminating chunk."""
+
+    __slots__ = ("ended", "left", "rest")
+
+    def __init__(self) -> None:
+        self.rest, self.left, self.ended = b"", 0, False
+
+    def feed(self, data: bytes) -> bytes:
+        """The content in these further bytes; raises ValueError where they are no chunked body."""
+        if self.rest:
+            data, self.rest = self.rest + data, b""
+        content, at, size = [], 0, len(data)
+        while at < size and not self.ended:
+            if self.left > 2:  # the two last bytes of a chunk are its CRLF
+                content.append(data[at : min(size, at + self.left - 2)])
+            if self.left:
+                taken = min(size - at, self.left)
+                at += taken
+                self.left -= taken
+                continue
+            line = data.find(b"\n", at)
+            if line < 0:
+                self.rest = data[at:]
+                break
+            length = int(data[at:line], 16)
+            self.ended, self.left, at = length == 0, length + 2, line + 1
+        return content[0] if len(content) == 1 else b"".join(content)
+
+
+class Stream:
+    """One request and its answer, from connect to the last chunk."""
+
+    __slots__ = (
+        "chunks",
+        "expected",
+        "first",
+        "group",
+        "head",
+        "load",
+        "request",
+        "sock",
+        "started",
+        "tail",
+        "tokens",
+        "whole",
+    )
+
+    def __init__(self, load: "Load", group: dict, tokens: int) -> None:
+        pace = quote(f"tokens={tokens} rate={group['rate']} delay=0")
+        self.load, self.group, self.expected = load, group, tokens
+        self.request = f"GET /stream?q={pace} HTTP/1.1\r\nHost: 127.0.0.1:{load.port}\r\n\r\n".encode()
+        self.head: bytes | None = b""
+        self.tail, self.tokens, self.first, self.whole = b"", 0, 0, False
+        self.chunks = Chunks()
+        self.started = microseconds()
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.sock.connect_ex(("127.0.0.1", load.port))
+        load.epoll.register(self.sock.fileno(), select.EPOLLOUT)
+
+    def on_event(self) -> None:
+        """Send the request once connected; from then on read, and count the tokens of each read."""
+        try:
+            if self.request:
+                self.sock.send(self.request)
+                self.request = b""
+                self.load.epoll.modify(self.sock.fileno(), select.EPOLLIN)
+                return
+            data = self.load.read(self.sock)
+            now = microseconds()
+            if not data:
+                raise ValueError("cut")
+            if self.head is not None:
+                data = self.after_head(data)
+            self.count(self.chunks.feed(data), now)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            self.load.finish(self)
+            return
+        if self.chunks.ended:
+            self.whole = self.tokens == self.expected
+            self.load.finish(self)
+
+    def after_head(self, data: bytes) -> bytes:
+        """What follows the answer's head in this read; raises ValueError unless it is a 200 in chunks."""
+        head, blank, body = (self.head + data).partition(b"\r\n\r\n")
+        if not blank:
+            self.head = head
+        elif head[8:13] != b" 200 " or b"chunked" not in head.lower():
+            raise ValueError("refused")
+        else:
+            self.head = None
+        return body
+
+    def count(self, text: bytes, now: int) -> None:
+        """Count the tokens whose stamps are whole, and keep the start of one that is not."""
+        text = self.tail + text
+        cut = text.rfind(b"~")
+        if cut >= 0 and len(text) - cut < STAMP_BYTES:
+            text, self.tail = text[:cut], text[cut:]
+        else:
+            self.tail = b""
+        stamps = STAMP.findall(text)
+        if stamps and not self.first:
+            self.first = now
+        self.tokens += len(stamps)
+        for window in self.load.open_windows:
+            window.latencies.extend([now - int(stamp, 16) for stamp in stamps])
+
+
+class Window:
+    """A stretch of the run over which tokens, latencies and CPU are counted."""
+
+    def __init__(self, load: "Load", plan: dict) -> None:
+        self.load, self.plan = load, plan
+        self.latencies = array.array("q")
+        self.before: list[float] = []
+        self.result: dict = {}
+
+    def costs(self) -> list[float]:
+        """Seconds until now: the clock, the CPU of server, upstream, this process, and the whole machine."""
+        plan, own = self.load.plan, time.process_time()
+        return [
+            time.monotonic(),
+            cpu_seconds(plan["server"]),
+            cpu_seconds(plan["upstream"]),
+            own,
+            machine_cpu_seconds(),
+        ]
+
+    def open(self) -> None:
+        """Start counting."""
+        self.before = self.costs()
+        self.load.open_windows.append(self)
+
+    def close(self) -> None:
+        """Stop counting, then read the memory: that takes long enough to be seen as latency."""
+        seconds, server, upstream, own, machine = (
+            now - then for now, then in zip(self.costs(), self.before, strict=True)
+        )
+        self.load.open_windows.remove(self)
+        tokens = len(self.latencies)
+        per_token = {"server": server, "upstream": upstream, "load": own}
+        self.result = {
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "cpu_us": {name: 1e6 * used / tokens if tokens else None for name, used in per_token.items()},
+            "other_cpu_percent": 100 * max(0.0, machine - server - upstream - own) / seconds,
+            "streams_open": sum(1 for stream in self.load.streams.values() if stream.first),
+            "memory_kib": memory_kib(self.load.plan["server"]),
+        }
+
+    def report(self) -> dict:
+        """The window's result with its latencies, and its group's times to first byte, in milliseconds."""
+        firsts = [
+            stream.first - stream.started
+            for stream in self.load.started
+            if stream.group["name"] == self.plan["group"] and stream.first
+        ]
+        return {
+            "name": self.plan["name"],
+            **self.result,
+            "latency_ms": percentiles(self.latencies),
+            "first_ms": percentiles(firsts),
+        }
+
+
+def percentiles(values: "array.array[int] | list[int]") -> dict:
+    """The 50th and 99th percentile and the largest of these microseconds, in milliseconds."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"p50": None, "p99": None, "max": None}
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {name: ordered[math.ceil(share * len(ordered)) - 1] / 1000 for name, share in at.items()}
+
+
+class Load:
+    """The timetable and the event loop; times of the plan are seconds from its start."""
+
+    def __init__(self, plan: dict) -> None:
+        self.plan, self.port = plan, plan["port"]
+        self.epoll = select.epoll()
+        # One buffer for all: a large buffer made anew for each read would cost more than the read.
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.streams: dict[int, Stream] = {}
+        self.started: list[Stream] = []
+        self.lost = 0
+        self.idle_memory_kib = 0
+        self.open_windows: list[Window] = []
+        self.windows = [Window(self, window) for window in plan["windows"]]
+        self.begun = time.monotonic()
+        self.agenda: list = []
+        self.order = itertools.count()
+
+    def at(self, seconds: float, action, *arguments) -> None:
+        """Put an action on the timetable."""
+        heapq.heappush(self.agenda, (seconds, next(self.order), action, arguments))
+
+    def now(self) -> float:
+        """Seconds since the start of the plan."""
+        return time.monotonic() - self.begun
+
+    def read(self, sock: socket.socket) -> bytes:
+        """What the socket has; empty at its end."""
+        return bytes(self.buffer[: sock.recv_into(self.buffer)])
+
+    def run(self) -> dict:
+        """Follow the timetable until every stream has ended, or the plan's end is there."""
+        self.at(self.plan["idle_at"], self.read_idle_memory)
+        for group in self.plan["groups"]:
+            for number in range(group["streams"]):
+                self.at(group["at"] + number / group["per_second"], self.start, group)
+            for _ in range(group["parallel"]):
+                self.at(group["at"], self.start, group)
+        for window in self.windows:
+            self.at(window.plan["start"], window.open)
+            self.at(window.plan["end"], window.close)
+        while (self.agenda or self.streams) and self.now() < self.plan["end"]:
+            self.turn()
+        self.lost += len(self.streams)
+        return {
+            "idle_memory_kib": self.idle_memory_kib,
+            "streams": len(self.started),
+            "lost": self.lost,
+            "windows": [window.report() for window in self.windows],
+        }
+
+    def turn(self) -> None:
+        """Handle what the sockets have, then what the timetable has due."""
+        next_time = self.agenda[0][0] if self.agenda else self.plan["end"]
+        for descriptor, _ in self.epoll.poll(max(0.0, next_time - self.now())):
+            self.streams[descriptor].on_event()
+        while self.agenda and self.agenda[0][0] <= self.now():
+            _, _, action, arguments = heapq.heappop(self.agenda)
+            action(*arguments)
+
+    def start(self, group: dict) -> None:
+        """Open one stream; without a length of its own it lasts until the group's end."""
+        # Two more than the time holds: the first token comes at once, and the gap after it is cut short.
+        tokens = group["tokens"] or math.ceil((group["until"] - self.now()) * group["rate"]) + 2
+        stream = Stream(self, group, tokens)
+        self.streams[stream.sock.fileno()] = stream
+        if not group["warm_up"]:
+            self.started.append(stream)
+
+    def finish(self, stream: Stream) -> None:
+        """Close a stream, and where its group is a closed loop start the next one."""
+        del self.streams[stream.sock.fileno()]
+        stream.sock.close()
+        self.lost += not (stream.whole or stream.group["warm_up"])
+        if stream.group["parallel"] and self.now() < stream.group["until"]:
+            # After a failure a pause: a server that refuses at once must not be hammered.
+            self.at(self.now() + (0 if stream.whole else 0.2), self.start, stream.group)
+
+    def read_idle_memory(self) -> None:
+        """The server's memory once it has warmed up and holds no stream."""
+        self.idle_memory_kib = memory_kib(self.plan["server"])
+
+
+def main() -> None:
+    """Run the plan on standard input."""
+    raise_descriptor_limit()
+    plan = json.load(sys.stdin)
+    gc.disable()  # a run is short, and a collection would be felt as latency
+    json.dump(Load(plan).run(), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a set of processes costs, read from Linux's /proc: CPU seconds and proportional memory."""
+
+import os
+import resource
+from pathlib import Path
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's soft limit of open files to its hard limit; children inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def stat_fields(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat from `state` on; the command's name before them may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
+def process_tree(root: int) -> list[int]:
+    """The process and all its descendants alive now."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                children.setdefault(int(stat_fields(entry)[1]), []).append(int(entry))
+            except OSError:
+                continue  # it ended since the listing
+    tree = [root]
+    for pid in tree:
+        tree += children.get(pid, [])
+    return tree
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system CPU seconds that the processes have used, their reaped children's included."""
+    ticks = 0
+    for pid in pids:
+        try:
+            ticks += sum(int(field) for field in stat_fields(pid)[11:15])
+        except OSError:
+            continue  # it ended: its parent, which is in the list too, has its time
+    return ticks / TICKS_PER_SECOND
+
+
+def machine_cpu_seconds() -> float:
+    """CPU seconds that the whole machine has been busy, summed over its cores."""
+    with open("/proc/stat") as stat:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS_PER_SECOND
+
+
+def memory_kib(pids: list[int]) -> int:
+    """Proportional set size of the processes in KiB: a page shared by n of them counts once."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total

@@ -1,0 +1,3 @@
+module go_handler
+
+go 1.19

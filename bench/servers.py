@@ -1,0 +1,194 @@
+"""The servers that are compared, each in its usual form with one worker process; starting and stopping."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import prepare
+from measure import process_tree
+
+READY_SECONDS = 30
+STOP_SECONDS = 0.5
+FIRST_REQUEST = b"GET /stream?q=tokens%3D2%20rate%3D0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a server is started with."""
+
+    port: int
+    upstream_port: int
+    folder: Path  # for its files and logs; gone after the run
+    certificate: Path | None  # of a TLS upstream
+    workers: int
+
+    @property
+    def upstream(self) -> str:
+        """The upstream's base URL."""
+        return f"{'https' if self.certificate else 'http'}://localhost:{self.upstream_port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One row of the comparison."""
+
+    name: str
+    says: str
+    prepare: Callable[[], str | None]
+    command: Callable[[Task], list[str]]
+    directory: Path = prepare.PEERS
+
+
+def rill(task: Task) -> list[str]:
+    """Rill as its own gunicorn.conf.py sets it up."""
+    return [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{task.port}"]
+
+
+def flask(task: Task) -> list[str]:
+    """Gunicorn's gevent worker, with room for every stream that the scenarios open."""
+    options = ["--worker-class=gevent", "--worker-connections=10000", "--workers=1", "--backlog=4096"]
+    bind = f"--bind=127.0.0.1:{task.port}"
+    return [str(prepare.PYTHON), "-m", "gunicorn", *options, bind, "flask_text_stream:app"]
+
+
+def fastapi(task: Task) -> list[str]:
+    """Uvicorn on uvloop and httptools, its access log off as the others' is."""
+    options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--backlog=4096"]
+    bind = ["--host=127.0.0.1", f"--port={task.port}"]
+    return [str(prepare.PYTHON), "-m", "uvicorn", *options, *bind, "fastapi_async:app"]
+
+
+def nginx(task: Task) -> list[str]:
+    """Nginx with its configuration filled in."""
+    verify = "proxy_ssl_verify on; proxy_ssl_name localhost; proxy_ssl_server_name on; "
+    known = {
+        "DESCRIPTORS": "16384",
+        "FOLDER": str(task.folder),
+        "PORT": str(task.port),
+        "UPSTREAM_ADDRESS": f"127.0.0.1:{task.upstream_port}",
+        "UPSTREAM_SCHEME": task.upstream.partition(":")[0],
+        "TLS": f"{verify}proxy_ssl_trusted_certificate {task.certificate};" if task.certificate else "",
+    }
+    text = (prepare.PEERS / "nginx.conf").read_text()
+    for name, value in known.items():
+        text = text.replace(f"@{name}@", value)
+    path = task.folder / "nginx.conf"
+    path.write_text(text)
+    return [shutil.which("nginx") or "nginx", "-e", "stderr", "-c", str(path)]
+
+
+SERVERS = [
+    Server("rill", "Rill", prepare.rill, rill, prepare.HERE.parent),
+    Server("go", "Go net/http handler", prepare.go_handler, lambda _: [str(prepare.GO_HANDLER)]),
+    Server("nginx", "nginx, raw relay (the floor)", prepare.nginx, nginx),
+    Server("node", "Node, official SDK", prepare.node_peers, lambda _: ["node", "node_sdk.mjs"]),
+    Server("ai_sdk", "Node, AI SDK streamText", prepare.node_peers, lambda _: ["node", "ai_sdk.mjs"]),
+    Server("flask", "Flask + text_stream, gunicorn gevent", prepare.python_peers, flask),
+    Server("fastapi", "FastAPI + AsyncAnthropic, uvicorn", prepare.python_peers, fastapi),
+    Server("none", "no server: load straight to upstream", prepare.nothing, lambda _: []),
+]
+
+
+def environment(task: Task) -> dict[str, str]:
+    """All that a server sees of the environment: nothing of the caller's but where programs are."""
+    known = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(task.folder),
+        "ANTHROPIC_API_KEY": "bench",
+        "ANTHROPIC_BASE_URL": task.upstream,
+        "WEB_CONCURRENCY": str(task.workers),
+        "RILL_MODELS": "*",
+        "RILL_RATE": "1000000000/minute",
+        "RILL_STREAMS": "12000",
+        "RILL_STREAMS_PER_CALLER": "12000",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if task.certificate:
+        known |= {"SSL_CERT_FILE": str(task.certificate), "NODE_EXTRA_CA_CERTS": str(task.certificate)}
+    return known
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    """Whether a first answer comes back whole."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(FIRST_REQUEST)
+            answer = b""
+            while not answer.endswith(b"0\r\n\r\n"):
+                data = connection.recv(65536)
+                if not data:
+                    return False
+                answer += data
+            return b" 200 " in answer.partition(b"\r\n")[0]
+    except OSError:
+        return False
+
+
+def wait_ready(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Wait for the first whole answer; raises RuntimeError with the last line of its log when none comes."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not answers(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise RuntimeError(f"did not start: {last[:120]}")
+        time.sleep(0.1)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process and what it started: its session is its own, so nothing else is in its group."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def serving(server: Server, task: Task) -> Iterator[list[int]]:
+    """Run a server while the block lasts; gives the ids of its processes once it answers."""
+    command = server.command(task)
+    if not command:
+        yield []
+        return
+    log = task.folder / "server.log"
+    known = environment(task)
+    if server.name != "rill":
+        known["PORT"] = str(task.port)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=server.directory, env=known, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_ready(process, task.port, log)
+        yield process_tree(process.pid)
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def upstream(certificate: Path | None) -> Iterator[tuple[int, int]]:
+    """Run the fake upstream while the block lasts; gives its process id and port."""
+    command = [sys.executable, str(prepare.HERE / "upstream.py")]
+    if certificate:
+        command += ["--certificate", str(certificate)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        yield process.pid, int(process.stdout.readline())
+    finally:
+        stop(process)

@@ -1,0 +1,282 @@
+"""A Messages API that costs next to nothing: one epoll loop, ready-made bytes, the real wire format.
+
+`POST /v1/messages` (or `GET /stream?q=`, for a raw relay) with `tokens=200 rate=20 delay=0` anywhere in the
+prompt answers 200 tokens, 20 a second, the first after `delay` seconds; `rate=0` sends as fast as the reader
+takes them. A token's text is 20 bytes and carries the CLOCK_MONOTONIC microsecond of its send in hexadecimal:
+`~0123456789ab token `.
+"""
+
+import argparse
+import gc
+import heapq
+import itertools
+import re
+import select
+import socket
+import ssl
+import time
+from urllib.parse import unquote_to_bytes
+
+from measure import raise_descriptor_limit
+
+PACE = re.compile(rb"tokens=(\d+)[ +]rate=([\d.]+)(?:[ +]delay=([\d.]+))?")
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+CREDENTIALS = re.compile(rb"\r\n(?:authorization: *bearer|x-api-key:) *\S", re.IGNORECASE)
+
+# Successive multiples of the golden ratio, modulo 1, fill the unit interval evenly at any count.
+GOLDEN_RATIO = 0.6180339887498949
+TOKENS_PER_WRITE = 128  # of an unpaced answer: 18 KB, so that this process is never the slowest
+
+
+def frame(event: bytes, data: bytes) -> bytes:
+    """One server-sent event as one HTTP chunk."""
+    message = b"event: %b\ndata: %b\n\n" % (event, data)
+    return b"%x\r\n%b\r\n" % (len(message), message)
+
+
+OPENING = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
+    b"Request-Id: req_bench\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + frame(
+        b"message_start",
+        b'{"type":"message_start","message":{"id":"msg_bench","type":"message","role":"assistant",'
+        b'"model":"bench","content":[],"stop_reason":null,"stop_sequence":null,'
+        b'"usage":{"input_tokens":12,"output_tokens":1}}}',
+    )
+    + frame(
+        b"content_block_start",
+        b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
+    )
+    + frame(b"ping", b'{"type":"ping"}')
+)
+BEFORE_STAMP, AFTER_STAMP = frame(
+    b"content_block_delta",
+    b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"~------------ token "}}',
+).split(b"-" * 12)
+
+
+def token_now() -> bytes:
+    """A text delta that carries the present microsecond."""
+    return b"%b%012x%b" % (BEFORE_STAMP, time.monotonic_ns() // 1000, AFTER_STAMP)
+
+
+def closing(tokens: int) -> bytes:
+    """The three events that end an answer of so many tokens, and the terminating chunk."""
+    delta = b'{"stop_reason":"end_turn","stop_sequence":null}'
+    ending = b'{"type":"message_delta","delta":%b,"usage":{"output_tokens":%d}}'
+    return (
+        frame(b"content_block_stop", b'{"type":"content_block_stop","index":0}')
+        + frame(b"message_delta", ending % (delta, tokens))
+        + frame(b"message_stop", b'{"type":"message_stop"}')
+        + b"0\r\n\r\n"
+    )
+
+
+def refusal(status: int, error: bytes) -> bytes:
+    """A whole error answer in the Messages API's shape."""
+    body = b'{"type":"error","error":{"type":"%b","message":"%b"}}' % (error, error)
+    head = b"HTTP/1.1 %d Refused\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+class Connection:
+    """One client's connection, and the answer that flows on it."""
+
+    __slots__ = (
+        "inbox",
+        "left",
+        "number",
+        "outbox",
+        "period",
+        "secured",
+        "sock",
+        "tokens",
+        "unpaced",
+        "upstream",
+        "watched",
+    )
+
+    def __init__(self, upstream: "Upstream", sock: socket.socket, secured: bool) -> None:
+        self.upstream, self.sock, self.secured = upstream, sock, secured
+        self.inbox = self.outbox = b""
+        self.number = self.tokens = self.left = 0
+        self.period, self.unpaced = 0.0, False
+        self.watched = select.EPOLLIN
+
+    def on_event(self, mask: int) -> None:
+        """Handle what epoll says of this connection."""
+        try:
+            if not self.secured:
+                self.sock.do_handshake()
+                self.secured = True
+            if mask & select.EPOLLOUT:
+                self.on_writable()
+            if mask & ~select.EPOLLOUT:
+                self.on_readable()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            self.close()
+
+    def on_readable(self) -> None:
+        """Read until the socket is dry (a TLS record may hold more than one read), then answer."""
+        while data := self.sock.recv(65536):
+            self.inbox += data
+            self.answer_requests()
+        self.close()
+
+    def answer_requests(self) -> None:
+        """Start an answer for each request that has arrived whole."""
+        while (end := self.inbox.find(b"\r\n\r\n") + 4) >= 4:
+            length = CONTENT_LENGTH.search(self.inbox, 0, end)
+            whole = end + (int(length[1]) if length else 0)
+            if len(self.inbox) < whole:
+                return
+            request, self.inbox = self.inbox[:whole], self.inbox[whole:]
+            self.answer(request)
+
+    def answer(self, request: bytes) -> None:
+        """Answer one request at the pace that its prompt names."""
+        posted = request.startswith(b"POST /v1/messages")
+        pace = PACE.search(request if posted else unquote_to_bytes(request.split(b"\r\n", 1)[0]))
+        if posted and not CREDENTIALS.search(request):
+            self.write(refusal(401, b"authentication_error"))
+        elif not pace:
+            self.write(refusal(400, b"invalid_request_error"))
+        else:
+            self.tokens = self.left = int(pace[1])
+            rate = float(pace[2])
+            self.unpaced, self.period = rate == 0, 1 / rate if rate else 0.0
+            self.number = next(self.upstream.numbers)
+            self.write(OPENING)
+            self.upstream.schedule(time.monotonic() + float(pace[3] or 0), self)
+
+    def send_due(self) -> float | None:
+        """Send the next token; return the seconds from it to the next one, None after the last."""
+        if self.unpaced:
+            self.watch(select.EPOLLIN | select.EPOLLOUT)
+            return None
+        if not self.left:
+            return None
+        first = self.left == self.tokens
+        self.write(token_now())
+        self.left -= 1
+        if not self.left:
+            self.write(closing(self.tokens))
+            return None
+        # The first gap is cut short, to another share of the period for each answer: that spreads them.
+        return self.period * (self.number * GOLDEN_RATIO % 1) if first else self.period
+
+    def on_writable(self) -> None:
+        """Send what waited, then more of an unpaced answer."""
+        if self.outbox:
+            waiting, self.outbox = self.outbox, b""
+            self.write(waiting)
+        elif self.unpaced and self.left:
+            count = min(self.left, TOKENS_PER_WRITE)
+            self.left -= count
+            self.write(token_now() * count + (b"" if self.left else closing(self.tokens)))
+        if not self.outbox and not (self.unpaced and self.left):
+            self.watch(select.EPOLLIN)
+
+    def write(self, data: bytes) -> None:
+        """Send now what the socket takes, and keep the rest for when it takes more."""
+        if self.outbox:
+            self.outbox += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < len(data):
+            self.outbox = data[sent:]
+            self.watch(select.EPOLLIN | select.EPOLLOUT)
+
+    def watch(self, mask: int) -> None:
+        """Tell epoll which events matter from now on."""
+        if mask != self.watched and self.sock.fileno() >= 0:
+            self.watched = mask
+            self.upstream.epoll.modify(self.sock.fileno(), mask)
+
+    def close(self) -> None:
+        """Forget the connection; what is still due on it is skipped."""
+        self.left, self.unpaced, self.outbox = 0, False, b""
+        if self.sock.fileno() >= 0:
+            del self.upstream.connections[self.sock.fileno()]
+            self.sock.close()
+
+
+class Upstream:
+    """The event loop: sockets on one side, a heap of due tokens on the other."""
+
+    def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self.listener, self.tls = listener, tls
+        self.epoll = select.epoll()
+        self.epoll.register(listener.fileno(), select.EPOLLIN)
+        self.connections: dict[int, Connection] = {}
+        self.due: list[tuple[float, int, Connection]] = []
+        self.numbers = itertools.count(1)
+
+    def schedule(self, when: float, connection: Connection) -> None:
+        """Have the connection's next token sent at a moment of time.monotonic(), in seconds."""
+        heapq.heappush(self.due, (when, connection.number, connection))
+
+    def run(self) -> None:
+        """Serve until the process is ended."""
+        while True:
+            wait = max(0.0, self.due[0][0] - time.monotonic()) if self.due else -1
+            for descriptor, mask in self.epoll.poll(wait):
+                if descriptor == self.listener.fileno():
+                    self.accept()
+                elif connection := self.connections.get(descriptor):
+                    connection.on_event(mask)
+            self.send_all_due()
+
+    def accept(self) -> None:
+        """Take every connection that waits."""
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            self.connections[sock.fileno()] = Connection(self, sock, secured=not self.tls)
+            self.epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def send_all_due(self) -> None:
+        """Send every token whose moment has come, once round."""
+        due, now = self.due, time.monotonic()
+        while due and due[0][0] <= now:
+            when, number, connection = due[0]
+            gap = connection.send_due() if number == connection.number else None
+            if gap is None:
+                heapq.heappop(due)
+            else:
+                heapq.heapreplace(due, (when + gap, number, connection))
+
+
+def main() -> None:
+    """Listen on a free port of 127.0.0.1, print the port, and serve."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--certificate", help="PEM file of certificate and key: serve TLS")
+    options = parser.parse_args()
+    raise_descriptor_limit()
+    tls = None
+    if options.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(options.certificate)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    listener.setblocking(False)
+    print(listener.getsockname()[1], flush=True)
+    gc.disable()  # the loop makes no cycles that matter, and a collection would be felt as latency
+    Upstream(listener, tls).run()
+
+
+if __name__ == "__main__":
+    main()
