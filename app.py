@@ -8,8 +8,9 @@ from contextlib import ExitStack, closing
 from itertools import chain
 
 import gevent
-from flask import Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from flask import Flask, Response, current_app, g, jsonify, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rill import offline
@@ -41,6 +42,7 @@ log = logging.getLogger("rill")
 def create_app(settings: Settings) -> Flask:
     """The WSGI application; made in each worker, after the fork."""
     app = Flask(__name__, static_folder=None)
+    app.response_class = PlainResponse
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
@@ -60,8 +62,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/chat/stream")
     def chat() -> Response:
-        fields = {**request.args.to_dict(), "q": request.args.get("message")}
-        return service.answer(SSE, lambda: text.read_fields(fields, settings))
+        return service.answer(SSE, lambda: text.read_fields(request.args.to_dict(), settings))
 
     @app.get("/healthz")
     def tell_alive() -> Response:
@@ -76,6 +77,12 @@ def create_app(settings: Settings) -> Flask:
     app.after_request(complete_headers)
     app.register_error_handler(Exception, tell_problem)
     return app
+
+
+class PlainResponse(Response):
+    """An answer that is never HTML, also where flask writes it."""
+
+    default_mimetype = "text/plain"
 
 
 class Service:
@@ -134,8 +141,8 @@ class Service:
             answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event)))
             interruption.nudge = answer.nudge
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
-            events = iter(answer)
-            beginning = await_beginning(events, interruption, dialect.wants_text)
+            reads = iter(answer)
+            beginning = await_beginning(reads, interruption, dialect.wants_text)
         except Interrupted:
             raise interruption.problem() from None
         dialect.check_beginning(beginning)
@@ -147,7 +154,7 @@ class Service:
             undo.close()
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        return Delivery(chain(beginning, events), dialect.open_frames(), interruption, reset, finish)
+        return Delivery(chain([beginning], reads), dialect.open_frames(), interruption, reset, finish)
 
 
 def preferred_dialect() -> Dialect:
@@ -158,10 +165,13 @@ def preferred_dialect() -> Dialect:
 
 def read_body(settings: Settings) -> Prompt:
     """The prompt in the body of a POST, whatever its media type; raises Problem."""
-    with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
-        body = request.get_data(parse_form_data=False)
+    try:
+        with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
+            body = request.get_data(parse_form_data=False)
+    except ParseException:
+        raise Problem("bad_request", "The body's chunks are broken.") from None
     if len(body) > settings.max_body:
-        raise Problem("too_large", f"The body should be of at most {settings.max_body} bytes.")
+        raise RequestEntityTooLarge
     if len(body) < (request.content_length or 0):
         raise Problem("bad_request", "The body broke off before its Content-Length.")
     options = request.args.to_dict()
@@ -176,11 +186,11 @@ def read_body(settings: Settings) -> Prompt:
 
 def sent_token() -> str | None:
     """The token that the request carries: what SDKs, curl -u and EventSource send; never from the URL."""
-    sent = request.authorization
-    if sent is not None and sent.type == "bearer":
-        return sent.token
-    if sent is not None and sent.type == "basic":
-        return sent.password
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if request.authorization is not None and request.authorization.type == "basic":
+        return request.authorization.password
     return request.headers.get("x-api-key")
 
 
@@ -205,7 +215,9 @@ def tell_problem(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             headers["Allow"] = ", ".join(sorted(error.valid_methods))
-        error = Problem(HTTP_PROBLEMS.get(error.code or 500, "bad_request"))
+        name = HTTP_PROBLEMS.get(error.code or 500, "bad_request")
+        limit = current_app.config["MAX_CONTENT_LENGTH"] - 1
+        error = Problem(name, f"The body should be of at most {limit} bytes." if name == "too_large" else None)
     elif not isinstance(error, Problem):
         log.exception("a request failed")
         error = Problem("internal")
@@ -213,6 +225,7 @@ def tell_problem(error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
+    headers["Vary"] = "Accept"
     if request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
         response = jsonify(error.as_json())
         response.content_type = "application/problem+json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rill.problems import Problem
 
-_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
+_SHA256 = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class Tokens:

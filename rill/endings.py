@@ -116,10 +116,11 @@ class Interruption:
             self.why = why
             self._wake()
 
-    def note(self, event: Event) -> None:
-        """Takes what came from the upstream; a ping is no sign of the model's work."""
+    def note(self, events: list[Event]) -> None:
+        """Takes what a read brought; where that is silence, a ping is no sign of the model's work."""
         self._heard = time.monotonic()
-        if type(event) is not Silence or event.working:
+        first = events[0]
+        if type(first) is not Silence or first.working:
             self._worked = self._heard
             self._started = True
 
@@ -216,17 +217,17 @@ class Drain:
             interruption.interrupt("shutdown")
 
 
-def await_beginning(events: Iterator[Event], interruption: Interruption, wants_text: bool) -> list[Event]:
+def await_beginning(reads: Iterator[list[Event]], interruption: Interruption, wants_text: bool) -> list[Event]:
     """The first events of an answer, once they show that there is one.
 
     Where `wants_text`, that is the first text or the end; but once the upstream has begun, a late text is not awaited.
     """
     enough = (Text, End) if wants_text else (Start, Text, End)
-    beginning = []
-    for event in events:
-        interruption.note(event)
-        beginning.append(event)
-        if isinstance(event, enough) or interruption.overdue:
+    beginning: list[Event] = []
+    for events in reads:
+        interruption.note(events)
+        beginning += events
+        if interruption.overdue or any(isinstance(event, enough) for event in events):
             break
     return beginning
 
@@ -240,7 +241,7 @@ class Delivery:
 
     def __init__(
         self,
-        events: Iterable[Event],
+        reads: Iterable[list[Event]],
         frames: Frames,
         interruption: Interruption,
         reset: Callable[[], None] | None,
@@ -251,7 +252,7 @@ class Delivery:
         self.end: End | None = None
         self._interruption = interruption
         self._on_close = on_close
-        self._chunks = self._deliver(events, frames, reset)
+        self._chunks = self._deliver(reads, frames, reset)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
@@ -264,20 +265,20 @@ class Delivery:
 
     def _deliver(
         self,
-        events: Iterable[Event],
+        reads: Iterable[list[Event]],
         frames: Frames,
         reset: Callable[[], None] | None,
     ) -> Generator[bytes, None, None]:
         yield b""  # The headers leave at once, before any body.
         try:
-            for event in events:
-                self._interruption.note(event)
-                chunk = frames.frame(event)
+            for events in reads:
+                self._interruption.note(events)
+                chunk = b"".join([frames.frame(event) for event in events])
                 if chunk:
                     self.bytes_sent += len(chunk)
                     yield chunk
-                if isinstance(event, End):
-                    self.end = event
+                if isinstance(events[-1], End):
+                    self.end = events[-1]
             self.ending = "done"
             return
         except Interrupted:

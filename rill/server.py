@@ -14,6 +14,13 @@ from typing import Any
 import gevent
 from gevent.socket import socket as GeventSocket
 from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.workers.ggevent import GeventWorker
 
 # What the kernel may hold for a caller that does not read; Linux doubles it.
@@ -27,6 +34,21 @@ END_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.05
 # How long the last bytes may take to be taken before a reset, which would drop them.
 FLUSH_SECONDS = 2.0
+
+STATUSES = {
+    LimitRequestLine: "414 URI Too Long",
+    ExpectationFailed: "417 Expectation Failed",
+    LimitRequestHeaders: "431 Request Header Fields Too Large",
+    UnsupportedTransferCoding: "501 Not Implemented",
+}
+HELP = {
+    "400 Bad Request": (
+        "This is no HTTP request that can be read. In a URL, percent-encode whatever is not plain ASCII "
+        "(curl: --get --data-urlencode 'q=...'), or send the prompt as the body of a POST.\n"
+    ),
+    "414 URI Too Long": "The URL is too long: it may be of about 8,000 bytes. Send the prompt as the body of a POST.\n",
+    "431 Request Header Fields Too Large": "At most 100 headers of at most 8,190 bytes each are read.\n",
+}
 
 _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info is the connection's state
 
@@ -138,6 +160,17 @@ class Worker(GeventWorker):
             raise StopIteration  # So gunicorn is told to close a connection.
         self.idle.add(sock)
         return True
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answers what is no request that the application could answer; the log gets no word of it, only its kind."""
+        status = "400 Bad Request" if isinstance(exc, ParseException) else "500 Internal Server Error"
+        for kind, its_status in STATUSES.items():
+            status = its_status if isinstance(exc, kind) else status
+        self.log.warning("A request could not be read: %s", type(exc).__name__)
+        words = HELP.get(status, f"{status[4:]}.\n").encode()
+        head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        with suppress(OSError):
+            client.sendall(f"{head}Content-Length: {len(words)}\r\n\r\n".encode() + words)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         """SIGTERM: drains, then lets gunicorn stop the worker."""

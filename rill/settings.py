@@ -1,12 +1,18 @@
 """Everything that may be set, read once from the environment: one table of name, default, unit and meaning."""
 
+import os
+import re
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
+from limits import parse as parse_rate
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rill.problems import Problem
+
 Names = Annotated[tuple[str, ...], NoDecode]
+SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:).+")
 
 
 def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
@@ -17,7 +23,7 @@ class Settings(BaseSettings):
     """What this service runs with; raises BadSettings, in one line, through `read_settings`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, case_sensitive=True, hide_input_in_errors=True
+        frozen=True, env_ignore_empty=True, case_sensitive=True, hide_input_in_errors=True, allow_inf_nan=False
     )
 
     api_key: str | None = _setting("ANTHROPIC_API_KEY", None, "key of the Messages API", repr=False)
@@ -59,6 +65,32 @@ class Settings(BaseSettings):
             raise ValueError("should be an http or https URL, such as https://api.anthropic.com")
         return value
 
+    @field_validator("tokens")
+    @classmethod
+    def _check_tokens(cls, entries: Names) -> Names:
+        parts = [entry.partition("=") if "=" in entry else ("default", "=", entry) for entry in entries]
+        names = {name for name, _, secret in parts if name and SECRET.fullmatch(secret)}
+        if len(names) < len(entries):
+            raise ValueError("should be name=secret or name=sha256:<64 hex digits>, comma-separated, each name once")
+        return entries
+
+    @field_validator("rate")
+    @classmethod
+    def _check_rate(cls, value: str) -> str:
+        try:
+            fits = parse_rate(value).amount > 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("should be a number of requests in a time, such as 60/minute or 1000/day")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trust_the_platform(cls, values: Any) -> Any:
+        # Heroku's router adds the caller's address, and nobody reaches a dyno but through it.
+        return {"RILL_TRUSTED_PROXIES": "1", **values} if "DYNO" in os.environ else values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.max_tokens > self.max_tokens_cap:
@@ -67,10 +99,18 @@ class Settings(BaseSettings):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
         return self
 
-    def allows_model(self, model: str) -> bool:
-        """Whether callers may ask for this model."""
-        allowed = self.models or (self.model,)
-        return "*" in allowed or model in allowed or model == self.model
+    def allowed_models(self) -> tuple[str, ...]:
+        """The models that callers may ask for by name; `*` stands for any."""
+        return tuple(dict.fromkeys((self.model, *self.models)))
+
+    def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
+        """The model and max_tokens to ask with, ours where the caller named none; raises Problem where not allowed."""
+        allowed = self.allowed_models()
+        if model is not None and model not in allowed and "*" not in allowed:
+            raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {', '.join(allowed)}.")
+        if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:
+            raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens_cap}.")
+        return model or self.model, max_tokens or self.max_tokens
 
 
 class BadSettings(Exception):

@@ -165,8 +165,8 @@ class _Body(HTTPSocketPoolResponse):
         self._watcher = loop.io(connection.fileno(), 1)
         self._timer = loop.timer(read_seconds, read_seconds)
         self._waiter: Waiter[object] | None = None
-        self._drained = False
         super().__init__(connection, pool=pool, block_size=READ_BYTES, method="POST")
+        self._drained = _is_drained(connection)
 
     def read(self) -> bytes | None:  # type: ignore[override]
         while not self._body_buffer:
@@ -200,8 +200,7 @@ class _Body(HTTPSocketPoolResponse):
 
     def _receive(self) -> None:
         data = self._sock.recv(READ_BYTES)
-        # OpenSSL hands out a record at a time, and may hold back the rest of one where no watcher sees it.
-        self._drained = len(data) < READ_BYTES and not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending())
+        self._drained = len(data) < READ_BYTES and _is_drained(self._sock)
         self.feed(data)
         if not data and not self.message_complete:
             raise HTTPConnectionClosed("The connection was closed in mid-body.")
@@ -220,6 +219,11 @@ class _Body(HTTPSocketPoolResponse):
     def _wake(self, why: object) -> None:
         if self._waiter is not None:
             self._waiter.switch(why)
+
+
+def _is_drained(connection: gevent.socket.socket) -> bool:
+    # OpenSSL hands out a record at a time, and may hold back the rest of one where no watcher sees it.
+    return not (isinstance(connection, ssl.SSLSocket) and connection.pending())
 
 
 class _PumpedBody:

@@ -5,10 +5,12 @@ events rebuild the whole message at every token, which costs seven times as much
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anthropic
@@ -40,6 +42,7 @@ class Upstream:
     """The Messages API at `base_url`, for `streams` answers at once; one for each worker, made after the fork."""
 
     def __init__(self, settings: Settings, base_url: str, streams: int) -> None:
+        self._secrets = [secret for secret in (settings.api_key, settings.auth_token) if secret]
         self._client = anthropic.Anthropic(
             api_key="offline" if settings.offline else settings.api_key,
             auth_token=None if settings.offline or settings.api_key else settings.auth_token,
@@ -64,7 +67,7 @@ class Upstream:
             except anthropic.APIError as error:
                 pause = _pause_before_retry(error, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
-                    raise _problem_of(error) from error
+                    raise self._problem_of(error) from error
                 log.info("upstream attempt %d failed (%s), next in %.1f s", attempt, type(error).__name__, pause)
             gevent.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
@@ -84,9 +87,26 @@ class Upstream:
                 raise error.__cause__ from None
             raise
 
+    def _problem_of(self, error: anthropic.APIError) -> Problem:
+        if isinstance(error, anthropic.APITimeoutError):
+            late = isinstance(error.__cause__, httpx2.ReadTimeout)
+            return Problem("upstream_timeout" if late else "upstream_unreachable")
+        if isinstance(error, anthropic.APIStatusError):
+            body = error.body if isinstance(error.body, dict) else {}
+            detail = body.get("error")
+            detail = detail if isinstance(detail, dict) else {}
+            message = detail.get("message")
+            message = message if isinstance(message, str) else ""
+            for secret in self._secrets:
+                message = message.replace(secret, "[key]")  # A relay may repeat what it was sent.
+            return upstream_problem(str(detail.get("type")), message or None, error.status_code, _retry_after(error))
+        return Problem(
+            "upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_failed"
+        )
+
 
 class Answer:
-    """One open answer: iterate it once for its events; `close` frees its connection at any moment."""
+    """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment."""
 
     def __init__(self, stream: anthropic.MessageStream[None]) -> None:
         self.request_id = stream.request_id
@@ -99,17 +119,17 @@ class Answer:
         """What the upstream has counted so far, in tokens."""
         return self._reader.usage
 
-    def __iter__(self) -> Iterator[Event]:
-        """Yields events as they come, Silence where it was nudged, and an End at last; raises Problem if none comes."""
+    def __iter__(self) -> Iterator[list[Event]]:
+        """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
         try:
             while not self._reader.ended:
                 data = self._body.read()
                 if data:
-                    yield from self._reader.feed(data)
+                    yield from self._one_read(self._reader.feed(data))
                 elif data is None:
-                    yield from self._reader.finish()
+                    yield from self._one_read(self._reader.finish())
                 else:
-                    yield Silence(working=False)
+                    yield [Silence(working=False)]
             self._await_terminator()
         except httpx2.TimeoutException as error:
             raise Problem("upstream_silent") from error
@@ -120,6 +140,17 @@ class Answer:
 
     def close(self) -> None:
         self._body.close()
+
+    def _one_read(self, events: Iterator[Event]) -> Iterator[list[Event]]:
+        """Gathers what one read brings, so that it leaves in one write, also where a Problem is what comes last."""
+        gathered: list[Event] = []
+        try:
+            gathered.extend(events)
+        except Problem:
+            if gathered:
+                yield gathered
+            raise
+        yield gathered
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
@@ -163,20 +194,10 @@ def _may_pass(error: anthropic.APIError) -> bool:
 
 
 def _retry_after(error: anthropic.APIStatusError) -> int | None:
+    """Seconds, of a number or a date: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
     value = error.response.headers.get("retry-after", "")
-    return int(value) if value.isascii() and value.isdigit() else None
-
-
-def _problem_of(error: anthropic.APIError) -> Problem:
-    if isinstance(error, anthropic.APITimeoutError):
-        return Problem(
-            "upstream_timeout" if isinstance(error.__cause__, httpx2.ReadTimeout) else "upstream_unreachable"
-        )
-    if isinstance(error, anthropic.APIStatusError):
-        body = error.body if isinstance(error.body, dict) else {}
-        detail = body.get("error")
-        detail = detail if isinstance(detail, dict) else {}
-        return upstream_problem(detail.get("type"), detail.get("message"), error.status_code, _retry_after(error))
-    if isinstance(error.__cause__, httpx2.ConnectError):
-        return Problem("upstream_unreachable")
-    return Problem("upstream_failed")
+    with suppress(ValueError, OverflowError):
+        return max(0, math.ceil(float(value)))
+    with suppress(ValueError):
+        return max(0, math.ceil(parsedate_to_datetime(value).timestamp() - time.time()))
+    return None

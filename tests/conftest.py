@@ -1,18 +1,11 @@
 """The fixtures: one real server for each module, and a fake upstream that every test scripts for itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from server import Rill
+from server import Rill, StartRill, rill_env
 from upstream import Upstream
-
-StartRill = Callable[..., Rill]
-
-
-def rill_env(upstream: Upstream) -> dict[str, str]:
-    """The environment of a server that is wired to the fake upstream."""
-    return {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": upstream.url, "RILL_MODELS": "*"}
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 15
@@ -45,7 +46,12 @@ class Rill:
     """`gunicorn wsgi:app`, running as a process group of its own while the context is entered."""
 
     def __init__(
-        self, env: Mapping[str, str], arguments: tuple[str, ...] = (), root: Path = ROOT, bind: bool = True
+        self,
+        env: Mapping[str, str],
+        arguments: tuple[str, ...] = (),
+        root: Path = ROOT,
+        bind: bool = True,
+        app: str = "wsgi:app",
     ) -> None:
         """`bind=False` names the port as a platform does, by PORT in the environment."""
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -53,6 +59,7 @@ class Rill:
         self.arguments = arguments
         self.root = root
         self.bind = bind
+        self.app = app
         self.port = 0
         self._stopped: Stopped | None = None
 
@@ -158,7 +165,7 @@ class Rill:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
         place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "wsgi:app", *place, *self.arguments],
+            [sys.executable, "-m", "gunicorn", self.app, *place, *self.arguments],
             cwd=self.root,
             env=self.env if self.bind else {**self.env, "PORT": str(self.port)},
             stdin=subprocess.DEVNULL,
@@ -362,3 +369,16 @@ class Conversation:
         while (end := self._inbox.find(b"\r\n")) < 0:
             self._receive()
         return self._take(end + 2)[:-2]
+
+
+StartRill = Callable[..., Rill]
+
+
+def rill_env(upstream: Upstream) -> dict[str, str]:
+    """The environment of a server that is wired to the fake upstream."""
+    return {
+        "ANTHROPIC_API_KEY": "sk-test-key",
+        "ANTHROPIC_BASE_URL": upstream.url,
+        "RILL_MODELS": "*",
+        "RILL_RATE": "1000000/minute",
+    }

@@ -57,7 +57,8 @@ def test_streamed_text_is_the_final_message_with_true_usage(client: anthropic.An
         text = "".join(stream.text_stream)
         message = stream.get_final_message()
     assert text == message.content[0].text
-    assert "offline model" in text and "Why is the sky blue?" in text
+    assert "offline model" in text
+    assert "Why is the sky blue?" in text
     assert (message.role, message.model) == ("assistant", "m")
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.usage.input_tokens == 7  # two words of system, five of prompt
@@ -216,9 +217,7 @@ def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(base_url: 
 
 def test_each_token_leaves_in_a_chunk_of_its_own(base_url: str) -> None:
     port, body = int(base_url.rpartition(":")[2]), json.dumps(question("tokens=40", stream=True))
-    head = (
-        f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
-    )
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(f"{head}\r\n\r\n{body}".encode())
         raw = connection.makefile("rb").read()

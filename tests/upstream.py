@@ -289,14 +289,17 @@ class Upstream:
         """Forget scripts, gates and records, and end the answers under way; `accepted` goes on counting."""
         with self._changed:
             ended, self._over = self._over, Signal()
-            busy = [answer.connection for answer in self.answers if not answer.ending]
+            busy = [answer for answer in self.answers if not answer.ending]
             self.connections = [each for each in self.connections if each.closed_at is None]
             self.requests, self.answers, self.faults = [], [], []
             self._queue.clear()
             self._default, self._gates, self._held = None, {}, {}
             self._threads = [thread for thread in self._threads if thread.is_alive()]
         ended.fire()
-        self.wait_until(lambda: all(each.closed_at for each in busy), "the end of the answers under way")
+        self.wait_until(
+            lambda: all(answer.ending == "sent" or answer.connection.closed_at for answer in busy),
+            "the end of the answers under way",
+        )
 
     # What the test asks
 

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.settings import Settings
-
-Prose = Annotated[str, Field(min_length=1)]
 
 
 class Message(BaseModel):
@@ -20,25 +18,34 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]] | None = None
     parts: list[dict[str, Any]] | None = None
 
-    def blocks(self) -> str | list[dict[str, Any]]:
+    def said(self) -> str | list[dict[str, Any]]:
         """What is said, as the Messages API takes it; of the AI SDK's parts that is the text."""
-        if self.parts is None:
+        if self.parts is None or self.role == "system":
             return self.content or ""
-        return "".join(str(part.get("text", "")) for part in self.parts if part.get("type") == "text")
+        return _join_texts(self.parts)
+
+    def text(self) -> str:
+        """The text of what is said."""
+        blocks = self.content or self.parts or ""
+        return blocks if isinstance(blocks, str) else _join_texts(blocks)
 
 
 class Question(BaseModel):
     """The fields of a request, from its query, its form or its JSON; further ones are ignored."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     q: str | None = None
+    message: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: list[Message] | None = None
     system: str | None = None
-    model: Prose | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
+    max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+# Where the prompt may be, and what else to say of a field than that it is wrong.
+PROMPT_FIELDS = ("q", "message", "prompt", "messages")
+SHOULD_BE = {"temperature": "should be a number from 0 to 1"}
 
 
 def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
@@ -85,40 +92,36 @@ def check_beginning(beginning: list[Event]) -> None:
 
 def _prompt_of(question: Question, settings: Settings) -> Prompt:
     messages, system = _messages_of(question)
-    model = question.model or settings.model
-    if not settings.allows_model(model):
-        allowed = ", ".join(dict.fromkeys((settings.model, *settings.models)))
-        raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {allowed}.")
-    max_tokens = question.max_tokens or settings.max_tokens
-    if max_tokens > settings.max_tokens_cap:
-        raise Problem("bad_request", f"max_tokens: should be from 1 to {settings.max_tokens_cap}.")
+    model, max_tokens = settings.check(question.model, question.max_tokens)
     options = {"system": question.system or system or settings.system, "temperature": question.temperature}
     return Prompt(model, max_tokens, messages, {name: value for name, value in options.items() if value is not None})
 
 
 def _messages_of(question: Question) -> tuple[list[dict[str, Any]], str | None]:
-    """The messages, and what those of the role `system` say."""
-    given = [name for name in ("q", "prompt", "messages") if getattr(question, name) is not None]
+    """The messages, and what those of the role `system` say; raises Problem where nothing is asked."""
+    given = [name for name in PROMPT_FIELDS if getattr(question, name) is not None]
     if len(given) != 1:
-        raise Problem(
-            "bad_request",
-            "Send one of q, prompt or messages: "
-            + ("found " + " and ".join(given) if given else "there is no prompt")
-            + ".",
-        )
+        found = f"found {' and '.join(given)}" if given else "there is no prompt"
+        raise Problem("bad_request", f"Send one of {', '.join(PROMPT_FIELDS)}: {found}.")
     if question.messages is None:
-        text = question.q if question.q is not None else question.prompt
-        if not text or not text.strip():
+        text = getattr(question, given[0])
+        if not text.strip():
             raise Problem("bad_request", f"{given[0]}: should not be empty.")
         return [{"role": "user", "content": text}], None
-    spoken = [(message.role, message.blocks()) for message in question.messages]
-    system = "\n\n".join(said for role, said in spoken if role == "system" and isinstance(said, str))
-    return [{"role": role, "content": said} for role, said in spoken if role != "system"], system or None
+    spoken = [message for message in question.messages if message.role != "system"]
+    if not spoken or not all(message.said() for message in spoken):
+        raise Problem("bad_request", "messages: should hold at least one of the user's, each with content or parts.")
+    system = "\n\n".join(message.text() for message in question.messages if message.role == "system")
+    return [{"role": message.role, "content": message.said()} for message in spoken], system or None
+
+
+def _join_texts(blocks: list[dict[str, Any]]) -> str:
+    return "".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
 
 
 def _bad_field(error: ValidationError) -> Problem:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
         return Problem("bad_request", f"The body should be JSON. {first['msg']}.")
-    return Problem("bad_request", f"{field or 'The body'}: {first['msg']}.")
+    field = ".".join(str(part) for part in first["loc"])
+    return Problem("bad_request", f"{field or 'The body'}: {SHOULD_BE.get(field, first['msg'])}.")

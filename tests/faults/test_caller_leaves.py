@@ -1,0 +1,172 @@
+"""A caller that leaves, at whatever moment and in whatever way, stops its answer: nobody pays for what nobody reads."""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+import requests
+import upstream as wire
+from server import Conversation, Rill, request_bytes
+from upstream import Upstream
+from witness import SSE, ask, logged, name_request, wait_until
+
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
+FLOW = (*BEGUN, *(step for _ in range(2000) for step in (wire.pause(0.005), wire.send(wire.text("more ")))))
+PHASES = {"text flows": FLOW, "silence": (*BEGUN, wire.silence()), "no headers": (wire.silence(),)}
+WAYS: dict[str, Callable[[Conversation], None]] = {"FIN": Conversation.close, "RST": Conversation.reset}
+
+
+def reach(phase: str, asked: Conversation, upstream: Upstream) -> None:
+    """Wait until the answer is in the phase, with everything read that has come."""
+    upstream.wait_for_requests(1)
+    if phase != "no headers":
+        assert asked.read_until(b"one ")
+    if phase == "text flows":
+        assert asked.read_until(b"more ")
+
+
+def assert_upstream_closed_once(upstream: Upstream) -> None:
+    upstream.wait_until_left()
+    upstream.wait_until(lambda: upstream.answers[0].connection.closed_at is not None, "the connection's end")
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dialect", ["text", "sse"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_leaving_closes_the_upstream_and_is_logged(
+    rill: Rill, upstream: Upstream, phase: str, dialect: str, way: str
+) -> None:
+    upstream.script(*PHASES[phase])
+    name = name_request()
+    asked = ask(rill, name, SSE if dialect == "sse" else {})
+    reach(phase, asked, upstream)
+    WAYS[way](asked)
+    assert_upstream_closed_once(upstream)
+    line = logged(rill, name)
+    assert (line["ending"], line["dialect"]) == ("client_gone", dialect)
+    assert line["status"] == (499 if phase == "no headers" else 200)
+
+
+@pytest.mark.parametrize("phase", ["text flows", "silence"])
+def test_a_library_that_closes_its_response_closes_the_upstream(rill: Rill, upstream: Upstream, phase: str) -> None:
+    upstream.script(*PHASES[phase])
+    name = name_request()
+    with requests.get(
+        f"{rill.url}/stream", {"q": "hello"}, headers={"X-Request-Id": name}, stream=True, timeout=10
+    ) as response:
+        assert next(response.iter_content(None)).startswith(b"one ")
+    assert_upstream_closed_once(upstream)
+    assert logged(rill, name)["ending"] == "client_gone"
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Upstream, phase: str) -> None:
+    upstream.script(*PHASES[phase])
+    name = name_request()
+    command = ["curl", "-sN", "-H", f"X-Request-Id: {name}", f"{rill.url}/stream?q=hello"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        assert curl.stdout
+        if phase == "no headers":
+            upstream.wait_for_requests(1)
+        else:
+            assert curl.stdout.read(4) == b"one "
+        curl.send_signal(signal.SIGINT)
+    assert_upstream_closed_once(upstream)
+    assert logged(rill, name)["ending"] == "client_gone"
+
+
+def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*PHASES["silence"])
+    name = name_request()
+    with ask(rill, name) as asked:
+        assert asked.read_until(b"one ")
+        asked.half_close()
+        assert_upstream_closed_once(upstream)
+        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+    assert logged(rill, name)["ending"] == "client_gone"
+
+
+def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.error(529, "overloaded_error", "Overloaded"))
+    name = name_request()
+    with ask(rill, name):
+        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].ending == "sent", "the refusal")
+    assert logged(rill, name, timeout=0.3)["ending"] == "client_gone"
+    time.sleep(1.5)  # longer than the pause would have been
+    assert len(upstream.requests) == 1
+
+
+def test_a_caller_that_has_read_done_may_close_at_once(rill: Rill, upstream: Upstream) -> None:
+    # The upstream's last chunk is not its last byte: an EventSource's code closes in between.
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("all"), wire.stop()), wire.silence())
+    name = name_request()
+    with ask(rill, name, SSE) as asked:
+        assert b"[DONE]" in asked.read_until(b"[DONE]")
+    line = logged(rill, name)
+    assert (line["ending"], line["stop_reason"]) == ("done", "end_turn")
+
+
+def test_a_caller_that_left_before_its_request_was_read_costs_nothing_further(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.silence())
+    names = [name_request() for _ in range(20)]
+    for name in names:
+        ask(rill, name).close()
+    endings = {logged(rill, name)["ending"] for name in names}
+    assert endings <= {"client_gone", "full"}
+    upstream.wait_until(lambda: all(each.ending == "left" for each in upstream.answers), "all to be closed")
+
+
+def cpu_seconds(rill: Rill) -> float:
+    (worker,) = rill.workers()
+    times = psutil.Process(worker.pid).cpu_times()
+    return times.user + times.system
+
+
+def test_a_pipelined_request_is_not_a_leaving_and_keeps_nobody_busy(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
+    upstream.script(*wire.answer("second"))
+    with ask(rill) as asked:
+        assert asked.read_until(b"one ")
+        asked.socket.sendall(request_bytes("GET", "/stream?q=again"))
+        before = cpu_seconds(rill)
+        time.sleep(1.5)
+        assert cpu_seconds(rill) - before < 0.2
+        upstream.open("rest")
+        assert (asked.read_rest(), asked.ended) == (b"two", "clean")
+        asked.ask(b"")  # its bytes are long there
+        assert (asked.read_rest(), asked.ended) == (b"second", "clean")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("waited", [0, 1.2])
+def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
+    rill: Rill, upstream: Upstream, way: str, waited: float
+) -> None:
+    upstream.script(*PHASES["silence"])
+    name = name_request()
+    asked = ask(rill, name)
+    assert asked.read_until(b"one ")
+    asked.socket.sendall(b"GET /healthz HTTP/1.1\r\n")
+    time.sleep(waited)
+    left_at = time.monotonic()
+    WAYS[way](asked)
+    assert upstream.wait_until_left() - left_at < 2
+    assert logged(rill, name)["ending"] == "client_gone"
+
+
+def test_of_two_callers_only_the_one_that_leaves_is_cut(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
+    with ask(rill) as stays:
+        assert stays.read_until(b"one ")
+        with ask(rill) as leaves:
+            assert leaves.read_until(b"one ")
+        upstream.wait_until(lambda: upstream.answers[1].ending == "left", "the second caller's leaving")
+        upstream.open("rest")
+        assert (stays.read_rest(), stays.ended) == (b"two", "clean")
+    wait_until(lambda: upstream.answers[0].ending == "sent", lambda: "the first answer did not end")

@@ -1,0 +1,67 @@
+"""Thousands of callers that leave at random moments leave nothing behind."""
+
+import contextlib
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import upstream as wire
+from server import Conversation, Rill, request_bytes
+from upstream import Answer, Step, Upstream
+from witness import ask, log_lines, unharmed, wait_until
+
+LEAVINGS, AT_ONCE, WHOLE = 3000, 24, 200
+LONGEST = 0.060
+ENV = {"RILL_STREAMS": "40"}
+
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
+MORE = wire.send(wire.text("more "))
+SCRIPTS: dict[str, tuple[Step, ...]] = {
+    "flow": (*BEGUN, *[step for _ in range(100) for step in (wire.pause(0.003), MORE)], wire.close()),
+    "silence": (*BEGUN, wire.silence()),
+    "late": (wire.pause(0.030), *BEGUN, wire.silence()),
+    "never": (wire.silence(),),
+    "short": tuple(wire.answer("all")),
+    "refusal": (wire.error(400, "invalid_request_error", "no"),),
+    "busy": (wire.error(529, "overloaded_error", "Overloaded"),),
+    "break": (*BEGUN, wire.pause(0.020), wire.reset()),
+}
+
+
+def play_what_is_asked(answer: Answer) -> None:
+    """Plays the script that the prompt names."""
+    for step in SCRIPTS.get(answer.request.json["messages"][0]["content"], SCRIPTS["short"]):
+        step(answer)
+
+
+def leave_somewhere(rill: Rill, seed: int) -> None:
+    """Ask for something, read or not, and leave at some moment in some way."""
+    chance = random.Random(seed)
+    asked = Conversation(rill.port, request_bytes("GET", f"/stream?q={chance.choice(list(SCRIPTS))}"))
+    time.sleep(chance.uniform(0, LONGEST))
+    if chance.random() < 0.3:
+        asked.socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            asked.socket.recv(65536)
+    if chance.random() < 0.1:
+        with contextlib.suppress(OSError):  # it may have been reset by now
+            asked.half_close()
+    asked.close() if chance.random() < 0.5 else asked.reset()
+
+
+@pytest.mark.timeout(120)
+def test_thousands_of_chaotic_leavings_leave_nothing_behind(service: Rill, upstream: Upstream) -> None:
+    with unharmed(service, upstream, streams=40):
+        upstream.always(play_what_is_asked)
+        with ThreadPoolExecutor(AT_ONCE) as callers:
+            for done in [callers.submit(leave_somewhere, service, seed) for seed in range(LEAVINGS)]:
+                done.result()
+        wait_until(lambda: all(each.ending for each in upstream.answers), lambda: "upstream answers go on", 20)
+        for _ in range(WHOLE):
+            with ask(service, q="short", headers={"Connection": "close"}) as asked:
+                assert (asked.status, asked.read_rest(), asked.ended) == (200, b"all", "clean")
+    endings = {line["ending"] for line in log_lines(service.output())}
+    assert {"client_gone", "done", "bad_request"} <= endings
+    assert "internal" not in endings
+    assert "internal_error" not in endings

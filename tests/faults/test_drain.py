@@ -1,0 +1,165 @@
+"""A server that is told to stop refuses new callers, lets open answers finish, and ends the rest truthfully."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import requests
+import upstream as wire
+from server import Conversation, Rill, request_bytes
+from upstream import Answer, Upstream
+from witness import SSE, ask, log_lines, probed, wait_until, wait_until_all_serve
+
+DRAIN = 3.0
+EXIT = DRAIN + 5.0
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
+FLOW = (
+    *BEGUN,
+    *(step for _ in range(3000) for step in (wire.pause(0.02), wire.send(wire.text("more ")))),
+    wire.close(),
+)
+SCRIPTS = {
+    "short": (*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end()),
+    "long": FLOW,
+    "silent": (*BEGUN, wire.silence()),
+    "unbegun": (wire.silence(),),
+    "big": (wire.head(), wire.send(wire.opening()), *[wire.send(wire.text("x" * 8000))] * 4000, wire.close()),
+}
+# The name of a stream -> what it asks for, its headers, its version of HTTP.
+STREAMS = {
+    "short-text": ("short", {}, "HTTP/1.1"),
+    "short-sse": ("short", SSE, "HTTP/1.1"),
+    "long-text": ("long", {}, "HTTP/1.1"),
+    "long-sse": ("long", SSE, "HTTP/1.1"),
+    "long-1.0": ("long", {}, "HTTP/1.0"),
+    "silent-text": ("silent", {}, "HTTP/1.1"),
+    "silent-sse": ("silent", SSE, "HTTP/1.1"),
+    "silent-1.0": ("silent", {}, "HTTP/1.0"),
+    "unbegun-text": ("unbegun", {}, "HTTP/1.1"),
+    "never-read": ("big", {}, "HTTP/1.1"),
+}
+ENDS = {"long-text": "cut", "silent-text": "cut", "long-1.0": "reset", "silent-1.0": "reset"}
+
+
+def play_what_is_asked(answer: Answer) -> None:
+    for step in SCRIPTS[answer.request.json["messages"][0]["content"]]:
+        step(answer)
+
+
+def begin(rill: Rill, upstream: Upstream, stack: ExitStack) -> dict[str, Conversation]:
+    """Open all the streams, and see each in the state that it is named for."""
+    upstream.always(play_what_is_asked)
+    opened = {}
+    for name, (q, headers, version) in STREAMS.items():
+        opened[name] = stack.enter_context(ask(rill, name, headers, q, version))
+        if name not in ("unbegun-text", "never-read"):
+            assert opened[name].read_until(b"one")
+    upstream.wait_for_requests(len(STREAMS))
+    return opened
+
+
+def see_new_callers_refused(rill: Rill) -> None:
+    def is_ready() -> bool:
+        with Conversation(rill.port, request_bytes("GET", "/readyz")) as asked:
+            return asked.status == 200
+
+    wait_until(lambda: not is_ready(), lambda: "still ready", timeout=1)
+    with ask(rill) as refused:
+        assert (refused.status, refused.headers["connection"].lower()) == (503, "close")
+        assert int(refused.headers["retry-after"]) >= 1
+        refused.read_rest()
+        assert refused.socket.recv(1) == b""
+    response = requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=10)
+    assert (response.status_code, response.headers["Connection"].lower()) == (503, "close")
+
+
+def see_the_ends(opened: dict[str, Conversation]) -> None:
+    for name, ended in ENDS.items():
+        opened[name].read_rest()
+        assert (name, opened[name].ended) == (name, ended)
+    for name in ("long-sse", "silent-sse"):
+        rest = opened[name].read_rest()
+        assert (name, opened[name].ended) == (name, "clean")
+        assert json.loads(rest.split(b"event: error\ndata: ")[1])["title"] == "draining"
+        assert b"[DONE]" not in rest
+    assert opened["unbegun-text"].status == 503
+
+
+def see_the_log(rill: Rill) -> None:
+    endings = {line["request_id"]: line["ending"] for line in log_lines(rill.output())}
+    assert {name: endings.get(name) for name in STREAMS} == {
+        name: {"short": "done", "unbegun": "draining"}.get(q, "shutdown") for name, (q, _, _) in STREAMS.items()
+    }
+    assert "SIGKILL" not in rill.output()
+    assert "Traceback" not in rill.output()
+
+
+SIGNALS = {"SIGTERM": (signal.SIGTERM, False), "SIGINT": (signal.SIGINT, False)}
+GROUP_SIGNALS = {"SIGTERM to all": (signal.SIGTERM, True), "SIGINT to all": (signal.SIGINT, True)}
+
+
+@pytest.mark.parametrize("how", [*SIGNALS, *GROUP_SIGNALS])
+def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream: Upstream, how: str) -> None:
+    number, everyone = {**SIGNALS, **GROUP_SIGNALS}[how]
+    env = {"RILL_DRAIN_SECONDS": str(DRAIN), "RILL_STREAMS": "50", "WEB_CONCURRENCY": "2"}
+    with probed(upstream.url, **env) as rill, ExitStack() as stack:
+        wait_until_all_serve(rill, 2)
+        idle = stack.enter_context(Conversation(rill.port, request_bytes("GET", "/healthz")))
+        assert (idle.status, idle.read_rest()) == (200, b"alive\n")
+        opened = begin(rill, upstream, stack)
+        begun = time.monotonic()
+        rill.signal(number, everyone)
+        assert idle.socket.recv(1) == b""
+        assert time.monotonic() - begun < 1
+        see_new_callers_refused(rill)
+        upstream.open("rest")
+        assert (opened["short-text"].read_rest(), opened["short-text"].ended) == (b"two", "clean")
+        assert b"[DONE]" in opened["short-sse"].read_rest()
+        see_the_ends(opened)
+        assert time.monotonic() - begun >= DRAIN
+        assert rill.wait() == 0
+        assert time.monotonic() - begun < EXIT
+        see_the_log(rill)
+        upstream.wait_until(lambda: all(each.ending in ("left", "sent") for each in upstream.answers), "their ends")
+
+
+def test_a_stop_without_answers_is_quick(upstream: Upstream, start: Callable[..., Rill]) -> None:
+    rill = start()
+    with Conversation(rill.port, request_bytes("GET", "/healthz")) as idle:
+        assert idle.read_rest() == b"alive\n"
+        stopped = rill.stop()
+    assert (stopped.exit_code, stopped.seconds < 5) == (0, True)
+
+
+def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[..., Rill]) -> None:
+    rill = start(RILL_DRAIN_SECONDS=str(DRAIN))
+    upstream.script(*SCRIPTS["short"])
+    with ask(rill, "twice") as asked:
+        assert asked.read_until(b"one ")
+        rill.signal(signal.SIGTERM)
+        time.sleep(0.5)
+        rill.signal(signal.SIGTERM, everyone=True)
+        time.sleep(0.5)
+        upstream.open("rest")
+        assert (asked.read_rest(), asked.ended) == (b"two", "clean")
+    assert rill.wait() == 0
+    assert [line["ending"] for line in log_lines(rill.output()) if line["request_id"] == "twice"] == ["done"]
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.9])
+def test_a_stop_while_a_worker_boots_is_quick_too(upstream: Upstream, start: Callable[..., Rill], delay: float) -> None:
+    rill = start()
+    (victim,) = rill.wait_for_workers(1)
+    victim.kill()
+    wait_until(lambda: [each.pid for each in rill.workers()] not in ([], [victim.pid]), rill.output)
+    time.sleep(delay)  # somewhere in its imports
+    begun = time.monotonic()
+    rill.signal(signal.SIGTERM)
+    assert rill.wait() == 0
+    assert time.monotonic() - begun < 6
+    # The victim's death alone is told.
+    assert rill.output().count("SIGKILL") == 1
+    assert "Traceback" not in rill.output()

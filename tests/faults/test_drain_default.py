@@ -1,0 +1,43 @@
+"""With nothing set, the whole server has stopped within 25 s of SIGTERM, whatever its callers do."""
+
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+from server import Rill
+from test_drain import FLOW, SCRIPTS
+from upstream import Answer, Upstream
+from witness import SSE, ask, log_lines, probed
+
+WITHIN = 25.0
+ASKED = {"flow": ({}, "HTTP/1.1"), "sse": (SSE, "HTTP/1.1"), "big": ({}, "HTTP/1.1"), "big-1.0": ({}, "HTTP/1.0")}
+
+
+def play_what_is_asked(answer: Answer) -> None:
+    prompt = answer.request.json["messages"][0]["content"]
+    for step in SCRIPTS["big"] if prompt.startswith("big") else FLOW:
+        step(answer)
+
+
+def open_all(rill: Rill, stack: ExitStack) -> None:
+    for name, (headers, version) in ASKED.items():
+        asked = stack.enter_context(ask(rill, name, headers, name, version))
+        assert asked.status == 200
+
+
+@pytest.mark.timeout(120)
+def test_answers_without_end_and_callers_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
+    upstream: Upstream,
+) -> None:
+    upstream.always(play_what_is_asked)
+    with probed(upstream.url) as rill, ExitStack() as stack:
+        open_all(rill, stack)
+        begun = time.monotonic()
+        rill.signal(signal.SIGTERM)
+        assert rill.wait() == 0
+        assert 19 < time.monotonic() - begun < WITHIN
+        endings = {line["request_id"]: line["ending"] for line in log_lines(rill.output())}
+        assert endings == dict.fromkeys(ASKED, "shutdown")
+        assert "SIGKILL" not in rill.output()
+        assert "Traceback" not in rill.output()

@@ -1,0 +1,81 @@
+"""Memory and descriptors after many answers are what they were after the first thousand."""
+
+import http.client
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import upstream as wire
+from server import Rill
+from upstream import Answer, Upstream
+from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
+
+FIRST, SHORT_FORM, FULL_FORM = 1_000, 3_000, 19_000
+CALLERS = 6
+MORE = 1.02
+ENV = {"RILL_STREAMS": "50", "RILL_RATE": "1000/second"}
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
+SCRIPTS = {
+    "whole": tuple(wire.answer("a few ", "words")),
+    "cut": (*BEGUN, wire.close()),
+    "gone": (*BEGUN, wire.silence()),
+    "refused": (wire.error(400, "invalid_request_error", "no"),),
+}
+# Of twenty answers, most are whole.
+MIX = ["whole"] * 16 + ["cut", "gone", "gone", "refused"]
+
+
+def play_what_is_asked(answer: Answer) -> None:
+    for step in SCRIPTS[answer.request.json["messages"][0]["content"]]:
+        step(answer)
+
+
+def ask_once(connection: http.client.HTTPConnection, number: int) -> None:
+    kind = MIX[number % len(MIX)]
+    connection.request("GET", f"/stream?q={kind}", headers=SSE if number % 2 else {})
+    response = connection.getresponse()
+    if kind == "whole":
+        assert b"words" in response.read()
+    elif kind == "refused":
+        assert (response.status, bool(response.read())) == (400, True)
+    else:
+        response.read1(4)
+        response.close()
+        connection.close()
+
+
+def ask_many(rill: Rill, upstream: Upstream, answers: int) -> None:
+    """Let some callers ask for so many answers in all, over kept connections."""
+
+    def ask_share(first: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", rill.port, timeout=20)
+        for number in range(first, answers, CALLERS):
+            ask_once(connection, number)
+        connection.close()
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        list(callers.map(ask_share, range(CALLERS)))
+    wait_until(lambda: all(each.ending for each in upstream.answers), lambda: "upstream answers go on")
+    upstream.clear()
+    upstream.always(play_what_is_asked)
+
+
+def memory(rill: Rill) -> int:
+    """Bytes that the worker has to itself."""
+    (worker,) = rill.workers()
+    return worker.memory_full_info().uss
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("further", [SHORT_FORM, pytest.param(FULL_FORM, marks=pytest.mark.soak)])
+def test_memory_and_descriptors_after_many_answers_are_those_after_the_first_thousand(
+    upstream: Upstream, service: Rill, further: int
+) -> None:
+    rest(service, upstream)
+    upstream.always(play_what_is_asked)
+    ask_many(service, upstream, FIRST)
+    before, held = read_gauges(service, upstream.port), memory(service)
+    for answers in itertools.repeat(1_000, further // 1_000):
+        ask_many(service, upstream, answers)
+    wait_for_rest(service, upstream, before)
+    assert memory(service) <= MORE * held

@@ -1,0 +1,39 @@
+"""The upstream's connection is closed within 50 ms of the caller's leaving, in every phase of an answer."""
+
+import time
+
+import pytest
+from server import Rill
+from test_caller_leaves import PHASES
+from upstream import Upstream
+from witness import ask
+
+LEAVINGS = 200
+BOUND = 0.050
+
+
+def leave_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> float:
+    """Seconds from a caller's leaving to the upstream's noticing it."""
+    asked = ask(rill)
+    upstream.wait_for_requests(number)
+    if phase != "no headers":
+        asked.read_until(b"more " if phase == "text flows" else b"one ")
+    left_at = time.monotonic()
+    asked.close() if number % 2 else asked.reset()
+    return upstream.wait_until_left() - left_at
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99) - 1]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_upstream_is_closed_within_50_ms_of_the_callers_leaving(rill: Rill, upstream: Upstream, phase: str) -> None:
+    measured = []
+    for _ in range(3):  # a busy machine may spoil a measurement, but not three
+        upstream.clear()
+        upstream.always(*PHASES[phase])
+        measured.append(p99([leave_once(rill, upstream, phase, number) for number in range(1, LEAVINGS + 1)]))
+        if measured[-1] < BOUND:
+            return
+    raise AssertionError(f"p99 of {LEAVINGS} leavings: {measured} s")

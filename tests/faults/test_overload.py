@@ -1,0 +1,89 @@
+"""One request more than the places is refused at once, and the streams in flight don't feel it."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+import requests
+import upstream as wire
+from server import Conversation, Rill
+from upstream import Upstream
+from witness import STREAMS, ask, logged, name_request
+
+BOUND = 0.100
+REFUSALS = 20
+FLOW = (
+    wire.head(), wire.send(wire.opening(), wire.text("one ")),
+    *(step for _ in range(6000) for step in (wire.pause(0.01), wire.send(wire.text("more ")))), wire.close(),
+)  # fmt: skip
+
+
+def refuse_once(rill: Rill) -> float:
+    """Seconds from one request too many to its refusal."""
+    name = name_request()
+    begun = time.monotonic()
+    with ask(rill, name, {"Connection": "close"}) as refused:
+        assert refused.status == 503
+        took = time.monotonic() - begun
+        assert int(refused.headers["retry-after"]) >= 1
+        assert b"places" in refused.read_rest()
+    line = logged(rill, name)
+    assert (line["status"], line["ending"]) == (503, "full")
+    return took
+
+
+def longest_gap(asked: Conversation, over: threading.Event, gaps: list[float]) -> None:
+    last, longest = time.monotonic(), 0.0
+    while not over.is_set():
+        assert asked.next_chunk()
+        now = time.monotonic()
+        last, longest = now, max(longest, now - last)
+    gaps.append(longest)
+
+
+def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
+    """The slowest of some refusals, and the longest gap that a stream in flight had meanwhile."""
+    over, gaps = threading.Event(), list[float]()
+    readers = [threading.Thread(target=longest_gap, args=(each, over, gaps)) for each in streams]
+    for each in readers:
+        each.start()
+    try:
+        slowest = max(refuse_once(rill) for _ in range(REFUSALS))
+    finally:
+        over.set()
+        for each in readers:
+            each.join()
+    assert len(gaps) == len(streams)
+    return slowest, max(gaps)
+
+
+def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(*FLOW)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(ask(rill)) for _ in range(STREAMS)]
+        for each in streams:
+            assert each.next_chunk().startswith(b"one ")
+        measured = []
+        for _ in range(3):  # a busy machine may spoil a measurement, but not three
+            measured.append(measure(rill, streams))
+            if max(measured[-1]) < BOUND:
+                break
+        assert max(measured[-1]) < BOUND, measured
+        assert len(upstream.requests) == STREAMS
+        with rill.ask("GET", "/readyz") as ready:
+            assert ready.status == 503
+        with rill.ask("GET", "/healthz") as alive:
+            assert alive.status == 200
+
+
+def test_a_place_that_was_left_can_be_taken_at_once(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.silence())
+    with ExitStack() as stack:
+        for _ in range(STREAMS - 1):
+            assert stack.enter_context(ask(rill)).next_chunk() == b"one "
+        with ask(rill) as last:
+            assert last.next_chunk() == b"one "
+            assert requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=10).status_code == 503
+        upstream.wait_until_left()
+        with ask(rill) as again:
+            assert again.next_chunk() == b"one "

@@ -1,0 +1,60 @@
+"""Silence of the upstream is told to a caller in events at least every 15 s, so that no proxy takes it for dead."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import upstream as wire
+from server import Rill
+from upstream import Answer, Step, Upstream
+from witness import SSE, ask, in_one_segment
+
+BOUND = 15.0
+WATCHED = 34.0
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one")))
+
+SILENCES: dict[str, Sequence[Step]] = {
+    "silence": (*BEGUN, wire.silence()),
+    # The first comment would come right after a ping that was too early to be told.
+    "one ping, then silence": (*BEGUN, wire.pause(4.7), wire.send(wire.ping()), wire.silence()),
+    "silence behind one segment": (in_one_segment(wire.opening()), wire.silence()),
+    "silence before the first text": (wire.head(), wire.send(wire.opening()), wire.pause(0.2), wire.silence()),
+    "thinking": (*BEGUN, *(step for _ in range(100) for step in (wire.pause(0.5), wire.send(wire.thinking("hm"))))),
+}
+
+
+def play_what_is_asked(answer: Answer) -> None:
+    for step in SILENCES[answer.request.json["messages"][0]["content"]]:
+        step(answer)
+
+
+def longest_gap(rill: Rill, which: str) -> float:
+    """The longest time without a byte, in seconds, while the answer is watched."""
+    with ask(rill, headers=SSE, q=which.replace(" ", "+"), timeout=WATCHED) as asked:
+        assert asked.status == 200
+        begun = last = time.monotonic()
+        longest = 0.0
+        while last < begun + WATCHED:
+            asked.socket.settimeout(max(0.1, begun + WATCHED - last))
+            try:
+                asked.next_chunk()
+            except TimeoutError:
+                return max(longest, time.monotonic() - last)
+            assert asked.ended is None
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        return longest
+
+
+@pytest.fixture(scope="module")
+def gaps(service: Rill, module_upstream: Upstream) -> dict[str, float]:
+    """The longest gaps in all those silences, watched at once."""
+    module_upstream.always(play_what_is_asked)
+    with ThreadPoolExecutor(len(SILENCES)) as callers:
+        watched = {which: callers.submit(longest_gap, service, which) for which in SILENCES}
+        return {which: each.result() for which, each in watched.items()}
+
+
+@pytest.mark.parametrize("which", SILENCES)
+def test_silence_is_told_at_least_every_15_seconds(gaps: dict[str, float], which: str) -> None:
+    assert 1 < gaps[which] <= BOUND

@@ -1,0 +1,70 @@
+"""A request that drips in is cut in its bound, and holds no place meanwhile."""
+
+import socket
+import time
+
+import pytest
+from server import Conversation, Rill, raw_request, request_bytes
+from upstream import Upstream
+from witness import probed, take_every_place, unharmed
+
+HEAD_SECONDS = 3
+BODY_SECONDS = 30  # of app.py
+# What may come on top of a bound, on a busy machine.
+LATE = 2.0
+
+
+def drip(connected: socket.socket, data: bytes, seconds: float) -> float:
+    """Send a byte a second until the other side ends or `seconds` are over; return when it ended (monotonic)."""
+    begun = time.monotonic()
+    connected.settimeout(1)
+    for each in data:
+        try:
+            connected.sendall(bytes([each]))
+            if not connected.recv(65536):
+                break
+        except TimeoutError:
+            pass
+        except OSError:
+            break
+        if time.monotonic() > begun + seconds:
+            raise AssertionError(f"still connected after {seconds:g} s")
+    return time.monotonic()
+
+
+def test_a_head_that_drips_in_is_cut_in_its_bound(upstream: Upstream) -> None:
+    # gunicorn.conf.py allows 95 s; the mechanism is the same.
+    with probed(upstream.url, "--keep-alive", str(HEAD_SECONDS)) as rill, unharmed(rill, upstream):
+        begun = time.monotonic()
+        with raw_request(rill.port, b"G") as connected:
+            ended = drip(connected, b"ET /stream?q=hello HTTP/1.1", 30)
+        assert HEAD_SECONDS - 1 < ended - begun < HEAD_SECONDS + LATE
+        assert upstream.requests == []
+
+
+@pytest.mark.timeout(120)
+def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Rill, upstream: Upstream) -> None:
+    with unharmed(service, upstream):
+        begun = time.monotonic()
+        head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
+        with Conversation(service.port, head, timeout=BODY_SECONDS + 10) as asked:
+            take_every_place(service, upstream)
+            upstream.clear()
+            while time.monotonic() < begun + BODY_SECONDS - 2:
+                asked.socket.sendall(b"x")
+                time.sleep(1)
+            assert asked.status == 408
+            assert BODY_SECONDS <= time.monotonic() - begun < BODY_SECONDS + LATE
+            asked.read_rest()
+            # Whoever goes on dripping after that is not listened to.
+            assert drip(asked.socket, b"x" * 10, 5) < begun + BODY_SECONDS + 5 + LATE
+        assert upstream.requests == []
+
+
+def test_a_body_that_breaks_off_costs_nothing(service: Rill, upstream: Upstream) -> None:
+    with unharmed(service, upstream):
+        head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
+        with Conversation(service.port, head + b"half a prompt") as asked:
+            asked.half_close()
+            assert asked.status == 400
+        assert upstream.requests == []

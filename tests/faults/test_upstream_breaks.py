@@ -1,0 +1,301 @@
+"""An upstream that refuses, breaks or babbles: a true status before the first byte, and never a clean end after it."""
+
+import json
+import shutil
+import subprocess
+import time
+from typing import NamedTuple
+
+import pytest
+import requests
+import upstream as wire
+from server import Rill
+from upstream import Step, Upstream
+from witness import SSE, ask, logged, name_request
+
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("read"))
+BROKEN_JSON = b'event: content_block_delta\ndata: {"type": "content_block_delta", \n\n'
+RETRIED = 3
+
+
+class Refusal(NamedTuple):
+    """How the upstream refuses -> what the caller and the log are told, after how many requests."""
+
+    step: Step
+    status: int
+    ending: str
+    requests: int = 1
+    retry_after: str | None = None
+
+
+REFUSALS = {
+    "400": Refusal(wire.error(400, "invalid_request_error", "max_tokens: 9 is odd"), 400, "bad_request"),
+    "401": Refusal(wire.error(401, "authentication_error", "invalid x-api-key"), 502, "upstream_refused"),
+    "403": Refusal(wire.error(403, "permission_error", "not your model"), 502, "upstream_refused"),
+    "404": Refusal(wire.error(404, "not_found_error", "model: nothing"), 502, "upstream_refused"),
+    "413": Refusal(wire.error(413, "request_too_large", "too large"), 413, "too_large"),
+    "429": Refusal(wire.error(429, "rate_limit_error", "slow"), 429, "upstream_rate_limited", RETRIED, "1"),
+    "500": Refusal(wire.error(500, "api_error", "oh"), 502, "upstream_failed", RETRIED),
+    "502": Refusal(wire.status(502), 502, "upstream_failed", RETRIED),
+    "503": Refusal(wire.status(503), 503, "upstream_overloaded", RETRIED, "1"),
+    "529": Refusal(wire.error(529, "overloaded_error", "Overloaded"), 503, "upstream_overloaded", RETRIED, "1"),
+    "400 in HTML": Refusal(wire.status(400, {"Content-Type": "text/html"}, b"<h1>no"), 400, "bad_request"),
+    "502 in HTML": Refusal(
+        wire.status(502, {"Content-Type": "text/html"}, b"<html>Bad Gateway"), 502, "upstream_failed", RETRIED
+    ),
+    "200 in HTML": Refusal(
+        wire.status(200, {"Content-Type": "text/html"}, b"<html><p>Log in"), 502, "upstream_truncated"
+    ),
+    "200 in JSON": Refusal(
+        wire.status(200, {"Content-Type": "application/json"}, b'{"ok": true}'), 502, "upstream_truncated"
+    ),
+    "429 for an hour": Refusal(
+        wire.error(429, "rate_limit_error", "slow", {"Retry-After": "3600"}), 429, "upstream_rate_limited", 1, "3600"
+    ),
+    "529 for an hour": Refusal(
+        wire.error(529, "overloaded_error", "later", {"Retry-After": "3600"}), 503, "upstream_overloaded", 1, "3600"
+    ),
+    "not HTTP": Refusal(wire.raw(b"220 smtp.example ESMTP\r\n\r\n"), 502, "upstream_failed", RETRIED),
+}
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+def test_a_refusal_is_a_true_status_in_few_words(rill: Rill, upstream: Upstream, how: str) -> None:
+    refusal = REFUSALS[how]
+    upstream.always(refusal.step)
+    name = name_request()
+    response = requests.get(f"{rill.url}/stream", {"q": "hello"}, headers={"X-Request-Id": name}, timeout=10)
+    assert response.status_code == refusal.status
+    assert response.headers["Content-Type"].startswith("text/plain")
+    assert response.headers.get("Retry-After") == refusal.retry_after
+    assert "<" not in response.text
+    assert "key" not in response.text or refusal.ending == "upstream_refused"
+    assert ("max_tokens: 9 is odd" in response.text) == (how == "400")
+    line = logged(rill, name)
+    assert (line["status"], line["ending"], line["bytes"]) == (refusal.status, refusal.ending, 0)
+    assert len(upstream.requests) == refusal.requests
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(rill: Rill, upstream: Upstream, code: int) -> None:
+    with Upstream() as elsewhere:
+        elsewhere.always(*wire.answer("stolen"))
+        upstream.script(wire.status(code, {"Location": f"{elsewhere.url}/v1/messages"}))
+        name = name_request()
+        with ask(rill, name) as asked:
+            assert asked.status == 502
+        assert elsewhere.accepted == 0
+    assert logged(rill, name)["ending"] == "upstream_failed"
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_upstream_that_hangs_up_on_every_request_is_a_502(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.always({"close": wire.close(), "reset": wire.reset()}[how])
+    name = name_request()
+    with ask(rill, name) as asked:
+        assert asked.status == 502
+    assert logged(rill, name)["ending"] == "upstream_failed"
+    # Each attempt may go out once more, if its connection had served before: never once for every kept connection.
+    assert RETRIED <= len(upstream.requests) <= 2 * RETRIED
+
+
+def test_an_upstream_that_recovers_in_time_is_not_noticed(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.error(529, "overloaded_error", "Overloaded"))
+    upstream.script(*wire.answer("here"))
+    with ask(rill) as asked:
+        assert (asked.status, asked.read_rest(), asked.ended) == (200, b"here", "clean")
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
+def test_an_error_event_before_the_answer_is_a_true_status(
+    rill: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.stream_error()), wire.end())
+    name = name_request()
+    with ask(rill, name, headers) as asked:
+        assert (asked.status, asked.headers["retry-after"]) == (503, "1")
+    assert logged(rill, name)["ending"] == "upstream_overloaded"
+
+
+def test_an_error_event_before_the_first_text_is_a_true_status(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error("api_error", "oh")), wire.end())
+    with ask(rill) as asked:
+        assert asked.status == 502
+
+
+class Break(NamedTuple):
+    """How an answer breaks after its first text -> its ending in the log, the problem that a framed answer names."""
+
+    steps: tuple[Step, ...]
+    ending: str
+    problem: str
+
+
+BREAKS = {
+    "reset": Break((wire.reset(),), "upstream_error", "upstream_failed"),
+    "closed in mid-body": Break((wire.close(),), "truncated", "upstream_truncated"),
+    "ended without message_stop": Break((wire.end(),), "truncated", "upstream_truncated"),
+    "ended in mid-event": Break((wire.send(wire.text("lost")[:-5]), wire.end()), "truncated", "upstream_truncated"),
+    "error event": Break((wire.send(wire.stream_error()), wire.end()), "upstream_error", "upstream_overloaded"),
+    "unknown error event": Break(
+        (wire.send(wire.stream_error("new_error", "secret")), wire.silence()), "upstream_error", "upstream_failed"
+    ),
+    "broken JSON": Break((wire.send(BROKEN_JSON), wire.silence()), "upstream_error", "upstream_failed"),
+    "no object": Break((wire.send(b"data: [1, 2]\n\n"), wire.silence()), "upstream_error", "upstream_failed"),
+    "not a chunk": Break((wire.raw(b"zz\r\n"), wire.silence()), "truncated", "upstream_truncated"),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*BEGUN, *BREAKS[how].steps)
+    name = name_request()
+    with ask(rill, name) as asked:
+        assert asked.next_chunk() == b"one "
+        upstream.open("read")
+        asked.read_rest()
+        assert asked.ended == "cut"
+    assert (logged(rill, name)["ending"], len(upstream.requests)) == (BREAKS[how].ending, 1)
+    upstream.wait_until(lambda: upstream.answers[0].ending in ("left", "cut", "sent"), "the connection's end")
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*BEGUN, *BREAKS[how].steps)
+    name = name_request()
+    with ask(rill, name, SSE) as asked:
+        assert b"one" in asked.read_until(b"one")
+        upstream.open("read")
+        rest, ended = asked.read_rest(), asked.ended
+    assert ended == "clean"
+    assert b"[DONE]" not in rest
+    assert b"secret" not in rest
+    last = rest.rstrip().split(b"\n\n")[-1]
+    assert b"event: error\n" in last
+    assert json.loads(last.split(b"data: ")[1])["title"] == BREAKS[how].problem
+    assert logged(rill, name)["ending"] == BREAKS[how].ending
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_answer_to_http_1_0_is_reset(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*BEGUN, *BREAKS[how].steps)
+    name = name_request()
+    with ask(rill, name, version="HTTP/1.0") as asked:
+        assert asked.next_chunk() == b"one "
+        upstream.open("read")
+        asked.read_rest()
+        assert asked.ended == "reset"
+    assert logged(rill, name)["ending"] == BREAKS[how].ending
+
+
+@pytest.mark.parametrize("how", ["reset", "ended without message_stop", "error event"])
+def test_a_library_raises_at_a_broken_answer(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*BEGUN, *BREAKS[how].steps)
+    with requests.get(f"{rill.url}/stream", {"q": "hello"}, stream=True, timeout=10) as response:
+        pieces = response.iter_content(None)
+        assert next(pieces) == b"one "
+        upstream.open("read")
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            next(pieces)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize(("option", "exit_code"), [("--http1.1", 18), ("--http1.0", 56)])
+def test_curl_fails_at_a_broken_answer(rill: Rill, upstream: Upstream, option: str, exit_code: int) -> None:
+    upstream.script(*BEGUN[:-1], wire.pause(0.1), wire.end())
+    command = ["curl", "-sN", option, f"{rill.url}/stream?q=hello"]
+    done = subprocess.run(command, capture_output=True, timeout=10, check=False)
+    assert (done.stdout, done.returncode) == (b"one ", exit_code)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_what_came_before_the_cut_is_delivered_to_one_who_reads_late(
+    rill: Rill, upstream: Upstream, version: str
+) -> None:
+    pieces = [wire.send(wire.text("x" * 1000)) for _ in range(60)]
+    upstream.script(wire.head(), wire.send(wire.opening()), *pieces, wire.close())
+    name = name_request()
+    with ask(rill, name, version=version) as asked:
+        assert logged(rill, name)["ending"] == "truncated"
+        time.sleep(0.2)
+        assert asked.read_rest() == b"x" * 60_000
+        assert asked.ended == ("cut" if version == "HTTP/1.1" else "reset")
+
+
+def test_an_http_1_0_caller_that_leaves_before_its_reset_crashes_nothing(rill: Rill, upstream: Upstream) -> None:
+    # More than the caller's window takes, so that the reset waits for what is still to be sent.
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.gate("read"), wire.close())
+    name = name_request()
+    with ask(rill, name, version="HTTP/1.0") as asked:
+        assert asked.status == 200
+        upstream.wait_at_gate("read")
+        got = 0
+        while got < 250_000:
+            got += len(asked.next_chunk())
+        upstream.open("read")
+        upstream.wait_until(lambda: upstream.answers[0].ending == "cut", "the cut")
+        time.sleep(0.1)
+    assert logged(rill, name)["ending"] in ("truncated", "client_gone")
+
+
+# What is odd, but no break
+
+ODD_TEXTS = {
+    "line ends": "a\rb\nc\r\nd\0e\u2028f\u2029g\u0085h\x0bi\x0cj",
+    "a lone surrogate": "a\ufffdb",
+    "an emoji": "a😀b",
+    "broken UTF-8": "a\ufffdb",
+}
+ODD_EVENTS = {
+    "line ends": (wire.text(ODD_TEXTS["line ends"]),),
+    "a lone surrogate": (wire.text("a\ud83db"),),
+    "an emoji": (wire.text("a\ud83d"), wire.text("\ude00b")),
+    "broken UTF-8": (wire.text("aXb").replace(b"X", b"\xff"),),
+}
+
+
+@pytest.mark.parametrize("what", ODD_TEXTS)
+def test_odd_text_arrives_as_it_was_meant(rill: Rill, upstream: Upstream, what: str) -> None:
+    sends = [wire.send(each) for each in ODD_EVENTS[what]]
+    upstream.script(wire.head(), wire.send(wire.opening()), *sends, wire.send(wire.stop()), wire.end())
+    with ask(rill) as asked:
+        assert (asked.read_rest().decode(), asked.ended) == (ODD_TEXTS[what], "clean")
+
+
+@pytest.mark.parametrize("what", ODD_TEXTS)
+def test_odd_text_in_events_loses_nothing_but_the_kind_of_a_line_end(rill: Rill, upstream: Upstream, what: str) -> None:
+    sends = [wire.send(each) for each in ODD_EVENTS[what]]
+    upstream.script(wire.head(), wire.send(wire.opening()), *sends, wire.send(wire.stop()), wire.end())
+    with ask(rill, headers=SSE) as asked:
+        events = asked.read_rest().decode().split("\n\n")
+    texts = [
+        "\n".join(line.removeprefix("data: ") for line in event.split("\n") if line.startswith("data: "))
+        for event in events
+        if "event: " not in event and "[DONE]" not in event and "data: " in event
+    ]
+    assert "".join(texts) == ODD_TEXTS[what].replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_wrong_block_index_loses_no_text(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(
+        wire.head(), wire.send(wire.opening(), wire.text("a", 7), wire.text("b", -1), wire.stop()), wire.end()
+    )
+    with ask(rill) as asked:
+        assert (asked.read_rest(), asked.ended) == (b"ab", "clean")
+
+
+@pytest.mark.parametrize("megabytes", [10, 20])
+def test_a_line_of_ten_megabytes_arrives_and_one_of_twenty_is_cut(
+    rill: Rill, upstream: Upstream, megabytes: int
+) -> None:
+    size = megabytes * 1_000_000
+    upstream.script(*BEGUN, wire.send(wire.text("x" * size)), wire.send(wire.stop()), wire.end())
+    name = name_request()
+    with ask(rill, name) as asked:
+        assert asked.next_chunk() == b"one "
+        upstream.open("read")
+        got = len(asked.read_rest())
+        assert (got, asked.ended) == ((size, "clean") if megabytes == 10 else (0, "cut"))
+    assert logged(rill, name)["ending"] == ("done" if megabytes == 10 else "upstream_error")

@@ -1,0 +1,128 @@
+"""An upstream that says nothing, or nothing of worth, is left in its time: pings are no work, thinking is."""
+
+import json
+import time
+
+import pytest
+import requests
+import upstream as wire
+from server import Rill
+from upstream import Step, Upstream
+from witness import SSE, ask, in_one_segment, logged, name_request
+
+FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
+# How much later than due an ending may be told, on a busy machine.
+LATE = 1.0
+ENV = {"RILL_FIRST_EVENT_SECONDS": "1", "RILL_IDLE_SECONDS": "1.5", "RILL_TOTAL_SECONDS": "4"}
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
+
+
+def repeated(event: bytes, seconds: float, times: int = 1000) -> list[Step]:
+    return [step for _ in range(times) for step in (wire.pause(seconds), wire.send(event))]
+
+
+NOTHING = {
+    "before its headers": (wire.silence(),),
+    "after its headers": (wire.head(), wire.silence()),
+    "but pings after its headers": (wire.head(), *repeated(wire.ping(), 0.2)),
+}
+
+
+@pytest.mark.parametrize("when", NOTHING)
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
+def test_silence_instead_of_an_answer_is_a_504_in_time(
+    rill: Rill, upstream: Upstream, headers: dict[str, str], when: str
+) -> None:
+    upstream.script(*NOTHING[when])
+    name = name_request()
+    begun = time.monotonic()
+    with ask(rill, name, headers) as asked:
+        assert asked.status == 504
+    assert FIRST <= time.monotonic() - begun < FIRST + LATE
+    assert logged(rill, name)["ending"] == "upstream_timeout"
+    upstream.wait_until_left(0.5)
+    assert len(upstream.requests) == 1
+
+
+DEAD = {
+    "silence in mid-answer": ((*BEGUN, wire.silence()), b"one "),
+    "pings for ever": ((*BEGUN, *repeated(wire.ping(), 0.2)), b"one "),
+    "silence before the first text": ((wire.head(), wire.send(wire.opening()), wire.silence()), b""),
+    "silence behind a head and a start in one segment": ((in_one_segment(wire.opening()), wire.silence()), b""),
+    "pings before the first text": ((wire.head(), wire.send(wire.opening()), *repeated(wire.ping(), 0.2)), b""),
+}
+
+
+@pytest.mark.parametrize("how", DEAD)
+def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstream, how: str) -> None:
+    steps, text = DEAD[how]
+    upstream.script(*steps)
+    name = name_request()
+    begun = time.monotonic()
+    with ask(rill, name) as asked:
+        assert asked.status == 200
+        assert (asked.read_rest(), asked.ended) == (text, "cut")
+    assert IDLE <= time.monotonic() - begun < IDLE + LATE
+    assert logged(rill, name)["ending"] == "idle_timeout"
+    upstream.wait_until_left(0.5)
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("how", DEAD)
+def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*DEAD[how][0])
+    name = name_request()
+    with ask(rill, name, SSE) as asked:
+        got = asked.read_rest()
+        assert asked.ended == "clean"
+    assert b"[DONE]" not in got
+    assert json.loads(got.split(b"event: error\ndata: ")[1])["title"] == "upstream_silent"
+    assert logged(rill, name)["ending"] == "idle_timeout"
+    upstream.wait_until_left(0.5)
+
+
+def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
+    thoughts = repeated(wire.thinking("hm"), 0.3, times=9)
+    upstream.script(
+        wire.head(), wire.send(wire.start(), wire.block_start(0, "thinking")), *thoughts,
+        wire.send(wire.block_stop(), wire.block_start(1), wire.text("so", 1), wire.stop()), wire.end(),
+    )  # fmt: skip
+    name = name_request()
+    with ask(rill, name) as asked:
+        assert (asked.read_rest(), asked.ended) == (b"so", "clean")
+    line = logged(rill, name)
+    assert line["ending"] == "done"
+    assert line["duration_ms"] > 1000 * IDLE
+
+
+@pytest.mark.parametrize("event", [wire.text("more "), wire.thinking("hm")], ids=["text", "thinking"])
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
+def test_an_answer_without_end_ends_in_all(
+    rill: Rill, upstream: Upstream, headers: dict[str, str], event: bytes
+) -> None:
+    upstream.script(*BEGUN, *repeated(event, 0.1))
+    name = name_request()
+    begun = time.monotonic()
+    with ask(rill, name, headers) as asked:
+        got = asked.read_rest()
+        assert asked.ended == ("clean" if headers else "cut")
+    assert TOTAL <= time.monotonic() - begun < TOTAL + LATE
+    assert b"[DONE]" not in got
+    assert (b'"title": "too_long"' in got) == bool(headers)
+    assert logged(rill, name)["ending"] == "total_timeout"
+    upstream.wait_until_left(0.5)
+
+
+def test_a_library_raises_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, wire.silence())
+    with requests.get(f"{rill.url}/stream", {"q": "hello"}, stream=True, timeout=10) as response:
+        pieces = response.iter_content(None)
+        assert next(pieces) == b"one "
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            next(pieces)
+
+
+def test_http_1_0_sees_a_reset_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, wire.silence())
+    with ask(rill, version="HTTP/1.0") as asked:
+        assert (asked.read_rest(), asked.ended) == (b"one ", "reset")

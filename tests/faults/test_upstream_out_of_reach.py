@@ -1,0 +1,91 @@
+"""An upstream that cannot be reached is a 502 in time, and nothing of the prompt goes to a stranger."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import upstream as wire
+from server import Rill
+from upstream import Upstream
+from witness import ask, logged, name_request, read_gauges, wait_until
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file with a key and a certificate that it signed itself, for 127.0.0.1."""
+    if not shutil.which("openssl"):
+        pytest.skip("the openssl command makes the certificate")
+    made = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
+    return made
+
+
+@pytest.fixture(scope="module")
+def stranger(certificate: Path) -> Iterator[Upstream]:
+    """An upstream over TLS whose certificate nobody has vouched for."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with Upstream(tls=tls) as running:
+        running.always(*wire.answer("Hello"))
+        yield running
+
+
+def assert_out_of_reach(rill: Rill, port: int) -> None:
+    """Every ask is a 502 that names no address, and a failed one leaves nothing open."""
+    assert requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=25).status_code == 502
+    before = read_gauges(rill, port)
+    for _ in range(2):
+        name = name_request()
+        with ask(rill, name, {"Connection": "close"}, timeout=25) as asked:
+            assert asked.status == 502
+            assert asked.read_rest() == b"The model's API cannot be reached. Try again later.\n"
+        line = logged(rill, name)
+        assert (line["status"], line["ending"]) == (502, "upstream_unreachable")
+    wait_until(
+        lambda: all(now <= then for now, then in zip(read_gauges(rill, port), before, strict=True)),
+        lambda: f"{read_gauges(rill, port)} is not back at {before}",
+    )
+    assert "Traceback" not in rill.output()
+
+
+def test_a_port_where_nobody_listens_is_a_502(start: Callable[..., Rill]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    assert_out_of_reach(start(url=f"http://127.0.0.1:{port}"), port)
+
+
+def test_a_name_that_does_not_resolve_is_a_502(start: Callable[..., Rill]) -> None:
+    assert_out_of_reach(start(url="http://messages.invalid:9"), 9)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_a_502_and_gets_no_prompt(
+    start: Callable[..., Rill], stranger: Upstream
+) -> None:
+    assert_out_of_reach(start(url=stranger.url), stranger.port)
+    assert stranger.accepted > 0
+    assert stranger.requests == []
+
+
+def test_a_certificate_for_another_name_is_a_502_and_gets_no_prompt(
+    start: Callable[..., Rill], stranger: Upstream, certificate: Path
+) -> None:
+    url = f"https://localhost:{stranger.port}"
+    assert_out_of_reach(start(url=url, SSL_CERT_FILE=str(certificate)), stranger.port)
+    assert stranger.requests == []
+
+
+def test_a_certificate_that_is_vouched_for_is_served(
+    start: Callable[..., Rill], stranger: Upstream, certificate: Path
+) -> None:
+    with ask(start(url=stranger.url, SSL_CERT_FILE=str(certificate))) as asked:
+        assert (asked.read_rest(), asked.ended) == (b"Hello", "clean")
+    stranger.clear()
+    stranger.always(*wire.answer("Hello"))

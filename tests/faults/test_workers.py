@@ -1,0 +1,104 @@
+"""A worker that dies takes only its own streams with it, and its successor serves within 2 s."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import psutil
+import upstream as wire
+from server import Conversation, Rill
+from upstream import Upstream
+from witness import ask, wait_until, wait_until_all_serve
+
+EACH = 3
+BOUND = 2.0
+SCRIPT = (
+    wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("rest"),
+    wire.send(wire.text("two"), wire.stop()), wire.end(),
+)  # fmt: skip
+
+
+def callers_of(worker: psutil.Process, rill: Rill) -> set[int]:
+    """The ports of the callers that are connected to a worker."""
+    return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr and each.laddr.port == rill.port}
+
+
+def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:
+    """Open streams until each worker has some."""
+    streams: list[Conversation] = []
+    for _ in range(100):
+        streams.append(stack.enter_context(ask(rill)))
+        assert streams[-1].read_until(b"one ") == b"one "
+        if all(len(callers_of(worker, rill)) >= EACH for worker in rill.workers()):
+            return streams
+    raise AssertionError("one worker got all the streams")
+
+
+def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> float:
+    """Seconds from `begun` until a worker that is none of the `old` answers."""
+
+    def is_served() -> bool:
+        with rill.ask("GET", "/__probe", {"Connection": "close"}) as asked:
+            return json.loads(asked.read_rest())["pid"] not in old
+
+    wait_until(is_served, rill.output, timeout=15)
+    return time.monotonic() - begun
+
+
+def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
+    rill = start(WEB_CONCURRENCY="2", RILL_STREAMS="200")
+    wait_until_all_serve(rill, 2)
+    victim, other = rill.wait_for_workers(2)
+    upstream.always(*SCRIPT)
+    with ExitStack() as stack:
+        streams = open_streams(rill, stack)
+        lost = callers_of(victim, rill)
+        kept = callers_of(other, rill)
+        victim.kill()
+        for each in streams:
+            if each.socket.getsockname()[1] in lost:
+                assert each.read_rest() == b""
+                assert each.ended in ("cut", "reset")
+        endings = upstream.answers
+        upstream.wait_until(lambda: sum(each.ending == "left" for each in endings) == len(lost), "its upstream's end")
+        upstream.open("rest")
+        for each in streams:
+            if each.socket.getsockname()[1] in kept:
+                assert (each.read_rest(), each.ended) == (b"two", "clean")
+        assert len(lost) + len(kept) == len(streams)
+        assert len(upstream.requests) == len(streams)
+    wait_until_all_serve(rill, 2)
+
+
+def test_a_killed_workers_successor_serves_within_two_seconds(upstream: Upstream, start: Callable[..., Rill]) -> None:
+    rill = start(WEB_CONCURRENCY="2")
+    measured = []
+    for _ in range(5):  # a busy machine may spoil a measurement, but not five
+        wait_until_all_serve(rill, 2)
+        victim, other = rill.wait_for_workers(2)
+        begun = time.monotonic()
+        victim.kill()
+        measured.append(seconds_until_served_by_another(rill, {victim.pid, other.pid}, begun))
+        if measured[-1] < BOUND:
+            return
+    raise AssertionError(f"served after {measured} s")
+
+
+def test_a_killed_only_worker_is_replaced_and_callers_wait_for_no_more_than_that(
+    upstream: Upstream, start: Callable[..., Rill]
+) -> None:
+    rill = start()
+    upstream.always(*wire.answer("here"))
+    measured = []
+    for _ in range(5):
+        (victim,) = rill.wait_for_workers(1)
+        begun = time.monotonic()
+        victim.kill()
+        victim.wait(5)
+        with ask(rill) as asked:  # its connection waits in the listener's queue
+            assert (asked.read_rest(), asked.ended) == (b"here", "clean")
+        measured.append(time.monotonic() - begun)
+        if measured[-1] < BOUND:
+            return
+    raise AssertionError(f"served after {measured} s")

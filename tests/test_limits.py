@@ -1,0 +1,115 @@
+"""How much, how often, how many at once."""
+
+import time
+from collections import deque
+from contextlib import ExitStack, suppress
+from itertools import repeat
+
+import pytest
+
+from rill.limits import Places, Rate
+from rill.problems import Problem
+
+
+@pytest.mark.parametrize(("rate", "times"), [("1/minute", 1), ("3/minute", 3), ("60/minute", 60), ("5 per hour", 5)])
+def test_a_caller_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, times: int) -> None:
+    counted = Rate(rate)
+    for _ in range(times):
+        counted.count("alice")
+    with pytest.raises(Problem) as refused:
+        counted.count("alice")
+    assert refused.value.status == 429
+
+
+@pytest.mark.parametrize(("rate", "longest"), [("1/minute", 60), ("2/hour", 3600), ("1/day", 86400)])
+def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) -> None:
+    counted = Rate(rate)
+    for _ in range(int(rate[0])):
+        counted.count("alice")
+    with pytest.raises(Problem) as refused:
+        counted.count("alice")
+    assert refused.value.retry_after is not None
+    assert 1 <= refused.value.retry_after <= longest
+    assert rate[0] in refused.value.detail
+    assert rate.partition("/")[2] in refused.value.detail
+
+
+def test_who_comes_back_when_told_to_is_let_in() -> None:
+    counted = Rate("5/second")
+    with suppress(Problem):
+        deque(map(counted.count, repeat("alice")), maxlen=0)
+    with pytest.raises(Problem) as refused:
+        deque(map(counted.count, repeat("alice")), maxlen=0)
+    assert refused.value.retry_after == 1
+    time.sleep(refused.value.retry_after)  # pacing: what is awaited is the very passing of this time
+    counted.count("alice")
+
+
+def test_each_caller_is_counted_apart() -> None:
+    counted = Rate("1/minute")
+    counted.count("alice")
+    counted.count("bob")
+    with pytest.raises(Problem):
+        counted.count("alice")
+
+
+def test_a_refused_request_is_not_counted_again() -> None:
+    counted = Rate("2/second")
+    for _ in range(1000):
+        with suppress(Problem):
+            counted.count("alice")
+    time.sleep(2.1)  # pacing: as long as two windows last
+    counted.count("alice")
+
+
+def test_a_great_many_callers_are_each_counted() -> None:
+    counted = Rate("1/hour")
+    for number in range(3000):
+        counted.count(f"caller {number}")
+    for number in range(0, 3000, 500):
+        with pytest.raises(Problem):
+            counted.count(f"caller {number}")
+
+
+def test_no_more_answers_at_once_than_there_are_places() -> None:
+    places = Places(total=2, per_caller=2)
+    with places.take("alice"), places.take("bob"):
+        with pytest.raises(Problem) as refused, places.take("carol"):
+            pass
+        assert (refused.value.status, refused.value.retry_after) == (503, 1)
+        with pytest.raises(Problem):
+            places.check_free()
+    places.check_free()
+
+
+def test_no_more_answers_at_once_for_one_caller_than_its_share() -> None:
+    places = Places(total=10, per_caller=2)
+    with places.take("alice"), places.take("alice"):
+        with pytest.raises(Problem) as refused, places.take("alice"):
+            pass
+        assert (refused.value.status, refused.value.retry_after) == (429, 1)
+        assert "2" in refused.value.detail
+        with places.take("bob"):
+            places.check_free()
+
+
+def test_a_place_is_free_again_however_its_answer_ended() -> None:
+    places = Places(total=1, per_caller=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), places.take("alice"):
+            raise ZeroDivisionError
+    with places.take("alice"):
+        pass
+    with ExitStack() as held:
+        held.enter_context(places.take("alice"))
+    places.check_free()
+
+
+def test_a_refused_place_takes_none() -> None:
+    places = Places(total=2, per_caller=1)
+    with places.take("alice"):
+        for _ in range(5):
+            with pytest.raises(Problem), places.take("alice"):
+                pass
+        with places.take("bob"):
+            pass

@@ -1,0 +1,139 @@
+"""What can go wrong is one table, and what the upstream calls an error maps onto it."""
+
+import pytest
+
+from rill.problems import KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem, upstream_problem
+
+STATUSES = {
+    "bad_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "prefetch": 403,
+    "not_found": 404,
+    "wrong_method": 405,
+    "too_large": 413,
+    "wrong_type": 415,
+    "refused": 422,
+    "rate_limited": 429,
+    "upstream_rate_limited": 429,
+    "upstream_refused": 502,
+    "upstream_failed": 502,
+    "upstream_unreachable": 502,
+    "full": 503,
+    "draining": 503,
+    "upstream_overloaded": 503,
+    "upstream_timeout": 504,
+}
+
+
+@pytest.mark.parametrize(("name", "status"), STATUSES.items())
+def test_each_cause_has_its_true_status(name: str, status: int) -> None:
+    assert Problem(name).status == status
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_problem_says_something_to_its_caller_in_one_line(name: str) -> None:
+    problem = Problem(name)
+    assert 400 <= problem.status <= 599
+    assert problem.type
+    assert problem.detail.endswith(".")
+    assert "\n" not in problem.detail
+    assert str(problem) == problem.detail
+    assert problem.retry_after is None
+
+
+def test_closer_words_replace_those_of_the_table() -> None:
+    problem = Problem("bad_request", "q: should not be empty.", retry_after=3)
+    assert problem.detail == str(problem) == "q: should not be empty."
+    assert problem.retry_after == 3
+
+
+def test_a_problem_is_written_as_rfc_9457_says() -> None:
+    assert Problem("full").as_json() == {
+        "type": "about:blank",
+        "title": "full",
+        "status": 503,
+        "detail": "All places for answers are taken. Try again in a moment.",
+    }
+
+
+def test_an_unknown_name_is_a_mistake_of_ours() -> None:
+    with pytest.raises(KeyError):
+        Problem("no_such_problem")
+
+
+@pytest.mark.parametrize("name", sorted({*UPSTREAM_TYPES.values(), *UPSTREAM_STATUSES.values()}))
+def test_the_upstreams_errors_map_onto_the_table(name: str) -> None:
+    assert name in KINDS
+
+
+@pytest.mark.parametrize(
+    ("type", "status", "ours"),
+    [
+        ("invalid_request_error", 400, 400),
+        ("authentication_error", 401, 502),
+        ("permission_error", 403, 502),
+        ("billing_error", 402, 502),
+        ("not_found_error", 404, 502),
+        ("request_too_large", 413, 413),
+        ("rate_limit_error", 429, 429),
+        ("api_error", 500, 502),
+        ("overloaded_error", 529, 503),
+        ("timeout_error", 504, 504),
+        # An error event in mid-stream has a type only, and comes with 200.
+        ("overloaded_error", None, 503),
+        ("overloaded_error", 200, 503),
+        ("rate_limit_error", None, 429),
+        ("api_error", None, 502),
+        ("brand_new_error", None, 502),
+        # A relay's error may have a status only.
+        (None, 400, 400),
+        (None, 401, 502),
+        (None, 403, 502),
+        (None, 404, 502),
+        (None, 413, 413),
+        (None, 422, 400),
+        (None, 429, 429),
+        (None, 500, 502),
+        (None, 502, 502),
+        (None, 503, 503),
+        (None, 504, 504),
+        (None, 529, 503),
+        (None, 307, 502),
+        (None, 418, 502),
+        ("brand_new_error", 429, 429),
+        (None, None, 502),
+    ],
+)
+def test_each_upstream_error_is_told_with_a_true_status(type: str | None, status: int | None, ours: int) -> None:
+    assert upstream_problem(type, "its words", status).status == ours
+
+
+@pytest.mark.parametrize("type", ["invalid_request_error", "request_too_large"])
+def test_what_the_caller_can_mend_is_told_in_the_upstreams_words(type: str) -> None:
+    assert upstream_problem(type, "messages.0: roles must alternate").detail == "messages.0: roles must alternate"
+
+
+@pytest.mark.parametrize("type", [*sorted({*UPSTREAM_TYPES} - {"invalid_request_error", "request_too_large"}), None])
+def test_what_it_cannot_mend_never_shows_the_upstreams_words(type: str | None) -> None:
+    assert "sk-ant" not in upstream_problem(type, "invalid x-api-key sk-ant-123", 500).detail
+
+
+def test_an_upstream_without_words_leaves_those_of_the_table() -> None:
+    assert upstream_problem("invalid_request_error", None).detail == KINDS["bad_request"].words
+
+
+@pytest.mark.parametrize(
+    ("type", "sent", "told"),
+    [
+        ("rate_limit_error", 3600, 3600),
+        ("rate_limit_error", 0, 0),
+        ("rate_limit_error", None, 1),
+        ("overloaded_error", 7, 7),
+        ("overloaded_error", None, 1),
+        ("api_error", None, None),
+        ("invalid_request_error", None, None),
+    ],
+)
+def test_waiting_is_advised_wherever_it_helps(type: str, sent: int | None, told: int | None) -> None:
+    assert upstream_problem(type, None, None, sent).retry_after == told

@@ -1,0 +1,228 @@
+"""What is asked arrives at the upstream exactly as it was meant, whichever way it was sent."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, quote_plus, urlencode
+
+import pytest
+import upstream as wire
+from server import Rill
+from upstream import Upstream
+
+StartRill = Callable[..., Rill]
+
+PROMPT = "你好 小溪。 🌊👩‍👩‍👧 a&b=c+d 100%25 #1; \"quoted\" 'single' \\n naïve\nsecond line\r\n\tthird <line>\n"
+DEFAULTS = {"model": "claude-sonnet-5-5", "max_tokens": 4096, "stream": True}
+OPTIONS = {"system": "只说中文 & be brief\n+ calm", "model": "claude-opus-5", "max_tokens": 77, "temperature": 0.25}
+BOUNDARY = "----a-boundary"
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """The real server, without a rate that a whole module of requests would meet."""
+    env = {
+        "ANTHROPIC_API_KEY": "sk-test-key",
+        "ANTHROPIC_BASE_URL": module_upstream.url,
+        "RILL_MODELS": "*",
+        "RILL_RATE": "100000/minute",
+    }
+    with Rill(env) as running:
+        yield running
+
+
+class Asked(NamedTuple):
+    """A request as a client sends it."""
+
+    method: str
+    path: str
+    media_type: str | None = None
+    body: bytes = b""
+
+
+def by_json(fields: object, ascii_only: bool = False) -> Asked:
+    body = json.dumps(fields, ensure_ascii=ascii_only).encode()
+    return Asked("POST", "/stream", "application/json", body)
+
+
+def by_form(fields: Mapping[str, object]) -> Asked:
+    return Asked("POST", "/stream", "application/x-www-form-urlencoded", urlencode(fields).encode())
+
+
+def by_multipart(fields: Mapping[str, object]) -> Asked:
+    part = '--{}\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    body = "".join(part.format(BOUNDARY, name, value) for name, value in fields.items()) + f"--{BOUNDARY}--\r\n"
+    return Asked("POST", "/stream", f"multipart/form-data; boundary={BOUNDARY}", body.encode())
+
+
+def by_text(options: Mapping[str, object]) -> Asked:
+    return Asked("POST", f"/stream?{urlencode(options)}", "text/plain; charset=utf-8", PROMPT.encode())
+
+
+def parts(text: str) -> list[dict[str, str]]:
+    """A message of the AI SDK, with parts beside its text that are not said."""
+    middle = len(text) // 2
+    return [
+        {"type": "step-start"},
+        {"type": "text", "text": text[:middle]},
+        {"type": "text", "text": text[middle:], "state": "done"},
+    ]
+
+
+def receive(service: Rill, upstream: Upstream, asked: Asked) -> Any:
+    """Send the request, and return the JSON that the one upstream request of it brought."""
+    upstream.script(*wire.answer("ok"))
+    headers = {"Content-Type": asked.media_type} if asked.media_type else {}
+    with service.ask(asked.method, asked.path, headers, asked.body) as told:
+        assert (told.status, told.read_rest()) == (200, b"ok")
+    (request,) = upstream.requests
+    return request.json
+
+
+WAYS = {
+    "query": Asked("GET", f"/stream?q={quote_plus(PROMPT)}"),
+    "query, spaces as %20": Asked("GET", f"/stream?q={quote(PROMPT, safe='')}"),
+    "query named prompt": Asked("GET", f"/stream?{urlencode({'prompt': PROMPT})}"),
+    "text/plain": by_text({}),
+    "no media type": Asked("POST", "/stream", None, PROMPT.encode()),
+    "urlencoded form": by_form({"q": PROMPT}),
+    "multipart form": by_multipart({"q": PROMPT}),
+    "JSON q": by_json({"q": PROMPT}),
+    "JSON q, escaped": by_json({"q": PROMPT}, ascii_only=True),
+    "JSON prompt": by_json({"prompt": PROMPT}),
+    "JSON messages": by_json({"messages": [{"role": "user", "content": PROMPT}]}),
+    "JSON messages of the AI SDK": by_json({"messages": [{"id": "m1", "role": "user", "parts": parts(PROMPT)}]}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prompt_arrives_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+    sent = receive(service, upstream, WAYS[way])
+    assert sent == {**DEFAULTS, "messages": [{"role": "user", "content": PROMPT}]}
+
+
+CURL = {
+    "query": ["--get", "--data-urlencode", f"q={PROMPT}"],
+    "urlencoded form": ["--data-urlencode", f"q={PROMPT}"],
+    "multipart form": ["--form-string", f"q={PROMPT}"],
+    "JSON": ["--json", json.dumps({"q": PROMPT})],
+    "text": ["--header", "Content-Type: text/plain", "--data-binary", PROMPT],
+}
+
+
+@pytest.mark.parametrize("way", CURL)
+def test_curl_sends_a_prompt_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+    upstream.script(*wire.answer("ok"))
+    command = ["curl", "--silent", "--fail", "--max-time", "10", *CURL[way], f"{service.url}/stream"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"ok"
+    assert upstream.requests[0].json["messages"] == [{"role": "user", "content": PROMPT}]
+
+
+def test_the_message_of_chat_stream_arrives_exactly_as_meant(service: Rill, upstream: Upstream) -> None:
+    upstream.script(*wire.answer("ok"))
+    with service.ask("GET", f"/chat/stream?{urlencode({'message': PROMPT, **OPTIONS})}") as told:
+        assert told.status == 200
+        told.read_rest()
+    expected = {**DEFAULTS, **OPTIONS, "messages": [{"role": "user", "content": PROMPT}]}
+    assert upstream.requests[0].json == expected
+
+
+def test_content_blocks_of_the_messages_api_arrive_as_they_are(service: Rill, upstream: Upstream) -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+    blocks = [image, {"type": "text", "text": PROMPT, "cache_control": {"type": "ephemeral"}}]
+    messages = [{"role": "user", "content": blocks}]
+    assert receive(service, upstream, by_json({"messages": messages}))["messages"] == messages
+
+
+def test_a_conversation_arrives_in_its_order(service: Rill, upstream: Upstream) -> None:
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
+        {"role": "user", "content": PROMPT},
+    ]
+    assert receive(service, upstream, by_json({"messages": messages}))["messages"] == messages
+
+
+def test_a_conversation_of_the_ai_sdk_arrives_in_its_order(service: Rill, upstream: Upstream) -> None:
+    said = [("user", "one"), ("assistant", "two"), ("user", PROMPT)]
+    chat = {
+        "id": "chat-1",
+        "messages": [{"id": f"m-{text[:3]}", "role": role, "parts": parts(text)} for role, text in said],
+        "trigger": "submit-message",
+        "messageId": "m-2",
+    }
+    sent = receive(service, upstream, by_json(chat))
+    assert sent == {**DEFAULTS, "messages": [{"role": role, "content": text} for role, text in said]}
+
+
+SYSTEM_MESSAGES = {
+    "string": {"role": "system", "content": PROMPT},
+    "blocks": {"role": "system", "content": [{"type": "text", "text": PROMPT}]},
+    "parts": {"role": "system", "parts": [{"type": "text", "text": PROMPT}]},
+}
+
+
+@pytest.mark.parametrize("shape", SYSTEM_MESSAGES)
+def test_a_message_of_the_role_system_is_the_system_prompt(service: Rill, upstream: Upstream, shape: str) -> None:
+    hello = {"role": "user", "content": "hello"}
+    sent = receive(service, upstream, by_json({"messages": [SYSTEM_MESSAGES[shape], hello]}))
+    assert (sent.get("system"), sent["messages"]) == (PROMPT, [hello])
+
+
+WITH_OPTIONS = {
+    "query": Asked("GET", f"/stream?{urlencode({'q': PROMPT, **OPTIONS})}"),
+    "text/plain with a query": by_text(OPTIONS),
+    "urlencoded form": by_form({"q": PROMPT, **OPTIONS}),
+    "form with a query": by_form({"q": PROMPT})._replace(path=f"/stream?{urlencode(OPTIONS)}"),
+    "multipart form": by_multipart({"q": PROMPT, **OPTIONS}),
+    "JSON": by_json({"q": PROMPT, **OPTIONS}),
+    "JSON messages": by_json({"messages": [{"role": "user", "content": PROMPT}], **OPTIONS}),
+}
+
+
+@pytest.mark.parametrize("way", WITH_OPTIONS)
+def test_options_reach_the_upstream(service: Rill, upstream: Upstream, way: str) -> None:
+    sent = receive(service, upstream, WITH_OPTIONS[way])
+    assert sent == {**DEFAULTS, **OPTIONS, "messages": [{"role": "user", "content": PROMPT}]}
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("temperature", 1), ("max_tokens", 1)])
+def test_an_option_at_its_bound_reaches_the_upstream(
+    service: Rill, upstream: Upstream, name: str, value: float
+) -> None:
+    assert receive(service, upstream, by_json({"q": "hi", name: value}))[name] == value
+
+
+def test_unknown_fields_are_ignored(service: Rill, upstream: Upstream) -> None:
+    unknown = {"q": "hi", "stream": False, "tools": [{"name": "x"}], "user": {"id": 1}, "max_token": 3}
+    expected = {**DEFAULTS, "messages": [{"role": "user", "content": "hi"}]}
+    assert receive(service, upstream, by_json(unknown)) == expected
+
+
+@pytest.mark.parametrize("asked", [Asked("GET", "/stream?q=hi&utm=1&stream=0"), by_form({"q": "hi", "x": "1"})])
+def test_unknown_fields_of_queries_and_forms_are_ignored(service: Rill, upstream: Upstream, asked: Asked) -> None:
+    expected = {**DEFAULTS, "messages": [{"role": "user", "content": "hi"}]}
+    assert receive(service, upstream, asked) == expected
+
+
+def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
+    own = {"system": "Sei kurz. 短く。", "model": "claude-haiku-5", "max_tokens": 123}
+    service = start_rill(RILL_SYSTEM=own["system"], RILL_MODEL=own["model"], RILL_MAX_TOKENS="123")
+    messages = [{"role": "user", "content": "hi"}]
+    assert receive(service, upstream, by_json({"q": "hi"})) == {"stream": True, **own, "messages": messages}
+    upstream.clear()
+    asked = by_json({"q": "hi", **OPTIONS})
+    assert receive(service, upstream, asked) == {"stream": True, **OPTIONS, "messages": messages}
+
+
+def test_the_upstream_is_asked_by_the_official_sdk(service: Rill, upstream: Upstream) -> None:
+    receive(service, upstream, Asked("GET", "/stream?q=hi"))
+    (request,) = upstream.requests
+    assert (request.method, request.path.split("?")[0]) == ("POST", "/v1/messages")
+    assert request.headers["user-agent"].startswith("Anthropic/Python ")
+    assert request.headers["x-stainless-stream-helper"] == "messages"  # as client.messages.stream sends it
+    assert "anthropic-version" in request.headers
+    assert "sk-test-key" in (request.headers.get("x-api-key", "") + request.headers.get("authorization", ""))

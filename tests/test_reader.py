@@ -1,0 +1,462 @@
+"""The reader gives the same answer however the upstream's bytes are cut, and never breaks but by a Problem."""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anthropic
+import pytest
+import upstream as wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from upstream import Upstream
+
+from rill.events import End, Event, Silence, Start, Text
+from rill.problems import Problem
+from rill.reader import MAX_EVENT_BYTES, Reader
+
+OURS = sorted((Path(__file__).parent / "recorded").glob("*.sse"))
+SHARED = Path(__file__).parents[2] / "shared" / "recorded"
+SHARED_NAMES = [
+    "basic_response.txt",
+    "compaction_response.txt",
+    "fallback_credit_response.txt",
+    "fallback_response.txt",
+    "incomplete_partial_json_response.txt",
+    "refusal_response.txt",
+    "stream-a-refusal.sse",
+    "stream-a-toolrefusal.sse",
+    "stream-b-fallback.sse",
+    "tool_use_response.txt",
+]
+RECORDINGS = [*OURS, *sorted({SHARED / name for name in SHARED_NAMES} | set(SHARED.glob("*")))]
+every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
+
+MEGABYTE = 1024 * 1024
+LONE_SURROGATE = wire.text("\ud83d")
+BROKEN_UTF8 = wire.text("caf?").replace(b"?", b"\xe9")
+WHOLE = wire.opening() + wire.text("Hi, ") + wire.text("there") + wire.block_stop() + wire.stop()
+
+
+class Outcome(NamedTuple):
+    """What an answer comes to, however it was cut."""
+
+    text: str
+    start: Start | None
+    end: End | None
+    problem: str | None
+    detail: str | None
+
+
+def take_all(pieces: Iterable[bytes]) -> tuple[list[Event], Problem | None]:
+    """Every event of an upstream that sends the pieces and closes, and the Problem that cut them short."""
+    reader = Reader()
+    events: list[Event] = []
+    try:
+        for piece in pieces:
+            events.extend(reader.feed(piece))
+            if reader.ended:
+                return events, None  # Whoever reads an answer leaves at its end.
+        events.extend(reader.finish())
+    except Problem as problem:
+        return events, problem
+    return events, None
+
+
+def read(*pieces: bytes) -> Outcome:
+    events, problem = take_all(pieces)
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    starts = [event for event in events if isinstance(event, Start)]
+    ends = [event for event in events if isinstance(event, End)]
+    assert len(starts) <= 1
+    assert len(ends) <= 1
+    assert all(event.text for event in events if isinstance(event, Text))
+    text.encode()  # always possible
+    start, end = starts[0] if starts else None, ends[0] if ends else None
+    return Outcome(text, start, end, problem and problem.name, problem and problem.detail)
+
+
+def cut(data: bytes, points: Iterable[int]) -> list[bytes]:
+    return [data[begin:end] for begin, end in pairwise([0, *sorted(points), len(data)])]
+
+
+def bytes_of(recording: Path) -> bytes:
+    if not recording.exists():
+        pytest.skip(f"{recording.name} is not at hand")
+    return recording.read_bytes()
+
+
+def deltas_of(data: bytes) -> str:
+    """The text of a recording in LF lines, by json alone; a surrogate that stays alone is U+FFFD."""
+    messages = [json.loads(line[5:]) for line in data.split(b"\n") if line.startswith(b"data:")]
+    deltas = [message["delta"] for message in messages if message["type"] == "content_block_delta"]
+    text = "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# However it is cut
+
+
+@every_recording
+def test_a_recording_gives_its_deltas_its_model_and_its_end(recording: Path) -> None:
+    data = bytes_of(recording)
+    outcome = read(data)
+    assert outcome.text == deltas_of(data)
+    assert outcome.start is not None
+    assert f'"model":"{outcome.start.model}"'.encode() in data
+    assert (outcome.end is None) == (outcome.problem is not None) == (recording.name == "error_event.sse")
+
+
+@pytest.mark.parametrize("name", wire.expected())
+def test_a_recording_of_ours_gives_what_is_expected_of_it(name: str) -> None:
+    outcome, expected = read(wire.recorded(name)), wire.expected()[name]
+    assert outcome.text == expected["text"]
+    assert (outcome.end.stop_reason if outcome.end else None) == expected["stop_reason"]
+    assert outcome.problem == (None if expected["ending"] == "done" else "upstream_overloaded")
+
+
+@every_recording
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_every_size_of_read_gives_the_same_answer(recording: Path, line_end: bytes) -> None:
+    data = bytes_of(recording)
+    whole = read(data)
+    data = data.replace(b"\n", line_end)
+    sizes = range(1, len(data) + 1) if len(data) < 2600 and line_end == b"\n" else range(1, 80)
+    for size in sizes:
+        assert read(*cut(data, range(size, len(data), size))) == whole, f"in reads of {size}"
+
+
+@every_recording
+def test_every_single_cut_gives_the_same_answer(recording: Path) -> None:
+    data = bytes_of(recording).replace(b"\n", b"\r\n")
+    whole = read(data)
+    for point in range(0, len(data), 1 if len(data) < 2600 else 7):
+        assert read(data[:point], data[point:]) == whole, f"cut at {point}"
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_random_cuts_give_the_same_answer(data: st.DataObject) -> None:
+    recording = data.draw(st.sampled_from([path for path in RECORDINGS if path.exists()]))
+    line_end = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    stream = recording.read_bytes().replace(b"\n", line_end)
+    points = data.draw(st.lists(st.integers(0, len(stream)), max_size=40))
+    assert read(*cut(stream, points)) == read(recording.read_bytes())
+
+
+FAULTY = {
+    "broken JSON": WHOLE[:-30] + b'data: {"type":\n\n',
+    "an error event": wire.opening() + wire.text("Hi") + wire.stream_error() + wire.text("never"),
+    "a cut": wire.opening() + wire.text("Hi") + wire.text("there"),
+    "a cut within an event": wire.opening() + wire.text("Hi") + wire.text("there")[:40],
+    "lone surrogates": WHOLE[: -len(wire.stop())] + LONE_SURROGATE * 3 + wire.text("\ude00") + wire.stop(),
+    "a surrogate at the cut": wire.opening() + LONE_SURROGATE,
+    "broken UTF-8": wire.opening() + BROKEN_UTF8 + wire.stop(),
+    "not an object": wire.opening() + wire.text("Hi") + b"data: [1]\n\n",
+    "more after the end": WHOLE + wire.text("never"),
+    "a mark after the end": WHOLE + b"data: [DONE]\n\n",
+    "an error after the end": WHOLE + wire.stream_error(),
+}
+
+
+@pytest.mark.parametrize("stream", FAULTY.values(), ids=FAULTY)
+def test_every_cut_of_a_faulty_stream_gives_the_same_answer(stream: bytes) -> None:
+    whole = read(stream)
+    for size in range(1, len(stream)):
+        assert read(*cut(stream, range(size, len(stream), size))) == whole, f"in reads of {size}"
+
+
+@given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=[]), min_size=1), max_size=8), data=st.data())
+@settings(deadline=None, max_examples=100)
+def test_any_text_in_any_deltas_arrives_whole(texts: list[str], data: st.DataObject) -> None:
+    stream = wire.opening() + b"".join(map(wire.text, texts)) + wire.block_stop() + wire.stop()
+    points = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
+    said = "".join(texts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert read(*cut(stream, points)).text == said
+
+
+# Lines
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_an_event_may_spread_its_data_over_lines(line_end: bytes) -> None:
+    lines = b'data: {"type": "content_block_delta",\ndata:"delta": {"type": "text_delta",\ndata: "text": "Hi"}}\n\n'
+    assert read((wire.start() + lines + wire.stop()).replace(b"\n", line_end)).text == "Hi"
+
+
+def test_comments_other_fields_and_a_space_less_colon_are_understood() -> None:
+    odd = b": hello\nid: 7\nretry: 10\nno colon\n\n" + wire.text("Hi").replace(b"data: ", b"data:")
+    assert read(wire.start(), odd, wire.stop()).text == "Hi"
+
+
+def test_an_event_with_empty_data_is_none() -> None:
+    outcome = read(wire.start() + b"data:\n\nevent: ping\ndata: \n\n" + wire.text("Hi") + wire.stop())
+    assert (outcome.text, outcome.problem) == ("Hi", None)
+
+
+def test_the_last_line_may_lack_its_end() -> None:
+    assert read(WHOLE.rstrip(b"\n")) == read(WHOLE)
+
+
+def test_line_separators_within_the_text_split_nothing() -> None:
+    said = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh\ri\nj"
+    assert read(wire.start(), wire.text(said), wire.stop()).text == said
+
+
+def test_a_line_of_ten_megabytes_in_pieces_arrives_whole() -> None:
+    said = "x" * (10 * MEGABYTE)
+    data = wire.start() + wire.text(said) + wire.stop()
+    assert read(*cut(data, range(4096, len(data), 4096))).text == said
+
+
+def test_a_line_over_the_bound_is_a_problem() -> None:
+    pieces = [b"data: ", *[b"x" * MEGABYTE] * (MAX_EVENT_BYTES // MEGABYTE + 1)]
+    reader = Reader()
+    with pytest.raises(Problem, match="failed"):
+        deque(chain.from_iterable(map(reader.feed, pieces)))
+
+
+def test_an_event_of_many_lines_over_the_bound_is_a_problem() -> None:
+    lines = [b"data: " + b" " * MEGABYTE + b"\n"] * (MAX_EVENT_BYTES // MEGABYTE + 1)
+    reader = Reader()
+    with pytest.raises(Problem, match="failed"):
+        deque(chain.from_iterable(map(reader.feed, lines)))
+
+
+# Text that JSON can say and UTF-8 cannot
+
+
+def test_a_pair_split_over_deltas_and_reads_is_one_character() -> None:
+    pieces = [wire.start(), wire.text("a\ud83d"), wire.ping(), wire.text("\ude00b"), wire.stop()]
+    assert read(*pieces).text == read(b"".join(pieces)).text == "a😀b"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "text"),
+    [
+        (["\ud83d"], "\ufffd"),
+        (["a\ude00"], "a\ufffd"),
+        (["\ude00", "\ud83d"], "\ufffd\ufffd"),
+        (["\ud83d", "\ud83d", "\ude00"], "\ufffd😀"),
+        (["a\ud83d", "b"], "a\ufffdb"),
+        (["\ud83d", "😀"], "\ufffd😀"),
+    ],
+)
+def test_a_surrogate_that_stays_alone_is_a_replacement_character(deltas: list[str], text: str) -> None:
+    pieces = [wire.start(), *map(wire.text, deltas), wire.stop()]
+    assert read(*pieces).text == read(b"".join(pieces)).text == text
+
+
+def test_broken_utf8_becomes_replacement_characters_and_breaks_nothing() -> None:
+    outcome = read(wire.start(), BROKEN_UTF8, wire.text(" au lait"), wire.stop())
+    assert (outcome.text, outcome.problem) == ("caf\ufffd au lait", None)
+
+
+# Every ending
+
+
+def test_an_end_tells_why_and_what_was_counted() -> None:
+    outcome = read(wire.start(input_tokens=12) + wire.stop("max_tokens", 99))
+    assert outcome.end is not None
+    assert outcome.end.stop_reason == "max_tokens"
+    assert outcome.end.usage["input_tokens"] == 12
+    assert outcome.end.usage["output_tokens"] == 99
+
+
+def test_a_refusal_keeps_its_explanation() -> None:
+    details = {"type": "refusal", "category": "cyber", "explanation": "Not that."}
+    outcome = read(wire.start() + wire.stop("refusal", stop_details=details))
+    assert outcome.end is not None
+    assert outcome.end.explanation == "Not that."
+
+
+def test_what_was_counted_is_known_before_the_end() -> None:
+    reader = Reader()
+    list(reader.feed(wire.start(input_tokens=5)))
+    assert reader.usage["input_tokens"] == 5
+    assert not reader.ended
+
+
+@pytest.mark.parametrize(
+    ("type", "problem"),
+    [
+        ("overloaded_error", "upstream_overloaded"),
+        ("rate_limit_error", "upstream_rate_limited"),
+        ("api_error", "upstream_failed"),
+        ("invalid_request_error", "bad_request"),
+        ("authentication_error", "upstream_refused"),
+        ("timeout_error", "upstream_timeout"),
+        ("brand_new_error", "upstream_failed"),
+    ],
+)
+def test_an_error_event_is_its_problem_after_the_text_before_it(type: str, problem: str) -> None:
+    stream = wire.opening() + wire.text("before") + wire.stream_error(type, "Oh no") + wire.text("after")
+    events, raised = take_all([stream])
+    assert raised is not None
+    assert raised.name == problem
+    assert events[-1] == Text("before")
+
+
+@pytest.mark.parametrize("error", [{}, {"type": "invalid_request_error"}, None, "text", [1]])
+def test_an_error_without_words_has_ours(error: Any) -> None:
+    outcome = read(wire.event("error", error=error))
+    assert outcome.detail
+    assert "None" not in outcome.detail
+
+
+def test_upstream_closed_before_message_stop_is_truncated_wherever_it_closed() -> None:
+    problems = {kept: read(WHOLE[:kept]).problem for kept in range(len(WHOLE) - 2)}
+    others = {kept: problem for kept, problem in problems.items() if problem != "upstream_truncated"}
+    assert not others
+
+
+def test_an_upstream_that_says_nothing_is_truncated() -> None:
+    assert read().problem == read(b"").problem == "upstream_truncated"
+
+
+def test_what_follows_the_end_changes_nothing() -> None:
+    for late in (wire.text("late"), wire.stream_error(), b"data: [DONE]\n\n", wire.ping(), wire.stop("refusal")):
+        assert read(WHOLE + late) == read(WHOLE)
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[DONE]", b"1", b"null", b"[]", b'"text"', b"[" * 100_000, b"\xff\xfe"])
+def test_data_that_is_no_json_object_is_a_problem_after_the_text_before_it(broken: bytes) -> None:
+    events, raised = take_all([wire.start() + wire.text("before") + b"data: " + broken + b"\n\n"])
+    assert raised is not None
+    assert raised.name == "upstream_failed"
+    assert events[-1] == Text("before")
+
+
+# Silence
+
+
+def feed_one(data: bytes) -> list[Event]:
+    return list(Reader().feed(data))
+
+
+def test_a_read_without_an_event_of_ours_is_one_silence() -> None:
+    for data in (wire.ping(), wire.ping() * 3, b": comment\n\n", b"\n", b"data: {"):
+        assert feed_one(data) == [Silence(working=False)]
+
+
+def test_content_that_is_no_text_is_a_silence_in_which_the_model_works() -> None:
+    signature = wire.delta(0, "signature_delta", signature="c3ludGg=")
+    tool_input = wire.delta(1, "input_json_delta", partial_json="{")
+    for data in (wire.thinking("Hm"), signature, tool_input, wire.block_start(), wire.block_stop()):
+        assert feed_one(data) == [Silence(working=True)]
+        assert feed_one(wire.ping() + data + wire.ping()) == [Silence(working=True)]
+
+
+def test_working_is_told_of_one_read_only() -> None:
+    reader = Reader()
+    assert list(reader.feed(wire.thinking("Hm"))) == [Silence(working=True)]
+    assert list(reader.feed(wire.ping())) == [Silence(working=False)]
+
+
+def test_the_texts_of_one_read_are_one_event() -> None:
+    assert feed_one(wire.text("a") + wire.ping() + wire.text("b") + wire.thinking("c") + wire.text("d")) == [
+        Text("abd")
+    ]
+
+
+def test_unknown_events_and_deltas_are_passed_over() -> None:
+    news = wire.event("content_block_annotation", note={"deep": [1]}) + wire.delta(0, "brand_new_delta", text="no")
+    assert read(wire.start() + news + wire.text("Hi") + wire.event("new") + wire.stop()).text == "Hi"
+    assert feed_one(b'data: {"kind": "no type"}\n\n') == [Silence(working=False)]
+
+
+# Wrong shapes
+
+KINDS = [
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "message_stop",
+    "ping",
+    "error",
+]
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+NAMES = st.sampled_from(["type", "text", "message", "usage", "model", "stop_reason", "stop_details", "explanation"])
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+shapes = st.fixed_dictionaries(
+    {"type": st.sampled_from(KINDS) | json_values},
+    optional=dict.fromkeys(("message", "delta", "usage", "error", "content_block", "index"), json_values),
+)
+
+
+@given(events=st.lists(shapes, max_size=6))
+@settings(deadline=None, max_examples=300)
+def test_no_shape_of_event_raises_anything_but_a_problem(events: list[dict[str, Any]]) -> None:
+    read_any = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+    taken, problem = take_all([read_any])
+    assert all(isinstance(event, Event) for event in taken)
+    assert problem is None or problem.detail
+
+
+@given(data=st.binary(max_size=300), points=st.lists(st.integers(0, 300), max_size=5))
+@settings(deadline=None, max_examples=200)
+def test_no_bytes_raise_anything_but_a_problem(data: bytes, points: list[int]) -> None:
+    take_all(cut(data, [point for point in points if point <= len(data)]))
+    take_all([b"data: " + data + b"\n\n"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("message_start", {"message": []}),
+        ("message_start", {"message": {"usage": 7}}),
+        ("content_block_delta", {"delta": None}),
+        ("content_block_delta", {"delta": []}),
+        ("content_block_delta", {"delta": {"type": "text_delta"}}),
+        ("content_block_delta", {"delta": {"type": "text_delta", "text": None}}),
+        ("content_block_delta", {"delta": {"type": "text_delta", "text": {"a": 1}}}),
+        ("message_delta", {"delta": None, "usage": "much"}),
+        ("message_delta", {"delta": {"stop_details": "text"}}),
+    ],
+)
+def test_an_odd_shape_is_no_text_and_breaks_nothing(name: str, fields: dict[str, Any]) -> None:
+    outcome = read(wire.event(name, **fields) + wire.text("Hi") + wire.stop())
+    assert (outcome.text, outcome.problem) == ("Hi", None)
+
+
+def test_an_unknown_count_does_not_forget_a_known_one() -> None:
+    outcome = read(wire.start(input_tokens=5) + wire.event("message_delta", usage={"input_tokens": None}) + wire.stop())
+    assert outcome.end is not None
+    assert outcome.end.usage["input_tokens"] == 5
+
+
+# The official SDK as the oracle
+
+
+@pytest.fixture
+def client(upstream: Upstream) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=upstream.url, api_key="sk-test", max_retries=0) as client:
+        yield client
+
+
+@every_recording
+def test_the_official_sdk_reads_the_same_text(recording: Path, upstream: Upstream, client: anthropic.Anthropic) -> None:
+    data = bytes_of(recording)
+    upstream.script(wire.head(), wire.dribble(data, 257), wire.end())
+    request: Any = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}]}
+    events: list[Any] = []
+    failed = False
+    with client.messages.create(**request, stream=True) as stream:
+        try:
+            deque(map(events.append, stream))
+        except anthropic.APIStatusError:
+            failed = True
+    deltas = [event.delta for event in events if event.type == "content_block_delta"]
+    said = "".join(delta.text for delta in deltas if delta.type == "text_delta")
+    outcome = read(data)
+    assert outcome.text == said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert (outcome.problem is not None) == failed

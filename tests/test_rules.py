@@ -1,0 +1,55 @@
+"""The rules of the house that a machine can hold."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = [ROOT / "app.py", ROOT / "wsgi.py", ROOT / "gunicorn.conf.py", *sorted((ROOT / "rill").rglob("*.py"))]
+LONGEST_FUNCTION = 40
+
+# Imports every room, and prints what that left behind.
+IMPORT_ALL = """
+import importlib, json, os, pkgutil, stat, threading, rill
+def sockets():
+    modes = [os.stat(f"/proc/self/fd/{fd}").st_mode for fd in range(256) if os.path.exists(f"/proc/self/fd/{fd}")]
+    return sum(map(stat.S_ISSOCK, modes))
+before = sockets()
+rooms = [room.name for room in pkgutil.walk_packages(rill.__path__, "rill.")]
+for room in rooms:
+    importlib.import_module(room)
+print(json.dumps({"rooms": len(rooms), "threads": threading.active_count(), "sockets": sockets() - before}))
+"""
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_is_over_forty_lines(path: Path) -> None:
+    lengths = {each.name: (each.end_lineno or 0) - each.lineno + 1 for each in functions_of(path)}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
+
+
+def test_the_import_rule_holds() -> None:
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_a_room_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
+    env = {"RILL_STREAMS": "no number", "RILL_RATE": "no rate", "PORT": "no port", "ANTHROPIC_BASE_URL": "no url"}
+    command = [sys.executable, "-c", IMPORT_ALL]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    left = json.loads(done.stdout)
+    assert left.pop("rooms") >= 15
+    assert left == {"threads": 1, "sockets": 0}

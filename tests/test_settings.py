@@ -1,0 +1,246 @@
+"""Settings come from the environment only, and a bad one stops the start in one line that names it."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from server import ROOT, StartFailed, StartRill
+
+from rill.problems import Problem
+from rill.settings import BadSettings, Settings, read_settings
+
+KEY = {"ANTHROPIC_API_KEY": "sk-ant-test"}
+HEX = "ab" * 32
+
+# As the design's table has it.
+DEFAULTS = {
+    "offline": False,
+    "model": "claude-sonnet-5-5",
+    "max_tokens": 4096,
+    "max_tokens_cap": 32768,
+    "system": None,
+    "tokens": (),
+    "public": False,
+    "rate": "60/minute",
+    "streams": 1000,
+    "streams_per_caller": 50,
+    "max_body": 1048576,
+    "trusted_proxies": 0,
+    "first_event_seconds": 25,
+    "idle_seconds": 120,
+    "total_seconds": 900,
+    "drain_seconds": 20,
+    "base_url": "https://api.anthropic.com",
+    "port": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {field.validation_alias for field in Settings.model_fields.values()} | {"DYNO"}
+    for name in names:
+        monkeypatch.delenv(str(name), raising=False)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def read_with(**env: str) -> Settings:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        return read_settings()
+
+    return read_with
+
+
+def refusal(read: Any, **env: str) -> str:
+    with pytest.raises(BadSettings) as refused:
+        read(**{**KEY, **env})
+    words = str(refused.value)
+    assert words
+    assert "\n" not in words
+    return words
+
+
+# Values
+
+
+@pytest.mark.parametrize(("field", "default"), DEFAULTS.items())
+def test_each_default_is_the_designs(read: Any, field: str, default: object) -> None:
+    assert getattr(read(**KEY), field) == default
+
+
+def test_on_heroku_one_proxy_is_believed_unless_told_otherwise(read: Any) -> None:
+    assert read(**KEY, DYNO="web.1").trusted_proxies == 1
+    assert read(**KEY, DYNO="web.1", RILL_TRUSTED_PROXIES="0").trusted_proxies == 0
+
+
+def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
+    names = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    assert read(**{**dict.fromkeys(names, ""), **KEY}) == read(**KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "meant"),
+    [
+        ("PORT", "8080", "port", 8080),
+        ("WEB_CONCURRENCY", "4", "workers", 4),
+        ("RILL_OFFLINE", "1", "offline", True),
+        ("RILL_OFFLINE", "0", "offline", False),
+        ("RILL_PUBLIC", "1", "public", True),
+        ("RILL_MODEL", "claude-opus-4-8", "model", "claude-opus-4-8"),
+        ("RILL_MAX_TOKENS", "1", "max_tokens", 1),
+        ("RILL_SYSTEM", "Be brief, 溪.", "system", "Be brief, 溪."),
+        ("RILL_RATE", "5/second", "rate", "5/second"),
+        ("RILL_STREAMS", "10000", "streams", 10000),
+        ("RILL_FIRST_EVENT_SECONDS", "0.5", "first_event_seconds", 0.5),
+        ("RILL_DRAIN_SECONDS", "0", "drain_seconds", 0),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "base_url", "http://127.0.0.1:9000/relay"),
+        ("RILL_TOKENS", "alice=one, bob=two ,three,", "tokens", ("alice=one", "bob=two", "three")),
+        ("RILL_TOKENS", f"alice=sha256:{HEX},sha256:{HEX}", "tokens", (f"alice=sha256:{HEX}", f"sha256:{HEX}")),
+        ("RILL_MODELS", "a, b ,,c", "models", ("a", "b", "c")),
+    ],
+)
+def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant: object) -> None:
+    assert getattr(read(**{**KEY, name: value}), field) == meant
+
+
+@pytest.mark.parametrize(
+    ("models", "allowed", "refused"),
+    [
+        ("", ["claude-sonnet-5-5"], ["other", "", "*"]),
+        ("one, two", ["one", "two", "claude-sonnet-5-5"], ["three", "on"]),
+        ("*", ["anything", "claude-sonnet-5-5"], []),
+    ],
+)
+def test_the_models_that_may_be_asked_for(read: Any, models: str, allowed: list[str], refused: list[str]) -> None:
+    settings = read(**KEY, RILL_MODELS=models)
+    assert [settings.check(model, None)[0] for model in allowed] == allowed
+    for model in refused:
+        with pytest.raises(Problem, match="model:") as forbidden:
+            settings.check(model, None)
+        assert forbidden.value.status == 403
+
+
+def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> None:
+    settings = read(**KEY, RILL_MAX_TOKENS="10", RILL_MAX_TOKENS_CAP="20")
+    assert settings.check(None, None) == ("claude-sonnet-5-5", 10)
+    assert [settings.check(None, count)[1] for count in (1, 20)] == [1, 20]
+    for count in (0, -1, 21):
+        with pytest.raises(Problem, match="max_tokens: should be from 1 to 20"):
+            settings.check(None, count)
+
+
+# Refusals
+
+BAD_VALUES = {
+    "PORT": ["no", "-1", "65536", "80.5"],
+    "WEB_CONCURRENCY": ["0", "-2", "many"],
+    "RILL_OFFLINE": ["2", "maybe"],
+    "RILL_PUBLIC": ["2", "please"],
+    "RILL_OFFLINE_RATE": ["-1", "fast", "nan", "inf"],
+    "RILL_MAX_TOKENS": ["0", "-1", "1.5", "many", "32769"],
+    "RILL_MAX_TOKENS_CAP": ["0", "lots"],
+    "RILL_RATE": ["fast", "60", "60/fortnight", "/minute", "-1/minute", "0/minute"],
+    "RILL_STREAMS": ["0", "-1", "1e3", "1000001"],
+    "RILL_STREAMS_PER_CALLER": ["0", "x"],
+    "RILL_MAX_BODY": ["0", "1MB"],
+    "RILL_TRUSTED_PROXIES": ["-1", "all"],
+    "RILL_FIRST_EVENT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
+    "RILL_IDLE_SECONDS": ["0", "nan", "inf"],
+    "RILL_TOTAL_SECONDS": ["0", "nan", "inf"],
+    "RILL_DRAIN_SECONDS": ["-1", "nan", "inf"],
+    "ANTHROPIC_BASE_URL": ["api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"],
+    "RILL_TOKENS": ["alice=", "=secret", "alice=sha256:abc", f"alice=sha256:{'g' * 64}", "sha256:", "one,bob=", "="],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
+def test_a_bad_value_is_refused_in_one_line_that_names_it(read: Any, name: str, value: str) -> None:
+    assert name in refusal(read, **{name: value})
+
+
+def test_without_a_key_the_start_says_what_to_set(read: Any) -> None:
+    words = refusal(read, ANTHROPIC_API_KEY="")
+    assert "ANTHROPIC_API_KEY" in words
+    assert "RILL_OFFLINE=1" in words
+
+
+@pytest.mark.parametrize("env", [{"RILL_OFFLINE": "1"}, {"ANTHROPIC_AUTH_TOKEN": "t"}, KEY])
+def test_a_key_a_token_or_offline_is_enough(read: Any, env: dict[str, str]) -> None:
+    read(**env)
+
+
+def test_several_bad_values_are_all_named_in_the_one_line(read: Any) -> None:
+    words = refusal(read, RILL_STREAMS="none", RILL_MAX_BODY="0")
+    assert "RILL_STREAMS" in words
+    assert "RILL_MAX_BODY" in words
+
+
+def test_no_refusal_shows_a_secret(read: Any) -> None:
+    words = refusal(read, ANTHROPIC_API_KEY="sk-ant-hidden", RILL_TOKENS="alice=hidden", RILL_STREAMS="0")
+    assert "hidden" not in words
+    settings = read(ANTHROPIC_API_KEY="sk-ant-hidden", RILL_STREAMS="1")
+    assert "hidden" not in repr(settings)
+
+
+def test_settings_never_change(read: Any) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read(**KEY).streams = 5
+
+
+# The start of the real server
+
+STARTS: dict[str, tuple[dict[str, str | None], str]] = {
+    "no key": ({"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY"),
+    "a bad number": ({"RILL_STREAMS": "none"}, "RILL_STREAMS"),
+    "a bad rate": ({"RILL_RATE": "fast"}, "RILL_RATE"),
+    "a bad port": ({"PORT": "70000"}, "PORT"),
+    "bounds that cross": ({"RILL_MAX_TOKENS": "5", "RILL_MAX_TOKENS_CAP": "4"}, "RILL_MAX_TOKENS"),
+    "an endless drain": ({"RILL_DRAIN_SECONDS": "inf"}, "RILL_DRAIN_SECONDS"),
+    "a bad upstream": ({"ANTHROPIC_BASE_URL": "http://x:99999"}, "ANTHROPIC_BASE_URL"),
+    "a secret that is empty": ({"RILL_TOKENS": "alice="}, "RILL_TOKENS"),
+}
+
+
+def fail_to_start(start_rill: StartRill, *arguments: str, **options: Any) -> str:
+    """The one line with which the server refuses to start."""
+    with pytest.raises(StartFailed) as failed:
+        start_rill(*arguments, **options)
+    assert failed.value.exit_code not in (None, 0)
+    assert "Traceback" not in failed.value.output
+    (line,) = re.findall(r"^rill: (.*)$", failed.value.output, re.MULTILINE)
+    return str(line)
+
+
+@pytest.mark.parametrize(("env", "name"), STARTS.values(), ids=STARTS)
+def test_a_bad_setting_stops_the_start(start_rill: StartRill, env: dict[str, str | None], name: str) -> None:
+    assert name in fail_to_start(start_rill, **env)
+
+
+def test_a_key_is_never_served_to_everybody_by_accident(start_rill: StartRill) -> None:
+    line = fail_to_start(start_rill, bind=False)
+    assert "RILL_TOKENS" in line
+    assert "RILL_PUBLIC=1" in line
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "127.0.0.1:0,0.0.0.0:0"])
+def test_nor_at_an_address_of_the_command_line(start_rill: StartRill, address: str) -> None:
+    binds = [part for each in address.split(",") for part in ("--bind", each)]
+    assert "RILL_PUBLIC=1" in fail_to_start(start_rill, *binds)
+
+
+@pytest.mark.parametrize("env", [{"RILL_PUBLIC": "1"}, {"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1"}])
+def test_said_so_it_is_served_to_everybody(start_rill: StartRill, env: dict[str, str]) -> None:
+    with start_rill(bind=False, **env).ask("GET", "/healthz") as asked:
+        assert asked.status == 200
+
+
+def test_the_refusal_goes_to_stderr_and_nothing_else_is_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, env={}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert re.fullmatch(r"rill: [^\n]+\n", done.stderr)

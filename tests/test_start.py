@@ -1,0 +1,283 @@
+"""How the service starts, what it refuses to start with, and what it says while it runs."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+import upstream as wire
+from server import Conversation, Rill, StartFailed, request_bytes
+from upstream import Upstream
+
+StartRill = Callable[..., Rill]
+
+OFFLINE = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}
+KEY = "sk-secret-key-1"
+SECRET = "petrichor"  # stands for a prompt: no log may hold it
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[Rill]:
+    with Rill(OFFLINE) as running:
+        yield running
+
+
+def addresses(service: Rill) -> set[str]:
+    """The addresses at which the server listens on its port."""
+    found = psutil.Process(service.pid).net_connections("tcp")
+    return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN and each.laddr.port == service.port}
+
+
+def read(service: Rill, path: str, headers: Mapping[str, str] | None = None) -> str:
+    with service.ask("GET", path, headers) as asked:
+        assert asked.status == 200
+        return asked.read_rest().decode()
+
+
+def answer_lines(service: Rill, n: int, wanted: str = "") -> list[dict[str, Any]]:
+    """Wait for `n` log lines of answers with `wanted` in them: each is written a moment after its answer's end."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        lines = [line for line in service.output().splitlines() if line.startswith("{") and wanted in line]
+        if len(lines) >= n:
+            break
+        time.sleep(0.02)
+    return [json.loads(line) for line in lines]
+
+
+def refuse(env: Mapping[str, str], *arguments: str, bind: bool = True) -> str:
+    """Start with settings that are to be refused, and return all that was said."""
+    with ExitStack() as running, pytest.raises(StartFailed) as refused:
+        running.enter_context(Rill(env, arguments, bind=bind))
+    assert refused.value.exit_code not in (0, None)
+    assert KEY not in refused.value.output
+    return refused.value.output
+
+
+def assert_sound(service: Rill) -> None:
+    """Nothing went wrong that only the log tells."""
+    assert "Traceback" not in service.output()
+    assert "Logging error" not in service.output()
+
+
+# Offline
+
+
+def test_an_offline_start_says_in_one_line_that_it_is_and_how_to_give_a_key(offline: Rill) -> None:
+    said = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
+    assert len(said) == 1
+    assert "Offline" in said[0]
+    assert "ANTHROPIC_API_KEY" in said[0]
+
+
+def test_a_start_with_a_key_does_not_say_that_it_is_offline(start_rill: StartRill) -> None:
+    assert "ffline" not in start_rill().output()
+
+
+def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
+    answer = read(offline, f"/stream?q={quote('你好 & 1+1')}", {"X-Request-Id": "offline-1"})
+    assert "你好 & 1+1" in answer
+    assert "claude-sonnet-5-5" in answer
+    (line,) = answer_lines(offline, 1, "offline-1")
+    assert line["upstream_request_id"].startswith("req_offline_")  # a header that only the SDK's response tells
+    assert (line["status"], line["ending"], line["stop_reason"]) == (200, "done", "end_turn")
+    assert line["output_tokens"] > 0
+
+
+def test_offline_honours_max_tokens_and_says_the_same_twice(offline: Rill) -> None:
+    first, second = (read(offline, "/stream?q=hi&max_tokens=5") for _ in range(2))
+    assert first == second
+    assert len(first) < 60
+
+
+def test_an_answer_is_one_log_line(start_rill: StartRill) -> None:
+    service = start_rill(**OFFLINE)
+    read(service, "/stream?q=hi")
+    read(service, "/chat/stream?message=hi")
+    assert [line["dialect"] for line in answer_lines(service, 2)] == ["text", "sse"]
+    assert_sound(service)
+
+
+# Where it listens, and for whom
+
+
+def test_it_listens_on_the_loopback_where_no_port_is_set(offline: Rill) -> None:
+    assert addresses(offline) == {"127.0.0.1"}
+
+
+def test_port_makes_it_listen_on_every_address() -> None:
+    with Rill(OFFLINE, bind=False) as service:
+        assert addresses(service) == {"0.0.0.0"}
+        assert "offline model" in read(service, "/stream?q=hi")
+
+
+PUBLIC = {
+    "PORT": ((), {}),
+    "--bind": (("--bind", "0.0.0.0:0"), {}),
+    "--bind of every interface": (("--bind", ":0"), {}),
+    "--bind of IPv6": (("--bind", "[::]:0"), {}),
+    "GUNICORN_CMD_ARGS": ((), {"GUNICORN_CMD_ARGS": "--bind=0.0.0.0:0"}),
+    "an empty list of tokens": ((), {"RILL_TOKENS": " , "}),
+    "RILL_PUBLIC=0": ((), {"RILL_PUBLIC": "0"}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
+    arguments, env = PUBLIC[name]
+    output = refuse({"ANTHROPIC_API_KEY": KEY, **env}, *arguments, bind=bool(arguments))
+    (line,) = [line for line in output.splitlines() if line.startswith("rill:")]
+    assert "RILL_TOKENS" in line
+    assert "RILL_PUBLIC=1" in line
+    assert "Traceback" not in output
+    assert "Listening at" not in output
+
+
+@pytest.mark.parametrize("token", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
+@pytest.mark.parametrize("leave", [{"RILL_TOKENS": "alice=wonder-land"}, {"RILL_PUBLIC": "1"}])
+def test_a_key_is_served_to_everybody_where_that_is_said(upstream: Upstream, token: str, leave: dict[str, str]) -> None:
+    upstream.script(*wire.answer("ok"))
+    with Rill({token: KEY, "ANTHROPIC_BASE_URL": upstream.url, **leave}, bind=False) as service:
+        assert addresses(service) == {"0.0.0.0"}
+        assert read(service, "/stream?q=hi", {"x-api-key": "wonder-land"}) == "ok"
+        assert upstream.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        assert KEY not in service.output()
+
+
+@pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
+def test_a_key_is_served_on_the_loopback_as_it_is(upstream: Upstream, name: str) -> None:
+    upstream.script(*wire.answer("ok"))
+    with Rill({name: KEY, "ANTHROPIC_BASE_URL": upstream.url}) as service:
+        assert read(service, "/stream?q=hi") == "ok"
+
+
+# What it refuses to start with
+
+
+BAD = {
+    "RILL_STREAMS": ["0", "many", "-1"],
+    "RILL_MAX_TOKENS": ["0", "x", "99999"],
+    "RILL_MAX_BODY": ["0"],
+    "RILL_FIRST_EVENT_SECONDS": ["0", "soon", "nan", "inf"],
+    "RILL_DRAIN_SECONDS": ["-1", "inf"],
+    "RILL_OFFLINE": ["maybe"],
+    "RILL_RATE": ["often", "0/minute", "60"],
+    "RILL_TOKENS": ["alice=", "=secret", "sha256:abc", "alice=one,alice=two"],
+    "RILL_TRUSTED_PROXIES": ["-1"],
+    "ANTHROPIC_BASE_URL": ["api.anthropic.com", "ftp://x"],
+    "WEB_CONCURRENCY": ["0", "2000"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD for value in BAD[name]])
+def test_a_bad_value_stops_the_start_with_one_line_that_names_it(name: str, value: str) -> None:
+    output = refuse({"ANTHROPIC_API_KEY": KEY, name: value})
+    assert len(output.splitlines()) == 1, output
+    assert output.startswith("rill: ")
+    assert name in output
+
+
+def test_a_start_without_a_key_says_what_to_set() -> None:
+    output = refuse({})
+    assert len(output.splitlines()) == 1
+    assert {"ANTHROPIC_API_KEY", "RILL_OFFLINE=1"} <= set(re.findall(r"[\w=]+", output))
+
+
+# On a platform
+
+
+def test_two_workers_answer() -> None:
+    with Rill({**OFFLINE, "WEB_CONCURRENCY": "2"}) as service:
+        service.wait_for_workers(2)
+        assert all("offline model" in read(service, f"/stream?q=hi{n}") for n in range(8))
+        assert_sound(service)
+
+
+def test_behind_a_platforms_router_callers_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
+    service = start_rill(DYNO="web.1", RILL_RATE="1/minute")
+    upstream.always(*wire.answer("ok"))
+    statuses = []
+    for sent in ("9.9.9.9, 203.0.113.1", "9.9.9.9, 203.0.113.2", "8.8.8.8, 203.0.113.2"):
+        with service.ask("GET", "/stream?q=hi", {"X-Forwarded-For": sent}) as asked:
+            statuses.append(asked.status)
+    assert statuses == [200, 200, 429]
+
+
+def test_without_a_router_nobody_chooses_his_address(start_rill: StartRill, upstream: Upstream) -> None:
+    service = start_rill(RILL_RATE="1/minute")
+    upstream.always(*wire.answer("ok"))
+    statuses = []
+    for sent in ("203.0.113.1", "203.0.113.2"):
+        with service.ask("GET", "/stream?q=hi", {"X-Forwarded-For": sent}) as asked:
+            statuses.append(asked.status)
+    assert statuses == [200, 429]
+
+
+# What it never says
+
+
+JSON = {"Content-Type": "application/json"}
+TWO = {"Content-Length": "2"}
+ASKED = {
+    "query": request_bytes("GET", f"/stream?q={SECRET}"),
+    "chat": request_bytes("GET", f"/chat/stream?message={SECRET}"),
+    "text": request_bytes("POST", "/stream", {}, SECRET.encode()),
+    "JSON": request_bytes("POST", "/stream", JSON, f'{{"q": "{SECRET}"}}'.encode()),
+    "bad field": request_bytes("GET", f"/stream?q={SECRET}&max_tokens={SECRET}"),
+    "bad JSON": request_bytes("POST", "/stream", JSON, f'{{"q": {SECRET}'.encode()),
+    "bad role": request_bytes("POST", "/stream", JSON, f'{{"messages": ["{SECRET}"]}}'.encode()),
+    "unknown path": request_bytes("GET", f"/{SECRET}?q={SECRET}"),
+    "wrong method": request_bytes("DELETE", f"/stream?q={SECRET}"),
+    "space in the URL": request_bytes("GET", f"/stream?q=a {SECRET}"),
+    "UTF-8 in the URL": f"GET /stream?q=溪{SECRET} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "body beyond its length": request_bytes("POST", "/stream", TWO, f"hi {SECRET}\r\n\r\n".encode()),
+    "broken chunk": request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked"}) + f"{SECRET}\r\n".encode(),
+    "bad header": request_bytes("GET", "/stream?q=hi", {f"X {SECRET}": "x"}),
+}
+
+
+@pytest.mark.parametrize("env", [{}, {"GUNICORN_CMD_ARGS": "--access-logfile -"}], ids=["alone", "access log forced"])
+def test_no_prompt_is_in_any_output(start_rill: StartRill, upstream: Upstream, env: dict[str, str]) -> None:
+    service = start_rill(**env)
+    upstream.always(*wire.answer("ok"))
+    leaks = []
+    for name, request in ASKED.items():
+        before = len(service.output())
+        with Conversation(service.port, request) as asked:
+            asked.read_rest()
+            asked.half_close()
+            while asked.socket.recv(65536):  # until the server, too, has ended with what it has to say
+                pass
+        if SECRET in service.output()[before:]:
+            leaks.append(name)
+    assert leaks == []
+    assert_sound(service)
+
+
+@pytest.mark.parametrize("step", [wire.error(400, "invalid_request_error", f"bad: {SECRET}"), wire.reset()])
+def test_no_prompt_is_in_the_output_of_a_failure(start_rill: StartRill, upstream: Upstream, step: wire.Step) -> None:
+    service = start_rill()
+    upstream.always(step)
+    with service.ask("GET", f"/stream?q={SECRET}") as asked:
+        asked.read_rest()
+    upstream.clear()
+    upstream.script(
+        wire.head(), wire.send(wire.opening(), wire.text(SECRET)), wire.send(b"data: petri\n\n"), wire.end()
+    )
+    with service.ask("GET", f"/stream?q={SECRET}") as asked:
+        asked.read_rest()
+        assert asked.ended == "cut"
+    assert SECRET not in service.output()
+    assert_sound(service)
+
+
+def test_a_stop_is_quiet_and_clean(start_rill: StartRill) -> None:
+    service = start_rill(**OFFLINE)
+    read(service, "/stream?q=hi")
+    assert service.stop().exit_code == 0
+    assert_sound(service)

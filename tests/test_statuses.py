@@ -1,0 +1,846 @@
+"""Before the first byte: each cause has its status, words that help, and the headers that every answer carries."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import pytest
+import upstream as wire
+from server import Conversation, Rill, request_bytes
+from upstream import Step, Upstream
+
+StartRill = Callable[..., Rill]
+
+KEY = "sk-test-key"
+ASK = "/stream?q=hi"
+SSE = {"Accept": "text/event-stream"}
+# The upstream's advice not to try again keeps a test of one failure to one request.
+ONCE = {"x-should-retry": "false"}
+
+
+class Told(NamedTuple):
+    """An answer, read whole."""
+
+    status: int | None
+    headers: dict[str, str]
+    text: str
+
+
+def wired(upstream: Upstream, **more: str) -> dict[str, str]:
+    """The environment of a server on this upstream, without a rate that a whole module of requests would meet."""
+    env = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": upstream.url, "RILL_MODELS": "*"}
+    return {**env, "RILL_RATE": "100000/minute", **more}
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """The real server."""
+    with Rill(wired(module_upstream)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server that waits half a second for the beginning of an answer."""
+    with Rill(wired(module_upstream, RILL_FIRST_EVENT_SECONDS="0.5")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server with tokens, two models and short bodies."""
+    env = {
+        "RILL_TOKENS": f"alice=wonder-land,sha256:{sha256(b'hashed').hexdigest()},bob=a=b+c/d",
+        "RILL_MODELS": "claude-opus-5,claude-haiku-5",
+        "RILL_MAX_BODY": "1000",
+    }
+    with Rill(wired(module_upstream, **env)) as running:
+        yield running
+
+
+ALICE = {"Authorization": "Bearer wonder-land"}
+
+
+def read(conversation: Conversation) -> Told:
+    """Read the answer whole, and hold it to what every answer promises."""
+    with conversation as asked:
+        told = Told(asked.status, asked.headers, asked.read_rest().decode())
+        assert asked.ended == "clean"
+    assert told.headers["cache-control"] == "no-store, no-transform"
+    assert told.headers["x-accel-buffering"] == "no"
+    assert told.headers["x-content-type-options"] == "nosniff"
+    assert re.fullmatch(r"[\w.:/+=-]{1,128}", told.headers["x-request-id"])
+    assert "html" not in told.headers.get("content-type", "")
+    assert "<html" not in told.text.lower()
+    assert KEY not in told.text + str(told.headers)
+    return told
+
+
+def ask(
+    service: Rill, method: str = "GET", path: str = ASK, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Told:
+    return read(service.ask(method, path, headers, body))
+
+
+def post_json(service: Rill, fields: object) -> Told:
+    return ask(service, "POST", "/stream", {"Content-Type": "application/json"}, json.dumps(fields).encode())
+
+
+# What the caller can mend
+
+
+FAULTS: dict[str, list[str]] = {
+    "/stream": ["q", "prompt", "messages"],
+    "/stream?q=": ["q", "empty"],
+    "/stream?q=%20%0A": ["q", "empty"],
+    "/stream?q=hi&prompt=ho": ["q", "prompt"],
+    "/stream?q=hi&max_tokens=0": ["max_tokens", "1", "32768"],
+    "/stream?q=hi&max_tokens=-5": ["max_tokens", "1", "32768"],
+    "/stream?q=hi&max_tokens=32769": ["max_tokens", "1", "32768"],
+    "/stream?q=hi&max_tokens=" + "9" * 5000: ["max_tokens"],
+    "/stream?q=hi&max_tokens=many": ["max_tokens", "integer"],
+    "/stream?q=hi&max_tokens=1.5": ["max_tokens", "integer"],
+    "/stream?q=hi&temperature=1.1": ["temperature", "0", "1"],
+    "/stream?q=hi&temperature=-0.1": ["temperature", "0", "1"],
+    "/stream?q=hi&temperature=nan": ["temperature"],
+    "/stream?q=hi&temperature=warm": ["temperature", "number"],
+    "/stream?q=hi&model=": ["model"],
+    "/stream?messages=hi": ["messages"],
+    "/chat/stream": ["message"],
+    "/chat/stream?message=": ["message", "empty"],
+    "/chat/stream?message=hi&max_tokens=0": ["max_tokens", "1", "32768"],
+}
+
+
+@pytest.mark.parametrize("path", FAULTS, ids=lambda path: path[:40])
+def test_a_query_that_cannot_be_asked_is_a_400_that_names_the_field_and_its_bounds(
+    service: Rill, upstream: Upstream, path: str
+) -> None:
+    told = ask(service, "GET", path)
+    assert told.status == 400
+    for word in FAULTS[path]:
+        assert re.search(rf"\b{re.escape(word)}\b", told.text), told.text
+    assert upstream.requests == []
+
+
+BODIES: dict[str, tuple[str, bytes, list[str]]] = {
+    "empty text": ("text/plain", b"", ["empty"]),
+    "blank text": ("text/plain", b" \n", ["empty"]),
+    "text that is not UTF-8": ("text/plain", b"caf\xe9", ["UTF-8"]),
+    "form without q": ("application/x-www-form-urlencoded", b"x=1", ["q"]),
+    "form with a bad number": ("application/x-www-form-urlencoded", b"q=hi&max_tokens=x", ["max_tokens", "integer"]),
+    "multipart without a boundary": ("multipart/form-data", b"q=hi", ["q"]),
+    "multipart broken off": ("multipart/form-data; boundary=x", b"--x\r\nContent-Dispo", ["q"]),
+    "no JSON": ("application/json", b"", ["JSON"]),
+    "broken JSON": ("application/json", b'{"q": "hi"', ["JSON"]),
+    "JSON that is not UTF-8": ("application/json", b'{"q": "\xe9"}', ["JSON"]),
+    "JSON with a lone surrogate": ("application/json", b'{"q": "\\ud800"}', ["JSON"]),
+    "JSON list": ("application/json", b'["hi"]', ["body"]),
+    "JSON null": ("application/json", b"null", ["body"]),
+    "JSON without a prompt": ("application/json", b"{}", ["q", "prompt", "messages"]),
+    "JSON nulls": ("application/json", b'{"q": null, "messages": null}', ["q", "prompt", "messages"]),
+    "number for q": ("application/json", b'{"q": 5}', ["q", "string"]),
+    "object for q": ("application/json", b'{"q": {"text": "hi"}}', ["q", "string"]),
+    "list for system": ("application/json", b'{"q": "hi", "system": [1]}', ["system", "string"]),
+    "number for model": ("application/json", b'{"q": "hi", "model": 5}', ["model", "string"]),
+    "string for messages": ("application/json", b'{"messages": "hi"}', ["messages"]),
+    "no messages": ("application/json", b'{"messages": []}', ["messages"]),
+    "strings as messages": ("application/json", b'{"messages": ["hi"]}', ["messages"]),
+    "unknown role": ("application/json", b'{"messages": [{"role": "tool", "content": "hi"}]}', ["role", "user"]),
+    "no role": ("application/json", b'{"messages": [{"content": "hi"}]}', ["role"]),
+    "number as content": ("application/json", b'{"messages": [{"role": "user", "content": 5}]}', ["content"]),
+    "number in content": ("application/json", b'{"messages": [{"role": "user", "content": [5]}]}', ["content"]),
+    "number as parts": ("application/json", b'{"messages": [{"role": "user", "parts": 5}]}', ["parts"]),
+    "message that says nothing": ("application/json", b'{"messages": [{"role": "user"}]}', ["messages"]),
+    "only a system message": ("application/json", b'{"messages": [{"role": "system", "content": "x"}]}', ["messages"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_cannot_be_asked_is_a_400_that_names_the_field(
+    service: Rill, upstream: Upstream, name: str
+) -> None:
+    media_type, body, words = BODIES[name]
+    told = ask(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
+    assert told.status == 400
+    for word in words:
+        assert re.search(rf"\b{re.escape(word)}\b", told.text), told.text
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 32769}, {"temperature": 2}, {"temperature": -1}])
+def test_a_number_out_of_bounds_is_told_both_its_bounds(
+    service: Rill, upstream: Upstream, fields: dict[str, Any]
+) -> None:
+    told = post_json(service, {"q": "hi", **fields})
+    (name,) = fields
+    bounds = {"max_tokens": r"1\b.*\b32768", "temperature": r"0\b.*\b1"}[name]
+    assert told.status == 400
+    assert re.search(rf"\b{name}\b.*\b{bounds}\b", told.text), told.text
+    assert upstream.requests == []
+
+
+def test_a_json_body_nested_too_deep_is_a_400(service: Rill, upstream: Upstream) -> None:
+    body = b'{"q": "hi", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert ask(service, "POST", "/stream", {"Content-Type": "application/json"}, body).status == 400
+    assert upstream.requests == []
+
+
+TOLERABLE = {
+    "bad percent-encoding": request_bytes("GET", "/stream?q=%zz%e4%"),
+    "NUL": request_bytes("GET", "/stream?q=a%00b"),
+    "percent-encoded UTF-8 broken off": request_bytes("GET", "/stream?q=%F0%9F%8C"),
+    "percent-encoded surrogate": request_bytes("GET", "/stream?q=%ED%A0%80"),
+    "broken UTF-8 in the path": request_bytes("GET", "/%ff%fe"),
+    "Accept that is no media type": request_bytes("GET", ASK, {"Accept": ";;q=x,,/"}),
+    "raw bytes as a token": b"GET /stream?q=hi HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfc\r\n\r\n",
+    "Basic that is not base64": request_bytes("GET", ASK, {"Authorization": "Basic %%%"}),
+    "unknown charset": request_bytes("POST", "/stream", {"Content-Type": "text/plain; charset=x"}, b"hi"),
+    "charset of JSON": request_bytes("POST", "/stream", {"Content-Type": "application/json; charset=x"}, b'{"q":"h"}'),
+    "many form fields": request_bytes(
+        "POST", "/stream", {"Content-Type": "application/x-www-form-urlencoded"}, b"&".join([b"q=hi", *[b"x=1"] * 9999])
+    ),
+    "many query fields": request_bytes("GET", "/stream?q=hi" + "&x=1" * 1500),
+}
+
+
+@pytest.mark.parametrize("name", TOLERABLE)
+def test_an_odd_request_never_gives_a_5xx(service: Rill, upstream: Upstream, name: str) -> None:
+    upstream.always(*wire.answer("ok"))
+    told = read(Conversation(service.port, TOLERABLE[name]))
+    assert told.status is not None
+    assert told.status < 500
+
+
+UNREADABLE = {
+    "huge header": (request_bytes("GET", ASK, {"X-Huge": "a" * 9000}), 431),
+    "many headers": (request_bytes("GET", ASK, {f"X-{n}": "a" for n in range(200)}), 431),
+    "long URL": (request_bytes("GET", "/stream?q=" + "a" * 9000), 414),
+    "space in the URL": (request_bytes("GET", "/stream?q=hello world"), 400),
+    "UTF-8 in the URL": ("GET /stream?q=你好 HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 400),
+    "bytes in the URL": (b"GET /stream?q=\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "no HTTP": (b"hello\r\n\r\n", 400),
+    "two lengths": (request_bytes("POST", "/stream", {"Content-Length": "1, 2"}, b"hi"), 400),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_http_request_is_told_so_in_plain_text(service: Rill, upstream: Upstream, name: str) -> None:
+    request, status = UNREADABLE[name]
+    with Conversation(service.port, request) as asked:
+        assert asked.status is not None
+        assert 400 <= asked.status < 500
+        assert asked.status in (status, 400)
+        told = asked.read_rest()
+        assert asked.headers["content-type"].startswith("text/plain")
+        assert b"<" not in told
+        assert told.strip()
+    assert upstream.requests == []
+
+
+def test_a_broken_chunk_in_a_body_is_a_400(service: Rill, upstream: Upstream) -> None:
+    request = request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked"}) + b"2\r\nhi\r\nzz\r\n"
+    assert read(Conversation(service.port, request)).status == 400
+    assert upstream.requests == []
+
+
+def test_a_body_broken_off_before_its_length_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
+    with Conversation(service.port, request_bytes("POST", "/stream", {"Content-Length": "50"}, b"hello")) as asked:
+        asked.half_close()
+        asked.read_rest()
+        assert asked.status in (None, 400)
+    assert upstream.requests == []
+
+
+# In which form it is told
+
+
+FORMS = {
+    "*/*": "text/plain; charset=utf-8",
+    "text/plain": "text/plain; charset=utf-8",
+    "text/html,application/xhtml+xml,*/*;q=0.8": "text/plain; charset=utf-8",
+    "text/event-stream": "text/plain; charset=utf-8",
+    "image/png": "text/plain; charset=utf-8",
+    "text/plain, application/json;q=0.5": "text/plain; charset=utf-8",
+    "application/json": "application/problem+json",
+    "application/problem+json": "application/problem+json",
+}
+
+
+@pytest.mark.parametrize("accept", FORMS)
+@pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
+def test_a_problem_is_told_in_the_form_that_the_caller_accepts(service: Rill, path: str, accept: str) -> None:
+    told = ask(service, "GET", path, {"Accept": accept})
+    assert told.status == (404 if path == "/nowhere" else 400)
+    assert told.headers["content-type"] == FORMS[accept]
+    if "json" in FORMS[accept]:
+        problem = json.loads(told.text)
+        assert (problem["type"], problem["status"]) == ("about:blank", told.status)
+        assert problem["title"]
+        assert problem["detail"]
+    else:
+        assert re.fullmatch(r"[A-Z\w].*\.\n", told.text)
+
+
+@pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
+def test_a_problem_says_that_its_form_was_negotiated(service: Rill, path: str) -> None:
+    assert ask(service, path=path).headers["vary"] == "Accept"
+
+
+PREFERENCES = {
+    "*/*": "text/plain",
+    "text/plain, text/event-stream": "text/plain",
+    "text/event-stream": "text/event-stream",
+    "text/event-stream, */*;q=0.1": "text/event-stream",
+    "text/plain;q=0.5, text/event-stream": "text/event-stream",
+    "text/html": "text/plain",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("accept", PREFERENCES)
+def test_an_answer_is_server_sent_events_where_accept_prefers_them(
+    service: Rill, upstream: Upstream, method: str, accept: str
+) -> None:
+    upstream.script(*wire.answer("ok"))
+    told = ask(service, method, ASK if method == "GET" else "/stream", {"Accept": accept}, b"hi" * (method == "POST"))
+    assert (told.status, told.headers["content-type"]) == (200, f"{PREFERENCES[accept]}; charset=utf-8")
+    assert told.headers["vary"] == "Accept"
+
+
+def test_a_sane_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
+    upstream.script(*wire.answer("ok"))
+    identity = "9f/8-a.b:C_d+e="
+    assert ask(service, headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
+    assert ask(service, path="/stream", headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
+
+
+@pytest.mark.parametrize("sent", ["", "two words", "a" * 129, "<script>", "溪", 'a"b'])
+def test_any_other_request_id_is_replaced_by_a_new_one(service: Rill, sent: str) -> None:
+    given = [ask(service, path="/nowhere", headers={"X-Request-Id": sent}).headers["x-request-id"] for _ in range(2)]
+    assert sent not in given
+    assert given[0] != given[1]
+
+
+# Who may ask, what, how much, how often
+
+
+SECRETS = {
+    "Bearer": {"Authorization": "Bearer wonder-land"},
+    "bearer": {"authorization": "bearer wonder-land"},
+    "Bearer of a hashed secret": {"Authorization": "Bearer hashed"},
+    "Bearer with = inside": {"Authorization": "Bearer a=b+c/d"},
+    "x-api-key": {"x-api-key": "wonder-land"},
+    "Basic": {"Authorization": "Basic " + b64encode(b"anybody:wonder-land").decode()},
+    "Basic without a name": {"Authorization": "Basic " + b64encode(b":hashed").decode()},
+}
+
+
+@pytest.mark.parametrize("way", SECRETS)
+def test_a_token_opens_the_door_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
+    upstream.script(*wire.answer("ok"))
+    assert ask(strict, headers=SECRETS[way]).text == "ok"
+
+
+WRONG_SECRETS = {
+    "nothing": {},
+    "another": {"Authorization": "Bearer wonder-lan"},
+    "the name": {"Authorization": "Bearer alice"},
+    "the whole entry": {"Authorization": "Bearer alice=wonder-land"},
+    "the hash": {"Authorization": f"Bearer sha256:{sha256(b'hashed').hexdigest()}"},
+    "empty": {"Authorization": "Bearer "},
+    "empty key": {"x-api-key": ""},
+    "empty password": {"Authorization": "Basic " + b64encode(b"alice:").decode()},
+    "the token as Basic's name": {"Authorization": "Basic " + b64encode(b"wonder-land:").decode()},
+    "not ASCII": {"x-api-key": "wönder-land"},
+    "the upstream's key": {"x-api-key": KEY},
+}
+
+
+@pytest.mark.parametrize("way", WRONG_SECRETS)
+def test_no_or_a_wrong_token_is_a_401_that_says_how_to_send_one(strict: Rill, upstream: Upstream, way: str) -> None:
+    told = ask(strict, headers=WRONG_SECRETS[way])
+    assert told.status == 401
+    assert {"Bearer", "x-api-key", "Basic"} <= set(re.findall(r"[\w-]+", told.text))
+    assert "Bearer" in told.headers["www-authenticate"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", [f"{ASK}&token=wonder-land", f"{ASK}&api_key=wonder-land", "/chat/stream?message=hi"])
+def test_a_token_in_the_url_opens_nothing(strict: Rill, upstream: Upstream, path: str) -> None:
+    assert ask(strict, path=path).status == 401
+    assert upstream.requests == []
+
+
+def test_health_needs_no_token(strict: Rill) -> None:
+    assert [ask(strict, path=path).status for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_another_model_is_a_403_that_names_the_allowed_ones(strict: Rill, upstream: Upstream) -> None:
+    told = ask(strict, path=f"{ASK}&model=claude-other-9", headers=ALICE)
+    assert told.status == 403
+    assert {"model", "claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"} <= set(re.findall(r"[\w-]+", told.text))
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
+def test_an_allowed_model_may_be_asked(strict: Rill, upstream: Upstream, model: str) -> None:
+    upstream.script(*wire.answer("ok"))
+    assert ask(strict, path=f"{ASK}&model={model}", headers=ALICE).status == 200
+    assert upstream.requests[0].json["model"] == model
+
+
+METHODS = [
+    ("PUT", "/stream", {"GET", "HEAD", "OPTIONS", "POST"}),
+    ("DELETE", "/stream?q=hi", {"GET", "HEAD", "OPTIONS", "POST"}),
+    ("POST", "/chat/stream?message=hi", {"GET", "HEAD", "OPTIONS"}),
+    ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
+    ("BREW", "/stream", {"GET", "HEAD", "OPTIONS", "POST"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), METHODS)
+def test_a_wrong_method_is_a_405_that_lists_the_right_ones(
+    service: Rill, upstream: Upstream, method: str, path: str, allowed: set[str]
+) -> None:
+    told = ask(service, method, path)
+    assert told.status == 405
+    assert set(told.headers["allow"].split(", ")) == allowed
+    assert told.text.strip()
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/stream/", "/Stream?q=hi"])
+def test_an_unknown_path_is_a_404_that_says_what_there_is(service: Rill, upstream: Upstream, path: str) -> None:
+    told = ask(service, path=path)
+    assert (told.status, "/stream" in told.text) == (404, True)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("media_type", ["application/xml", "image/png", "text/html", "application/octet-stream"])
+def test_another_media_type_is_a_415_that_lists_the_right_ones(
+    service: Rill, upstream: Upstream, media_type: str
+) -> None:
+    told = ask(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
+    assert told.status == 415
+    for right in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
+        assert right in told.text
+    assert upstream.requests == []
+
+
+def chunked(body: bytes, size: int = 400) -> bytes:
+    """A POST whose body comes in chunks, so that nobody knows its length before."""
+    pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    return request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": "chunked"}) + framed
+
+
+def with_length(body: bytes) -> bytes:
+    return request_bytes("POST", "/stream", ALICE, body)
+
+
+@pytest.mark.parametrize("send", [with_length, chunked])
+@pytest.mark.parametrize("size", [1001, 1002, 5000, 300_000])
+def test_a_body_too_long_is_a_413_that_names_the_bound(strict: Rill, upstream: Upstream, send: Any, size: int) -> None:
+    told = read(Conversation(strict.port, send(b"a" * size)))
+    assert (told.status, "1000" in told.text) == (413, True)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("send", [with_length, chunked])
+def test_a_body_of_the_greatest_length_is_asked(strict: Rill, upstream: Upstream, send: Any) -> None:
+    upstream.script(*wire.answer("ok"))
+    assert read(Conversation(strict.port, send(b"a" * 1000))).text == "ok"
+    assert upstream.requests[0].json["messages"][0]["content"] == "a" * 1000
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstream: Upstream, connection: str) -> None:
+    url = f"{strict.url}/stream"
+    command = [
+        "curl",
+        "-s",
+        "-w",
+        "%{http_code}",
+        "--max-time",
+        "10",
+        "-H",
+        f"Connection: {connection}",
+        "-H",
+        "Expect:",
+    ]
+    sent = ["-H", "Authorization: Bearer wonder-land", "-H", "Content-Type: text/plain", "--data-binary", "@-", url]
+    told = subprocess.run([*command, *sent], input=b"a" * 5_000_000, capture_output=True)
+    assert (told.returncode, told.stdout[-3:]) == (0, b"413")
+    assert upstream.requests == []
+
+
+def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
+    service = start_rill(RILL_STREAMS="1")
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
+    with service.ask("GET", ASK) as first:
+        assert first.next_chunk() == b"one"
+        for path in (ASK, "/chat/stream?message=hi", "/readyz"):
+            told = ask(service, path=path)
+            assert (told.status, told.headers["retry-after"]) == (503, "1")
+        assert ask(service, path="/healthz").status == 200
+        assert len(upstream.requests) == 1
+    upstream.wait_until_left()
+    upstream.script(*wire.answer("two"))
+    assert ask(service).text == "two"
+
+
+def test_a_caller_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
+    service = start_rill(RILL_STREAMS_PER_CALLER="1", RILL_TOKENS="alice=wonder-land,bob=b")
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
+    with service.ask("GET", ASK, ALICE) as first:
+        assert first.next_chunk() == b"one"
+        told = ask(service, headers=ALICE)
+        assert (told.status, told.headers["retry-after"], "1" in told.text) == (429, "1", True)
+        upstream.script(*wire.answer("for bob"))
+        assert ask(service, headers={"x-api-key": "b"}).text == "for bob"
+
+
+def test_a_caller_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
+    service = start_rill(RILL_RATE="2/minute", RILL_TOKENS="alice=wonder-land,bob=b")
+    upstream.always(*wire.answer("ok"))
+    assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
+    told = ask(service, headers=ALICE)
+    assert told.status == 429
+    assert 1 <= int(told.headers["retry-after"]) <= 60
+    assert re.search(r"\b2 per 1 minute\b", told.text)
+    assert len(upstream.requests) == 2
+    assert ask(service, headers={"x-api-key": "b"}).status == 200
+
+
+# What never asks
+
+
+@pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi", "/healthz", "/readyz"])
+def test_head_never_reaches_the_upstream(service: Rill, upstream: Upstream, path: str) -> None:
+    told = ask(service, "HEAD", path)
+    assert (told.status, told.text) == (200, "")
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("header", ["Sec-Purpose", "Purpose"])
+@pytest.mark.parametrize("purpose", ["prefetch", "prefetch;prerender", "prefetch;anonymous-client-ip"])
+def test_a_prefetch_is_a_403_and_never_reaches_the_upstream(
+    service: Rill, upstream: Upstream, header: str, purpose: str
+) -> None:
+    told = ask(service, headers={header: purpose})
+    assert (told.status, bool(told.text.strip())) == (403, True)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
+def test_options_never_reaches_the_upstream(service: Rill, upstream: Upstream, path: str) -> None:
+    assert ask(service, "OPTIONS", path).status in (200, 204)
+    assert upstream.requests == []
+
+
+# What the upstream does
+
+
+class Refusal(NamedTuple):
+    """What the upstream says, and what the caller is to be told."""
+
+    step: Step
+    status: int
+    words: str = ""
+    retry_after: str | None = None
+
+
+def refuse(code: int, type: str, message: str = "internal detail of theirs", **headers: str) -> Step:
+    return wire.error(
+        code, type, message, {**ONCE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    )
+
+
+HTML = b"<html><body><h1>Bad Gateway</h1> nginx sk-test-key</body></html>"
+
+
+def html(code: int) -> Step:
+    return wire.status(code, {"content-type": "text/html", **ONCE}, HTML)
+
+
+REFUSALS = {
+    "400": Refusal(
+        refuse(400, "invalid_request_error", "prompt is too long: 9 tokens > 8"), 400, "prompt is too long: 9"
+    ),
+    "401": Refusal(refuse(401, "authentication_error", "invalid x-api-key"), 502, "key"),
+    "402": Refusal(refuse(402, "billing_error"), 502),
+    "403": Refusal(refuse(403, "permission_error"), 502),
+    "404": Refusal(refuse(404, "not_found_error", "model: claude-x"), 502),
+    "409": Refusal(refuse(409, "conflict_error"), 502),
+    "413": Refusal(
+        refuse(413, "request_too_large", "Request exceeds the maximum size"), 413, "exceeds the maximum size"
+    ),
+    "418": Refusal(refuse(418, "teapot_error"), 502),
+    "422": Refusal(refuse(422, "invalid_request_error", "no such thing"), 400, "no such thing"),
+    "429": Refusal(refuse(429, "rate_limit_error"), 429, "", "1"),
+    "429, with a time": Refusal(refuse(429, "rate_limit_error", retry_after="17"), 429, "", "17"),
+    "500": Refusal(refuse(500, "api_error"), 502),
+    "502": Refusal(refuse(502, "api_error"), 502),
+    "503": Refusal(refuse(503, "api_error"), 503, "", "1"),
+    "504": Refusal(refuse(504, "timeout_error"), 504),
+    "529": Refusal(refuse(529, "overloaded_error"), 503, "", "1"),
+    "529, with a time": Refusal(refuse(529, "overloaded_error", retry_after="9"), 503, "", "9"),
+    "500 that is an overload": Refusal(refuse(500, "overloaded_error"), 503, "", "1"),
+    "HTML 400": Refusal(html(400), 400),
+    "HTML 401": Refusal(html(401), 502),
+    "HTML 413": Refusal(html(413), 413),
+    "HTML 429": Refusal(html(429), 429, "", "1"),
+    "HTML 502": Refusal(html(502), 502),
+    "HTML 503": Refusal(html(503), 503, "", "1"),
+    "empty 500": Refusal(wire.status(500, ONCE), 502),
+    "JSON list": Refusal(wire.status(400, {"content-type": "application/json"}, b"[1]"), 400),
+    "JSON with an error that is a string": Refusal(
+        wire.status(400, {"content-type": "application/json"}, b'{"error": "no"}'), 400
+    ),
+    "JSON with odd types": Refusal(
+        wire.status(400, {"content-type": "application/json"}, b'{"error": {"type": ["x"], "message": {"a": 1}}}'), 400
+    ),
+    "204": Refusal(wire.status(204), 502),
+    "200 that is no event stream": Refusal(wire.status(200, {"content-type": "text/html"}, HTML), 502),
+    "200 that is empty": Refusal(wire.status(200, {"content-type": "text/event-stream"}), 502),
+    "no HTTP": Refusal(lambda answer: (answer.write(b"SSH-2.0-OpenSSH\r\n"), wire.close()(answer)), 502),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_upstream_refuses_is_told_by_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
+    refusal = REFUSALS[name]
+    upstream.always(refusal.step)
+    told = ask(service)
+    assert (told.status, told.headers.get("retry-after")) == (refusal.status, refusal.retry_after)
+    assert refusal.words in told.text
+    assert "of theirs" not in told.text
+    assert re.fullmatch(r"[A-Z\w].*\n", told.text)
+
+
+@pytest.mark.parametrize("name", ["400", "401", "429", "529", "HTML 502"])
+@pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
+def test_server_sent_events_tell_a_refusal_by_the_same_status(
+    service: Rill, upstream: Upstream, path: str, name: str
+) -> None:
+    upstream.always(REFUSALS[name].step)
+    told = ask(service, path=path, headers={"Accept": "text/event-stream, application/json;q=0.5"})
+    assert (told.status, told.headers["content-type"]) == (REFUSALS[name].status, "application/problem+json")
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_the_key_is_not_told_even_where_the_upstream_repeats_it(service: Rill, upstream: Upstream, code: int) -> None:
+    message = f"Bad header: Authorization: Bearer {KEY}"
+    upstream.always(wire.error(code, "invalid_request_error", message, {**ONCE, "x-debug": KEY}))
+    assert ask(service).status in (400, 413)  # `ask` looks for the key
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int) -> None:
+    with Upstream() as elsewhere:
+        elsewhere.always(*wire.answer("never"))
+        upstream.always(wire.status(code, {"location": f"{elsewhere.url}/v1/messages", **ONCE}))
+        assert ask(service).status == 502
+        assert elsewhere.accepted == 0
+    assert len(upstream.requests) == 1
+
+
+def test_an_upstream_that_cannot_be_reached_is_a_502(start_rill: StartRill) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    told = ask(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
+    assert told.status == 502
+    assert str(port) not in told.text
+
+
+def test_an_upstream_that_breaks_off_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.reset())
+    assert ask(service).status == 502
+
+
+ERRORS_FIRST = [
+    ("overloaded_error", 503),
+    ("rate_limit_error", 429),
+    ("api_error", 502),
+    ("authentication_error", 502),
+    ("invalid_request_error", 400),
+    ("timeout_error", 504),
+    ("unheard_of_error", 502),
+]
+
+
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
+@pytest.mark.parametrize(("type", "status"), ERRORS_FIRST)
+def test_an_error_event_before_anything_else_is_told_by_its_true_status(
+    service: Rill, upstream: Upstream, type: str, status: int, headers: dict[str, str]
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.stream_error(type, "theirs")), wire.end())
+    told = ask(service, headers=headers)
+    assert told.status == status
+    assert ("retry-after" in told.headers) == (status in (429, 503))
+
+
+def test_an_error_event_before_the_first_text_is_told_by_its_true_status(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error()), wire.end())
+    assert ask(service).status == 503
+
+
+def test_an_upstream_that_closes_before_the_first_text_is_a_502(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.end())
+    assert ask(service).status == 502
+
+
+def test_a_refusal_with_no_text_is_a_422_with_its_explanation(service: Rill, upstream: Upstream) -> None:
+    explanation = "This asks for help with breaking in."
+    details = {"type": "refusal", "category": "cyber", "explanation": explanation}
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0, stop_details=details)), wire.end())
+    told = ask(service)
+    assert (told.status, told.text) == (422, f"{explanation}\n")
+
+
+def test_a_refusal_that_explains_nothing_still_is_a_422_with_words(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
+    told = ask(service)
+    assert (told.status, "refused" in told.text) == (422, True)
+
+
+def test_an_answer_with_no_text_that_is_no_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("end_turn", 0)), wire.end())
+    told = ask(service)
+    assert (told.status, told.text) == (200, "")
+
+
+# How long it may take
+
+
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
+@pytest.mark.parametrize("steps", [[wire.silence()], [wire.head(), wire.silence()]], ids=["before", "after"])
+def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
+    hasty: Rill, upstream: Upstream, steps: list[Step], headers: dict[str, str]
+) -> None:
+    upstream.always(*steps)
+    assert ask(hasty, headers=headers).status == 504
+    upstream.wait_until_left()
+    assert len(upstream.requests) == 1
+
+
+def test_an_upstream_that_only_pings_has_not_begun_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
+    pings = [step for _ in range(100) for step in (wire.send(wire.ping()), wire.pause(0.05))]
+    upstream.script(wire.head(), *pings, wire.silence())
+    assert ask(hasty).status == 504
+    upstream.wait_until_left()
+
+
+def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: Rill, upstream: Upstream) -> None:
+    thought = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
+    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(thought), wire.gate("thought"), wire.send(said), wire.end())
+    with hasty.ask("GET", ASK) as asked:
+        assert asked.status == 200
+        upstream.open("thought")
+        assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
+
+
+def test_a_model_that_began_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    begun = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
+    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(
+        wire.raw(b"%b%x\r\n%b\r\n" % (head, len(begun), begun)), wire.gate("thought"), wire.send(said), wire.end()
+    )
+    with hasty.ask("GET", ASK) as asked:
+        asked.socket.settimeout(5)  # far more than the half second, and less than what wakes it by another way
+        assert asked.status == 200
+        upstream.open("thought")
+        assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
+
+
+def test_a_model_that_goes_on_thinking_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
+    thoughts = [step for _ in range(40) for step in (wire.send(wire.thinking("hm")), wire.pause(0.05))]
+    begin = wire.start() + wire.block_start(type="thinking")
+    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(begin), *thoughts, wire.gate("thought"), wire.send(said), wire.end())
+    with hasty.ask("GET", ASK) as asked:
+        assert asked.status == 200
+        upstream.open("thought")
+        assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
+
+
+@pytest.mark.parametrize(("code", "type", "status"), [(429, "rate_limit_error", 429), (529, "overloaded_error", 503)])
+def test_a_long_retry_after_reaches_the_caller_in_under_a_second(
+    service: Rill, upstream: Upstream, code: int, type: str, status: int
+) -> None:
+    upstream.always(wire.error(code, type, "later", {"retry-after": "3600"}))
+    began = time.monotonic()
+    told = ask(service)
+    assert time.monotonic() - began < 1
+    assert (told.status, told.headers["retry-after"]) == (status, "3600")
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("retry_after", ["0", "1"])
+def test_a_short_retry_after_is_waited_for_and_the_request_is_sent_again(
+    service: Rill, upstream: Upstream, retry_after: str
+) -> None:
+    upstream.script(wire.error(429, "rate_limit_error", "later", {"retry-after": retry_after}))
+    upstream.script(*wire.answer("second time"))
+    assert ask(service).text == "second time"
+    first, second = upstream.requests
+    assert first.json == second.json
+
+
+@pytest.mark.parametrize(
+    "step", [wire.error(500, "api_error", "x"), wire.error(529, "overloaded_error", "x"), wire.reset()]
+)
+def test_what_passes_by_itself_is_tried_again(service: Rill, upstream: Upstream, step: Step) -> None:
+    upstream.script(step)
+    upstream.script(*wire.answer("second time"))
+    assert ask(service).text == "second time"
+    assert len(upstream.requests) == 2
+
+
+def test_a_request_is_tried_three_times_at_most(service: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "0"}))
+    assert ask(service).status == 503
+    assert len(upstream.requests) == 3
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 413])
+def test_what_does_not_pass_by_itself_is_not_tried_again(service: Rill, upstream: Upstream, code: int) -> None:
+    upstream.always(wire.error(code, "some_error", "x"))
+    assert ask(service).status >= 400
+    assert len(upstream.requests) == 1
+
+
+def test_nothing_is_tried_again_where_the_wait_does_not_fit_in_the_time(hasty: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "1"}))
+    told = ask(hasty)
+    assert (told.status, told.headers["retry-after"]) == (503, "1")
+    assert len(upstream.requests) == 1
+
+
+def test_a_failure_after_the_first_byte_is_never_tried_again(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("seen"), wire.reset())
+    upstream.always(*wire.answer("second time"))
+    with service.ask("GET", ASK) as asked:
+        assert asked.next_chunk() == b"one"
+        upstream.open("seen")
+        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+    assert len(upstream.requests) == 1
+
+
+def test_the_upstreams_key_is_in_no_log(service: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.error(401, "authentication_error", f"invalid key {KEY}"))
+    assert ask(service).status == 502
+    assert KEY not in service.output()

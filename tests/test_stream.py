@@ -1,0 +1,437 @@
+"""Text leaves as it comes, and every ending tells the truth: seen by real clients, proved by gates."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import upstream as wire
+from server import Conversation, Rill, request_bytes
+from test_recorded import events_of, text_of
+from upstream import Step, Upstream
+
+ASK = "/stream?q=hi"
+SSE = {"Accept": "text/event-stream"}
+FORMS = pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
+METHODS = pytest.mark.parametrize("method", ["GET", "POST"])
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """The real server, without a rate that a whole module of requests would meet."""
+    env = {
+        "ANTHROPIC_API_KEY": "sk-test-key",
+        "ANTHROPIC_BASE_URL": module_upstream.url,
+        "RILL_MODELS": "*",
+        "RILL_RATE": "100000/minute",
+    }
+    with Rill(env) as running:
+        yield running
+
+
+def ask(service: Rill, method: str = "GET", headers: dict[str, str] | None = None) -> Conversation:
+    path, body = (ASK, b"") if method == "GET" else ("/stream", b"hi")
+    return service.ask(method, path, headers, body)
+
+
+def gated(upstream: Upstream) -> None:
+    """An answer whose second piece the upstream sends only once the test has opened the gate."""
+    ending = wire.block_stop() + wire.stop()
+    upstream.script(
+        *[wire.head(), wire.send(wire.opening()), wire.send(wire.text("first "))],
+        *[wire.gate("second"), wire.send(wire.text("second")), wire.send(ending), wire.end()],
+    )
+
+
+# As it comes
+
+
+@METHODS
+def test_the_first_text_is_read_before_the_second_is_sent(service: Rill, upstream: Upstream, method: str) -> None:
+    gated(upstream)
+    with ask(service, method) as asked:
+        assert (asked.status, asked.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        assert asked.next_chunk() == b"first "
+        upstream.open("second")
+        assert (asked.read_rest(), asked.ended) == (b"second", "clean")
+    assert len(upstream.requests) == 1
+
+
+@METHODS
+def test_the_first_event_is_read_before_the_second_is_sent(service: Rill, upstream: Upstream, method: str) -> None:
+    gated(upstream)
+    with ask(service, method, SSE) as asked:
+        assert (asked.status, asked.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert b"data: first \n\n" in asked.read_until(b"first")
+        upstream.open("second")
+        assert b"data: second\n\n" in asked.read_rest()
+        assert asked.ended == "clean"
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--data", "q=hi"], ["--header", "Accept: text/event-stream"]])
+def test_curl_shows_the_first_text_before_the_second_is_sent(
+    service: Rill, upstream: Upstream, more: list[str]
+) -> None:
+    gated(upstream)
+    command = [
+        "curl",
+        "--silent",
+        "-N",
+        "--max-time",
+        "20",
+        *more,
+        f"{service.url}/stream{'' if 'q=hi' in more else '?q=hi'}",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        assert curl.stdout is not None
+        seen = b""
+        while b"first " not in seen and (piece := os.read(curl.stdout.fileno(), 65536)):
+            seen += piece
+        assert b"first " in seen
+        upstream.open("second")
+        assert b"second" in curl.stdout.read()
+    assert curl.returncode == 0
+
+
+@METHODS
+def test_requests_yields_the_first_text_before_the_second_is_sent(
+    service: Rill, upstream: Upstream, method: str
+) -> None:
+    gated(upstream)
+    with requests.request(method, f"{service.url}{ASK}", stream=True, timeout=20, data={"q": "hi"}) as answer:
+        pieces = answer.iter_content(chunk_size=None, decode_unicode=True)
+        assert next(pieces) == "first "
+        upstream.open("second")
+        assert list(pieces) == ["second"]
+
+
+def test_server_sent_events_begin_with_the_upstreams_first_event(service: Rill, upstream: Upstream) -> None:
+    upstream.script(
+        *[wire.head(), wire.send(wire.start()), wire.gate("begun")],
+        *[wire.send(wire.block_start(), wire.text("late"), wire.stop()), wire.end()],
+    )
+    with ask(service, headers=SSE) as asked:
+        assert asked.status == 200
+        upstream.open("begun")
+        assert text_of(events_of(asked.read_rest().decode())) == "late"
+
+
+def test_the_headers_of_plain_text_come_with_its_first_text(service: Rill, upstream: Upstream) -> None:
+    upstream.script(
+        *[wire.head(), wire.send(wire.opening()), wire.gate("begun")],
+        *[wire.send(wire.text("first")), wire.gate("seen"), wire.send(wire.stop()), wire.end()],
+    )
+    with ask(service) as asked:
+        upstream.wait_at_gate("begun")
+        upstream.open("begun")
+        assert (asked.status, asked.next_chunk()) == (200, b"first")
+        upstream.open("seen")
+        assert (asked.read_rest(), asked.ended) == (b"", "clean")
+
+
+@FORMS
+def test_all_text_of_one_upstream_read_leaves_in_one_chunk(
+    service: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
+    pieces = [wire.text(piece) for piece in ("a", "b", "c", "d")]
+    upstream.script(
+        *[wire.head(), wire.send(wire.opening(), wire.text("0")), wire.gate("more"), wire.send(*pieces)],
+        *[wire.gate("end"), wire.send(wire.stop()), wire.end()],
+    )
+    with ask(service, headers=headers) as asked:
+        asked.read_until(b"data: 0\n\n" if headers else b"0")
+        upstream.open("more")
+        assert asked.next_chunk() == (b"id: 2\ndata: abcd\n\n" if headers else b"abcd")
+        upstream.open("end")
+        asked.read_rest()
+        assert asked.ended == "clean"
+
+
+@FORMS
+def test_a_whole_answer_in_one_upstream_read_leaves_in_one_chunk(
+    service: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a"), wire.text("b"), wire.stop()), wire.end())
+    with ask(service, headers=headers) as asked:
+        first = asked.next_chunk()
+        assert (asked.read_rest(), asked.ended) == (b"", "clean")
+    assert (text_of(events_of(first.decode())) if headers else first.decode()) == "ab"
+
+
+TEXT = "naïve 溪水 🌊 👩‍👩‍👧 end"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 11])
+def test_utf8_split_anywhere_comes_out_whole(service: Rill, upstream: Upstream, size: int) -> None:
+    whole = wire.opening() + b"".join(wire.text(letter) for letter in TEXT) + wire.block_stop() + wire.stop()
+    upstream.script(wire.head(), wire.dribble(whole, size), wire.end())
+    with ask(service) as asked:
+        chunks = list(iter(asked.next_chunk, b""))
+        assert asked.ended == "clean"
+    assert b"".join(chunks).decode() == TEXT
+    for chunk in chunks:
+        chunk.decode()  # each chunk is UTF-8 by itself, for clients that decode them one by one
+
+
+@FORMS
+def test_a_surrogate_pair_split_across_two_deltas_comes_out_whole(
+    service: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
+    high, low = wire.text("high \ud83c"), wire.text("\udf0a low \ud83c")
+    upstream.script(
+        *[wire.head(), wire.send(wire.opening(), high), wire.gate("low"), wire.send(low)],
+        *[wire.send(wire.stop()), wire.end()],
+    )
+    with ask(service, headers=headers) as asked:
+        first = asked.read_until(b"high ")
+        upstream.open("low")
+        body = (first + asked.read_rest()).decode()
+    assert (text_of(events_of(body)) if headers else body) == "high 🌊 low \ufffd"
+
+
+# Never a clean end
+
+
+def closed() -> list[Step]:
+    return [wire.close()]
+
+
+def ended_without_message_stop() -> list[Step]:
+    return [wire.end()]
+
+
+def was_reset() -> list[Step]:
+    return [wire.reset()]
+
+
+def sent_an_error() -> list[Step]:
+    return [wire.send(wire.stream_error()), wire.end()]
+
+
+def sent_nonsense() -> list[Step]:
+    return [wire.send(b"data: {nonsense\n\n"), wire.end()]
+
+
+def stopped_at_message_delta() -> list[Step]:
+    return [wire.send(wire.block_stop(), wire.event("message_delta", delta={"stop_reason": "end_turn"})), wire.end()]
+
+
+FAULTS = pytest.mark.parametrize(
+    "fault", [closed, ended_without_message_stop, was_reset, sent_an_error, sent_nonsense, stopped_at_message_delta]
+)
+
+
+def break_in_mid_answer(upstream: Upstream, fault: Any) -> None:
+    """An answer that breaks after its first text, once the test has seen that."""
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello")), wire.gate("seen"), *fault())
+
+
+@FAULTS
+def test_an_upstream_that_breaks_in_mid_answer_cuts_plain_text(service: Rill, upstream: Upstream, fault: Any) -> None:
+    break_in_mid_answer(upstream, fault)
+    with ask(service) as asked:
+        assert asked.next_chunk() == b"Hello"
+        upstream.open("seen")
+        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+    assert len(upstream.requests) == 1
+
+
+@FAULTS
+def test_an_upstream_that_breaks_in_mid_answer_resets_http_1_0(service: Rill, upstream: Upstream, fault: Any) -> None:
+    break_in_mid_answer(upstream, fault)
+    with Conversation(service.port, request_bytes("GET", ASK, version="HTTP/1.0")) as asked:
+        assert (asked.status, asked.next_chunk()) == (200, b"Hello")
+        upstream.open("seen")
+        assert (asked.read_rest(), asked.ended) == (b"", "reset")
+
+
+@FAULTS
+def test_an_upstream_that_breaks_in_mid_answer_is_an_error_event_and_no_done(
+    service: Rill, upstream: Upstream, fault: Any
+) -> None:
+    break_in_mid_answer(upstream, fault)
+    with ask(service, headers=SSE) as asked:
+        body = asked.read_until(b"Hello")
+        upstream.open("seen")
+        events = events_of((body + asked.read_rest()).decode())
+        assert asked.ended == "clean"
+    assert [(event.name, event.data) for event in events[:-1]] == [("message", "Hello")]
+    assert events[-1].name == "error"
+    problem = json.loads(events[-1].data)
+    assert problem["status"] >= 500
+    assert problem["detail"]
+
+
+def test_what_came_in_the_same_read_as_the_fault_is_delivered(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello"), wire.stream_error()), wire.end())
+    with ask(service) as asked:
+        assert (asked.status, asked.read_rest(), asked.ended) == (200, b"Hello", "cut")
+
+
+@pytest.mark.parametrize(("options", "exit_code"), [([], 18), (["--http1.0"], 56)], ids=["HTTP/1.1", "HTTP/1.0"])
+@FAULTS
+def test_curl_exits_with_an_error_after_a_cut(
+    service: Rill, upstream: Upstream, fault: Any, options: list[str], exit_code: int
+) -> None:
+    break_in_mid_answer(upstream, fault)
+    command = ["curl", "--silent", "-N", "--max-time", "20", *options, f"{service.url}{ASK}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        assert curl.stdout is not None
+        assert os.read(curl.stdout.fileno(), 65536) == b"Hello"
+        upstream.open("seen")
+        assert curl.stdout.read() == b""
+    assert curl.returncode == exit_code
+
+
+@FAULTS
+def test_requests_raises_after_a_cut(service: Rill, upstream: Upstream, fault: Any) -> None:
+    break_in_mid_answer(upstream, fault)
+    with requests.get(f"{service.url}{ASK}", stream=True, timeout=20) as answer:
+        pieces = answer.iter_content(chunk_size=None)
+        assert next(pieces) == b"Hello"
+        upstream.open("seen")
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            next(pieces)
+
+
+FETCH = """
+const response = await fetch(process.argv[1]);
+const reader = response.body.getReader();
+const first = await reader.read();
+process.stdout.write(new TextDecoder().decode(first.value));
+try { await reader.read(); console.log(" whole"); } catch (error) { console.log(" " + error.name); }
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_fetch_rejects_after_a_cut(service: Rill, upstream: Upstream) -> None:
+    break_in_mid_answer(upstream, closed)
+    command = ["node", "--input-type=module", "--eval", FETCH, f"{service.url}{ASK}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as node:
+        assert node.stdout is not None
+        assert os.read(node.stdout.fileno(), 65536) == b"Hello"
+        upstream.open("seen")
+        assert node.stdout.read() == b" TypeError\n"
+
+
+def test_a_connection_goes_on_after_a_whole_answer(service: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("one"))
+    with ask(service) as asked:
+        for _ in range(3):
+            assert (asked.read_rest(), asked.ended) == (b"one", "clean")
+            asked.ask(request_bytes("GET", ASK))
+        asked.read_rest()
+
+
+# Nobody pays for what nobody reads
+
+
+def flowing() -> list[Step]:
+    """Text that flows until the reader leaves."""
+    ticks = [step for _ in range(2000) for step in (wire.send(wire.text("tick ")), wire.pause(0.005))]
+    return [wire.head(), wire.send(wire.opening()), *ticks, wire.silence()]
+
+
+@FORMS
+@pytest.mark.parametrize("how", ["close", "reset", "half_close"])
+def test_a_caller_that_leaves_while_text_flows_closes_the_upstream_connection(
+    service: Rill, upstream: Upstream, how: str, headers: dict[str, str]
+) -> None:
+    upstream.script(*flowing())
+    with ask(service, headers=headers) as asked:
+        asked.read_until(b"tick")
+        getattr(asked, how)()
+        upstream.wait_until_left()
+    upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
+    assert len(upstream.requests) == 1
+
+
+def test_curl_interrupted_while_text_flows_closes_the_upstream_connection(service: Rill, upstream: Upstream) -> None:
+    upstream.script(*flowing())
+    with subprocess.Popen(["curl", "--silent", "-N", f"{service.url}{ASK}"], stdout=subprocess.PIPE) as curl:
+        assert curl.stdout is not None
+        os.read(curl.stdout.fileno(), 1)
+        curl.terminate()
+        upstream.wait_until_left()
+
+
+@FORMS
+def test_a_caller_that_leaves_in_silence_closes_the_upstream_connection(
+    service: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
+    with ask(service, headers=headers) as asked:
+        asked.read_until(b"one")
+    upstream.wait_until_left()
+
+
+@FORMS
+@pytest.mark.parametrize("steps", [[wire.silence()], [wire.head(), wire.silence()]], ids=["before", "after"])
+def test_a_caller_that_leaves_before_the_first_byte_closes_the_upstream_connection(
+    service: Rill, upstream: Upstream, steps: list[Step], headers: dict[str, str]
+) -> None:
+    upstream.script(*steps)
+    with ask(service, headers=headers):
+        upstream.wait_for_requests(1)
+    upstream.wait_until_left()
+    assert len(upstream.requests) == 1
+
+
+# Server-sent events
+
+
+@pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
+def test_events_have_ids_and_end_with_done_and_the_mark(service: Rill, upstream: Upstream, path: str) -> None:
+    upstream.script(*wire.answer("one", "two", stop_reason="max_tokens"))
+    with service.ask("GET", path, SSE if path == ASK else None) as asked:
+        assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
+        events = events_of(asked.read_rest().decode())
+    *texts, done, mark = events
+    assert "".join(event.data for event in texts) == "onetwo"
+    assert {event.name for event in texts} == {"message"}
+    assert (done.name, mark.name, mark.data) == ("done", "message", "[DONE]")
+    statistics = json.loads(done.data)
+    assert set(statistics) == {"stop_reason", "usage", "elapsed_seconds"}
+    assert statistics["stop_reason"] == "max_tokens"
+    assert (statistics["usage"]["input_tokens"], statistics["usage"]["output_tokens"]) == (12, 2)
+    assert statistics["elapsed_seconds"] >= 0
+    assert all(event.id for event in events)
+    assert len({event.id for event in events}) == len(events)
+
+
+def test_a_newline_in_the_text_becomes_a_further_data_line(service: Rill, upstream: Upstream) -> None:
+    upstream.script(*wire.answer("a\n\nb", "\r", "\nc\r\n", "\u2028d\x85\n", "event: done\n\n", ": e"))
+    with ask(service, headers=SSE) as asked:
+        events = events_of(asked.read_rest().decode())
+    assert text_of(events) == "a\n\nb\nc\n\u2028d\x85\nevent: done\n\n: e"
+    assert [event.name for event in events if event.name != "message"] == ["done"]
+
+
+def test_a_refusal_with_no_text_is_told_in_done(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
+    with ask(service, headers=SSE) as asked:
+        events = events_of(asked.read_rest().decode())
+    assert json.loads(events[0].data)["stop_reason"] == "refusal"
+    assert [event.name for event in events] == ["done", "message"]
+
+
+@pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
+@pytest.mark.parametrize("identity", ["0", "7", ""])
+def test_a_reconnecting_eventsource_gets_204_and_asks_nothing(
+    service: Rill, upstream: Upstream, path: str, identity: str
+) -> None:
+    with service.ask("GET", path, {**SSE, "Last-Event-ID": identity}) as asked:
+        assert (asked.status, asked.read_rest()) == (204, b"")
+        assert asked.headers["cache-control"] == "no-store, no-transform"
+    assert upstream.requests == []
+
+
+def test_the_first_bytes_of_an_event_stream_give_an_id_to_reconnect_with(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start()), wire.silence())
+    with ask(service, headers=SSE) as asked:
+        assert asked.read_until(b"\n\n") == b"id: 0\n\n"

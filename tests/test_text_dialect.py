@@ -1,0 +1,293 @@
+"""Plain text: every shape of prompt is understood exactly, and every refusal names its field."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rill.dialects import TEXT
+from rill.dialects.text import TextFrames, check_beginning, read_fields, read_json, read_text
+from rill.events import End, Event, Silence, Start, Text
+from rill.problems import Problem
+from rill.prompt import Prompt
+from rill.settings import Settings
+
+SAID = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
+prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+def make_settings(**env: str) -> Settings:
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+
+
+SETTINGS = make_settings()
+
+
+def one_message(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+# What is asked
+
+
+@given(text=prompts)
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
+    asked = [
+        read_fields({"q": text}, SETTINGS),
+        read_fields({"prompt": text}, SETTINGS),
+        read_text(text.encode(), {}, SETTINGS),
+        read_json(json.dumps({"q": text}).encode(), SETTINGS),
+        read_json(json.dumps({"prompt": text}, ensure_ascii=False).encode(), SETTINGS),
+        read_json(json.dumps({"messages": [{"role": "user", "content": text}]}).encode(), SETTINGS),
+        read_json(
+            json.dumps({"messages": [{"role": "user", "parts": [{"type": "text", "text": text}]}]}).encode(), SETTINGS
+        ),
+    ]
+    assert [prompt.messages for prompt in asked] == [one_message(text)] * len(asked)
+
+
+def test_without_options_the_settings_speak() -> None:
+    prompt = read_fields({"q": SAID}, make_settings(RILL_MODEL="small", RILL_MAX_TOKENS="77"))
+    assert prompt == Prompt("small", 77, one_message(SAID), {})
+    assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM="Be brief.")).options == {"system": "Be brief."}
+
+
+@pytest.mark.parametrize("form", ["fields", "json"])
+def test_options_are_understood_in_every_form(form: str) -> None:
+    asked: dict[str, Any] = {"q": SAID, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
+    if form == "fields":
+        prompt = read_fields({name: str(value) for name, value in asked.items()}, make_settings(RILL_SYSTEM="other"))
+    else:
+        prompt = read_json(json.dumps(asked).encode(), make_settings(RILL_SYSTEM="other"))
+    assert prompt == Prompt("large", 5, one_message(SAID), {"system": "溪", "temperature": 0.5})
+
+
+def test_a_plain_body_takes_its_options_from_the_query() -> None:
+    prompt = read_text(SAID.encode(), {"model": "large", "q": "not this", "max_tokens": "9"}, SETTINGS)
+    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(SAID))
+
+
+def test_unknown_fields_are_ignored() -> None:
+    body = {"q": SAID, "stream": True, "top_p": 0.5, "id": "x", "trigger": "submit-message", "messageId": None}
+    assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": SAID}, SETTINGS)
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 0.25, "0.7"])
+def test_a_temperature_within_its_bounds_travels_on(temperature: float | str) -> None:
+    assert read_fields({"q": SAID, "temperature": temperature}, SETTINGS).options == {"temperature": float(temperature)}
+
+
+# A conversation
+
+
+def ask(*messages: dict[str, Any], **fields: Any) -> Prompt:
+    return read_json(json.dumps({"messages": messages, **fields}).encode(), SETTINGS)
+
+
+def test_a_conversation_in_the_messages_apis_shape_travels_as_it_is() -> None:
+    blocks = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image", "source": {"type": "url", "url": "https://x/y"}},
+    ]
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": blocks},
+    ]
+    assert ask(*said).messages == said
+
+
+def test_the_ai_sdks_parts_become_their_text() -> None:
+    parts = [
+        {"type": "step-start"},
+        {"type": "text", "text": "a"},
+        {"type": "reasoning", "text": "no"},
+        {"type": "text", "text": "b"},
+    ]
+    prompt = ask(
+        {"id": "1", "role": "user", "parts": parts}, {"role": "assistant", "parts": [{"type": "text", "text": "c"}]}
+    )
+    assert prompt.messages == [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+
+
+def test_system_messages_become_the_system_prompt_unless_one_is_given() -> None:
+    system, second, user = (
+        {"role": role, "content": text} for role, text in [("system", "A"), ("system", "B"), ("user", "C")]
+    )
+    assert ask(system, user, second).options == {"system": "A\n\nB"}
+    assert ask(system, user, second).messages == [user]
+    assert ask(system, user, system=SAID).options == {"system": SAID}
+
+
+def test_a_system_message_of_blocks_is_not_lost() -> None:
+    said = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    system = ask({"role": "system", "content": said}, {"role": "user", "content": "Hi"}).options["system"]
+    assert "Be " in json.dumps(system)
+    assert "brief." in json.dumps(system)
+
+
+# Refusals
+
+REFUSALS: list[tuple[Any, list[str]]] = [
+    ({}, ["q", "prompt", "messages"]),
+    ({"system": "only"}, ["q", "prompt", "messages"]),
+    ({"q": ""}, ["q:"]),
+    ({"q": " \n\t"}, ["q:"]),
+    ({"prompt": ""}, ["prompt:"]),
+    ({"q": "a", "prompt": "b"}, ["q and prompt"]),
+    ({"q": "a", "messages": [{"role": "user", "content": "b"}]}, ["q and messages"]),
+    ({"q": 5}, ["q:", "string"]),
+    ({"q": ["a"]}, ["q:", "string"]),
+    ({"messages": []}, ["messages:", "1"]),
+    ({"messages": "hello"}, ["messages:", "array"]),
+    ({"messages": ["hello"]}, ["messages.0:"]),
+    ({"messages": [{"content": "x"}]}, ["messages.0.role:"]),
+    ({"messages": [{"role": "robot", "content": "x"}]}, ["messages.0.role:", "user", "assistant"]),
+    ({"messages": [{"role": "user", "content": 7}]}, ["messages.0.content"]),
+    ({"messages": [{"role": "user", "parts": "x"}]}, ["messages.0.parts:"]),
+    ({"messages": [{"role": "user"}]}, ["messages.0"]),
+    ({"messages": [{"role": "user", "content": ""}]}, ["messages.0"]),
+    ({"messages": [{"role": "system", "content": "only"}]}, ["messages"]),
+    ({"q": "a", "system": 5}, ["system:", "string"]),
+    ({"q": "a", "model": ""}, ["model:", "1"]),
+    ({"q": "a", "model": 5}, ["model:", "string"]),
+    ({"q": "a", "max_tokens": 0}, ["max_tokens:", "1"]),
+    ({"q": "a", "max_tokens": -5}, ["max_tokens:", "1"]),
+    ({"q": "a", "max_tokens": 32769}, ["max_tokens:", "1", "32768"]),
+    ({"q": "a", "max_tokens": 1.5}, ["max_tokens:", "integer"]),
+    ({"q": "a", "max_tokens": "many"}, ["max_tokens:", "integer"]),
+    ({"q": "a", "max_tokens": 10**400}, ["max_tokens:"]),
+    ({"q": "a", "temperature": -0.1}, ["temperature:", "0"]),
+    ({"q": "a", "temperature": 1.1}, ["temperature:", "1"]),
+    ({"q": "a", "temperature": "hot"}, ["temperature:", "number"]),
+    ({"q": "a", "temperature": "nan"}, ["temperature:"]),
+    ({"q": "a", "temperature": "inf"}, ["temperature:"]),
+    ([], ["body"]),
+    ("text", ["body"]),
+    (None, ["body"]),
+]
+
+
+@pytest.mark.parametrize(("body", "named"), REFUSALS, ids=lambda value: json.dumps(value)[:40])
+def test_every_refusal_names_its_field_and_its_bound(body: Any, named: list[str]) -> None:
+    with pytest.raises(Problem) as refused:
+        read_json(json.dumps(body).encode(), SETTINGS)
+    assert refused.value.status == 400
+    assert [word for word in named if word not in refused.value.detail] == []
+    assert "\n" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "q"),
+        ({"q": ""}, "q:"),
+        ({"q": None}, "prompt"),
+        ({"q": "a", "prompt": "b"}, "q and prompt"),
+        ({"q": "a", "max_tokens": "0"}, "max_tokens:"),
+        ({"q": "a", "max_tokens": "32769"}, "from 1 to 32768"),
+        ({"q": "a", "max_tokens": "1e3"}, "max_tokens:"),
+        ({"q": "a", "max_tokens": "9" * 5000}, "max_tokens:"),
+        ({"q": "a", "temperature": "1.01"}, "temperature:"),
+        ({"q": "a", "temperature": ""}, "temperature:"),
+        ({"q": "a", "model": ""}, "model:"),
+    ],
+)
+def test_a_query_or_form_is_refused_as_json_is(fields: dict[str, str | None], named: str) -> None:
+    with pytest.raises(Problem) as refused:
+        read_fields(fields, SETTINGS)
+    assert refused.value.status == 400
+    assert named in refused.value.detail
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"q=hello", b'{"q": "a",}', b"\xff\xfe", b'{"q": "\xe9"}', b"[" * 10_000])
+def test_broken_json_is_told_from_a_bad_field(body: bytes) -> None:
+    with pytest.raises(Problem) as refused:
+        read_json(body, SETTINGS)
+    assert refused.value.status == 400
+    assert "JSON" in refused.value.detail
+
+
+def test_a_lone_surrogate_is_refused_where_it_comes_in() -> None:
+    with pytest.raises(Problem) as refused:
+        read_json(b'{"q": "\\ud83d"}', SETTINGS)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"  \n", b"\xff\xfe", "溪".encode()[:2]])
+def test_a_plain_body_that_is_empty_or_no_utf8_is_refused(body: bytes) -> None:
+    with pytest.raises(Problem) as refused:
+        read_text(body, {}, SETTINGS)
+    assert refused.value.status == 400
+
+
+def test_a_model_that_may_not_be_asked_for_is_forbidden_and_the_others_are_named() -> None:
+    with pytest.raises(Problem) as refused:
+        read_fields({"q": "a", "model": "huge"}, SETTINGS)
+    assert refused.value.status == 403
+    assert "model" in refused.value.detail
+    assert "small" in refused.value.detail
+    assert "large" in refused.value.detail
+
+
+def test_no_refusal_repeats_the_prompt() -> None:
+    for body in ({"q": "private", "max_tokens": "private"}, {"messages": ["private"]}, {"q": ["private"]}):
+        with pytest.raises(Problem) as refused:
+            read_json(json.dumps(body).encode(), SETTINGS)
+        assert "private" not in refused.value.detail
+
+
+NAMES = ["q", "prompt", "messages", "role", "content", "parts", "type", "text", "system", "model", "max_tokens"]
+json_values = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(NAMES),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(body=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
+@hypothesis_settings(deadline=None, max_examples=300)
+def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
+    with suppress(Problem):
+        prompt = read_json(body, SETTINGS)
+        assert 1 <= prompt.max_tokens <= SETTINGS.max_tokens_cap
+        json.dumps([prompt.messages, prompt.options], ensure_ascii=False).encode()
+
+
+# What is answered
+
+
+@given(texts=st.lists(prompts, max_size=8))
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
+    frames = TextFrames()
+    events: list[Event] = [Start("m", {}), Silence(False), *map(Text, texts), Silence(True), End("end_turn", {})]
+    assert b"".join(map(frames.frame, events)) == "".join(texts).encode()
+
+
+def test_a_failure_adds_nothing_to_the_text() -> None:
+    assert TextFrames().fail(Problem("upstream_failed")) == b""
+
+
+@pytest.mark.parametrize("explanation", ["Not that.", None])
+def test_a_refusal_without_a_word_is_a_problem_with_its_explanation(explanation: str | None) -> None:
+    with pytest.raises(Problem) as refused:
+        check_beginning([Start("m", {}), End("refusal", {}, explanation)])
+    assert refused.value.status == 422
+    assert refused.value.detail == explanation or (explanation is None and "refused" in refused.value.detail)
+
+
+@pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Silence(False), Start("m", {})])
+def test_any_other_beginning_is_an_answer(last: Event) -> None:
+    check_beginning([Start("m", {}), last])
+
+
+def test_plain_text_waits_for_its_first_text_and_says_that_it_is_utf8() -> None:
+    assert TEXT.wants_text
+    assert TEXT.media_type == "text/plain; charset=utf-8"
+    assert isinstance(TEXT.open_frames(), TextFrames)

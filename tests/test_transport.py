@@ -1,0 +1,951 @@
+"""The HTTP client under the SDK, on real sockets, in a process gevent has patched, the fake upstream in this one."""
+
+import base64
+import gzip
+import json
+import logging
+import os
+import random
+import resource
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import gevent.socket
+import httpx2
+import pytest
+import upstream as wire
+from upstream import Upstream
+
+from rill.transport import Body, GeventTransport, body_of, proxy_of_environment
+
+TESTS = Path(__file__).parent
+OK = wire.status(200, body=b"ok")
+HELLO = [200, wire.recorded("text").decode()]
+
+# The harness: clients are generators that run in a process of their own
+
+
+class GeventClient:
+    """A generator of this module, run where gevent has patched everything.
+
+    `next` lets it go on to its next yield and returns what it yields, by way of JSON.
+    """
+
+    def __init__(self, client: Callable[..., Iterator[Any]], env: dict[str, str], arguments: dict[str, Any]) -> None:
+        patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.run_client()"
+        command = [sys.executable, "-c", patched, client.__name__, json.dumps(arguments)]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **env}
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> "GeventClient":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._process:
+            self._process.kill()
+
+    def go_on(self) -> None:
+        """Lets it go on, without waiting for its next yield."""
+        assert self._process.stdin
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        """What it yields next."""
+        assert self._process.stdout
+        said = self._process.stdout.readline()
+        assert said, "the client ended before its time"
+        return json.loads(said)
+
+    def __next__(self) -> Any:
+        self.go_on()
+        return self.hear()
+
+
+def run_client() -> None:
+    """What the process of a GeventClient does."""
+    steps = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+    while True:
+        gevent.socket.wait_read(0)  # other greenlets go on meanwhile
+        if not os.read(0, 1):
+            return
+        print(json.dumps(next(steps)), flush=True)
+
+
+StartClient = Callable[..., GeventClient]
+
+
+@pytest.fixture
+def start_client() -> Iterator[StartClient]:
+    """Start a client: `start_client(generator, env={...}, **arguments)`."""
+    with ExitStack() as running:
+
+        def start(client: Callable[..., Iterator[Any]], env: dict[str, str] | None = None, **arguments: Any) -> Any:
+            return running.enter_context(GeventClient(client, env or {}, arguments))
+
+        yield start
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """One of each test's own, so that its connections can be counted; a fault in it fails the test."""
+    with Upstream() as running:
+        yield running
+        assert running.faults == []
+
+
+# What clients do
+
+
+def open_client(url: str, connections: int = 10, kind: str = "gevent", **timeouts: float) -> httpx2.Client:
+    timeout = httpx2.Timeout(**{"connect": 5, "read": 5, "write": 5, "pool": 5, **timeouts})
+    if kind == "httpx2":  # what the SDK would use, with no body of ours
+        return httpx2.Client(timeout=timeout, trust_env=False)
+    transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(httpx2.URL(url)))
+    return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
+
+
+def send(client: httpx2.Client, url: str, content: bytes = b"{}", **headers: str) -> httpx2.Response:
+    return client.send(
+        client.build_request("POST", f"{url}/v1/messages", content=content, headers=headers), stream=True
+    )
+
+
+def outcome(client: httpx2.Client, url: str, **request: Any) -> list[Any]:
+    """The status and the body of one answer, and the name of the error that came instead or in between."""
+    got: list[Any] = []
+    try:
+        response = send(client, url, **request)
+        got = [response.status_code, ""]
+        with closing(body_of(response)) as body:
+            while (data := body.read()) is not None:
+                got[1] += data.decode()
+    except httpx2.HTTPError as error:
+        got.append(type(error).__name__)
+    return got
+
+
+def ask(url: str, content_bytes: int = 2, **options: Any) -> Iterator[Any]:
+    """Asks again at each step."""
+    client = open_client(url, **options)
+    while True:
+        yield outcome(client, url, content=b"x" * content_bytes)
+
+
+def ask_with_high_descriptors(url: str) -> Iterator[Any]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    while os.dup(2) < 1100:
+        pass
+    yield from ask(url)
+
+
+def ask_with_a_broken_header(url: str) -> Iterator[Any]:
+    for value in ("a\r\nX-Injected: b", "a\nb", "a\rb", "a\0b"):
+        yield outcome(open_client(url), url, **{"X-Note": value})
+
+
+def ask_through_the_sdk(url: str) -> Iterator[Any]:
+    """What the SDK makes of an answer, or of a refusal."""
+    import anthropic  # here, for the other clients start without it in half the time
+
+    client = anthropic.Anthropic(api_key="k", base_url=url, max_retries=0, http_client=open_client(url))
+    request: Any = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}]}
+    try:
+        with client.messages.stream(**request) as stream:
+            yield stream.get_final_text()
+    except anthropic.APIStatusError as error:
+        yield [error.status_code, error.body]
+
+
+def read_and_nudge(url: str, size: int, **options: Any) -> Iterator[Any]:
+    """Reads `size` bytes, is nudged in the read after them, and goes on reading piece by piece."""
+    body = body_of(send(open_client(url, **options), url))
+    yield "open"
+    got = 0
+    while got < size:
+        got += len(body.read() or b"")
+    yield got
+    timer = gevent.get_hub().loop.timer(0.05)  # whose callback runs in the hub, as those of an answer's watch do
+    timer.start(body.nudge)
+    yield read_piece(body)
+    yield read_piece(body)
+
+
+def read_piece(body: Body) -> str | None:
+    try:
+        data = body.read()
+    except httpx2.HTTPError as error:
+        return type(error).__name__
+    return "nudged" if data == b"" else data and data.decode()
+
+
+def read_from_many(url: str, count: int, **options: Any) -> Iterator[Any]:
+    """Opens many answers at once, and reads them all."""
+    client = open_client(url, connections=count, **options)
+    asking = [gevent.spawn(outcome, client, url) for _ in range(count)]
+    yield "asking"
+    yield [each.get() for each in asking]
+
+
+def hold_one_and_ask(url: str, connections: int, **options: Any) -> Iterator[Any]:
+    """Asks while an answer is open, and again when it is closed."""
+    client = open_client(url, connections=connections, **options)
+    with closing(body_of(send(client, url))):
+        yield outcome(client, url)
+    yield outcome(client, url)
+
+
+def read_and_close(url: str, **options: Any) -> Iterator[Any]:
+    body = body_of(send(open_client(url, **options), url))
+    yield read_piece(body)
+    body.close()
+    yield "closed"
+
+
+def interrupt_many(url: str, count: int, connections: int) -> Iterator[Any]:
+    """Interrupts answers at random moments; then tells how many descriptors are open, before and after."""
+    client = open_client(url, connections=connections)
+    yield outcome(client, url)  # (what is made once is made)
+    before = len(os.listdir("/proc/self/fd"))
+    chance = random.Random(7)
+    for _ in range(count // 100):
+        asking = [gevent.spawn(outcome_until_interrupted, client, url) for _ in range(100)]
+        for each in asking:
+            interrupt = each.kill if chance.random() < 0.5 else lambda each=each: throw_into(each)
+            gevent.spawn_later(chance.uniform(0, 0.15), interrupt)
+        gevent.joinall(asking)
+    for _ in range(500):
+        if len(os.listdir("/proc/self/fd")) <= before:
+            break
+        gevent.sleep(0.01)  # gevent closes a socket in its next loop
+    yield [before, len(os.listdir("/proc/self/fd"))]
+    asking = [gevent.spawn(outcome, client, url) for _ in range(connections)]
+    yield "asking"
+    yield [each.get() for each in asking]
+
+
+class Interrupted(Exception):
+    """Thrown into a greenlet at any moment."""
+
+
+def throw_into(greenlet: Any) -> None:
+    def throw() -> None:
+        if not greenlet.dead:
+            greenlet.throw(Interrupted())
+
+    gevent.get_hub().loop.run_callback(throw)
+
+
+def outcome_until_interrupted(client: httpx2.Client, url: str) -> None:
+    with suppress(Interrupted, gevent.GreenletExit):
+        outcome(client, url)
+
+
+def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
+    """Interrupts a request while it is being sent, and asks again, where there is one place only."""
+    client = open_client(url, connections=1, pool=0.5, connect=0.5, write=0.5)
+    asking = gevent.spawn(outcome, client, url, content=b"x" * content_bytes)
+    yield "asking"
+    asking.kill()
+    yield outcome(client, url, content=b"x" * content_bytes)
+
+
+def close_after_the_end(url: str) -> Iterator[Any]:
+    """Closes a body that has ended unread, while its connection carries another answer already."""
+    client = open_client(url, kind="httpx2")
+    ended = send(client, url)
+    first = body_of(ended)
+    while not ended.is_closed:
+        gevent.sleep(0.01)
+    second = body_of(send(client, url))
+    yield read_piece(second)
+    first.close()
+    yield read_piece(second)
+
+
+def close_after_a_reset(url: str) -> Iterator[Any]:
+    """Closes a body that was never read, and whose connection is reset by then."""
+    body = body_of(send(open_client(url, kind="httpx2"), url))
+    gevent.sleep(0)
+    yield "open"
+    body.close()
+    yield "closed"
+
+
+# An answer
+
+
+@pytest.fixture(params=["gevent", "httpx2"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Our transport, and the SDK's own, which stands in where a proxy is not an http one."""
+    return str(request.param)
+
+
+def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+    upstream.script(*wire.replay("text"))
+    assert next(start_client(ask, url=upstream.url, kind=kind)) == HELLO
+    (request,) = upstream.requests
+    assert (request.method, request.path, request.body) == ("POST", "/v1/messages", b"xx")
+
+
+def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+    upstream.script(wire.head(), wire.gate("one"), wire.send(b"one"), wire.gate("two"), wire.send(b"two"), wire.end())
+    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=3)
+    assert next(client) == "open"
+    upstream.wait_at_gate("one")
+    upstream.open("one")
+    assert next(client) == 3
+    assert next(client) == "nudged"
+    upstream.open("two")
+    assert next(client) == "two"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+BEFORE_SILENCE = {
+    "the head": ([wire.raw(HEAD)], 0),
+    "the head with text": ([wire.raw(HEAD + b"3\r\none\r\n")], 3),
+    "text after the head": ([wire.raw(HEAD), wire.gate("text"), wire.send(b"one")], 3),
+    "a full buffer": ([wire.raw(HEAD), wire.gate("text"), wire.send(b"x" * (65536 - 8))], 65536 - 8),
+    "a part of a chunk": ([wire.raw(HEAD), wire.gate("text"), wire.raw(b"9\r\none")], 3),
+}
+
+
+@pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
+def test_a_nudge_wakes_a_read_whatever_came_before_the_silence(
+    upstream: Upstream, start_client: StartClient, kind: str, steps: list[wire.Step], size: int
+) -> None:
+    upstream.script(*steps, wire.gate("rest"), wire.silence())
+    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=size, read=3)
+    assert next(client) == "open"
+    upstream.open("text")
+    assert next(client) == size
+    assert next(client) == "nudged"
+
+
+def test_a_body_closed_in_mid_answer_closes_upstreams_connection(
+    upstream: Upstream, start_client: StartClient, kind: str
+) -> None:
+    upstream.script(wire.head(), wire.send(b"one"), wire.silence())
+    client = start_client(read_and_close, url=upstream.url, kind=kind)
+    assert [next(client), next(client)] == ["one", "closed"]
+    upstream.wait_until_left()
+    upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
+
+
+@pytest.mark.parametrize(
+    "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"]
+)
+def test_an_interim_response_is_passed_over(upstream: Upstream, start_client: StartClient, interim: bytes) -> None:
+    for _ in range(2):
+        upstream.script(wire.raw(interim), wire.gate("final"), *wire.replay("text"))
+    upstream.open("final")
+    client = start_client(ask, url=upstream.url)
+    assert [next(client), next(client)] == [HELLO, HELLO]
+    assert upstream.accepted == 1
+
+
+def test_an_interim_response_lends_its_connection_to_nobody(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(wire.raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"), wire.head(), wire.silence())
+    upstream.script(OK)
+    client = start_client(hold_one_and_ask, url=upstream.url, connections=2, read=2)
+    assert next(client) == [200, "ok"]
+    assert upstream.accepted == 2
+
+
+def test_a_body_without_length_ends_with_its_connection(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(wire.raw(b"HTTP/1.1 200 OK\r\n\r\nabc"), wire.gate("rest"), wire.raw(b"def"), wire.close())
+    upstream.open("rest")
+    assert next(start_client(ask, url=upstream.url)) == [200, "abcdef"]
+
+
+def test_a_header_that_would_inject_another_is_never_sent(upstream: Upstream, start_client: StartClient) -> None:
+    client = start_client(ask_with_a_broken_header, url=upstream.url)
+    for _ in range(4):
+        assert next(client) == ["LocalProtocolError"]
+    assert upstream.requests == []
+
+
+# Connections that are kept
+
+
+def test_a_connection_is_used_again(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.always(*wire.replay("text"))
+    client = start_client(ask, url=upstream.url)
+    assert [next(client) for _ in range(5)] == [HELLO] * 5
+    assert upstream.accepted == upstream.open_connections == 1
+
+
+def test_an_answer_with_a_length_and_a_refusal_are_kept_too(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(OK)
+    upstream.script(wire.error(429, "rate_limit_error", "no"))
+    upstream.script(OK)
+    client = start_client(ask, url=upstream.url)
+    assert [next(client)[0] for _ in range(3)] == [200, 429, 200]
+    assert upstream.accepted == 1
+
+
+def test_a_connection_is_used_again_with_descriptors_above_1024(upstream: Upstream, start_client: StartClient) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2048:
+        pytest.skip("the hard limit of descriptors is too low")
+    upstream.always(*wire.replay("text"))
+    client = start_client(ask_with_high_descriptors, url=upstream.url)
+    assert [next(client) for _ in range(3)] == [HELLO] * 3
+    assert upstream.accepted == 1
+
+
+def test_a_connection_that_asked_to_be_closed_is_not_used_again(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.always(wire.status(200, {"connection": "close"}, b"ok"))
+    client = start_client(ask, url=upstream.url)
+    assert [next(client), next(client)] == [[200, "ok"]] * 2
+    assert upstream.accepted == 2
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(OK, wire.close())
+    upstream.script(OK)
+    client = start_client(ask, url=upstream.url)
+    assert next(client) == [200, "ok"]
+    upstream.wait_until(lambda: upstream.open_connections == 0, "the upstream to close")
+    assert next(client) == [200, "ok"]
+    assert len(upstream.requests) == upstream.accepted == 2
+
+
+@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_kept_connection_that_dies_before_the_first_byte_is_tried_once_more(
+    upstream: Upstream, start_client: StartClient, cut: wire.Step
+) -> None:
+    upstream.script(OK)
+    upstream.script(cut)
+    upstream.script(OK)
+    client = start_client(ask, url=upstream.url)
+    assert [next(client), next(client)] == [[200, "ok"]] * 2
+    assert (len(upstream.requests), upstream.accepted) == (3, 2)
+
+
+@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_fresh_connection_that_dies_is_not_tried_again(
+    upstream: Upstream, start_client: StartClient, cut: wire.Step
+) -> None:
+    upstream.script(cut)
+    assert next(start_client(ask, url=upstream.url)) == ["RemoteProtocolError"]
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_kept_connection_that_dies_after_the_first_byte_is_not_tried_again(
+    upstream: Upstream, start_client: StartClient, cut: wire.Step
+) -> None:
+    upstream.script(OK)
+    upstream.script(wire.raw(b"HTTP/1.1 200 OK\r\n"), wire.pause(0.3), cut)  # (a reset would overtake the byte)
+    client = start_client(ask, url=upstream.url)
+    assert next(client) == [200, "ok"]
+    assert next(client)[0] in ("ReadError", "RemoteProtocolError")
+    assert len(upstream.requests) == 2
+
+
+def test_bytes_behind_an_answer_never_become_the_next_one(upstream: Upstream, start_client: StartClient) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+    upstream.script(wire.raw(answer + b"ok" + answer + b"no"))
+    upstream.script(wire.status(200, body=b"mine"))
+    client = start_client(ask, url=upstream.url)
+    assert next(client) in ([200, "ok"], ["RemoteProtocolError"], [200, "ok", "RemoteProtocolError"])
+    assert next(client) == [200, "mine"]
+
+
+# Failures
+
+
+def test_a_refused_connection_is_a_connect_error(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    assert next(start_client(ask, url=f"http://127.0.0.1:{port}")) == ["ConnectError"]
+
+
+def test_a_name_that_nobody_knows_is_a_connect_error(start_client: StartClient) -> None:
+    # The resolver is told to ask a port of this machine where nobody answers, so that no question leaves it.
+    env = {"GEVENT_RESOLVER": "ares", "GEVENT_RESOLVER_SERVERS": "127.0.0.1:1"}
+    assert next(start_client(ask, env=env, url="http://nowhere.example")) == ["ConnectError"]
+
+
+def test_a_peer_that_never_accepts_is_a_connect_timeout(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as full, ExitStack() as queued:
+        for _ in range(8):  # more than the backlog takes: later ones hang
+            caller = queued.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(full.getsockname())
+        client = start_client(ask, url=f"http://127.0.0.1:{full.getsockname()[1]}", connect=0.3, pool=30)
+        assert next(client) == ["ConnectTimeout"]
+
+
+def test_no_free_place_is_a_pool_timeout_and_the_place_is_used_again(
+    upstream: Upstream, start_client: StartClient
+) -> None:
+    upstream.script(wire.head(), wire.silence())
+    upstream.script(OK)
+    client = start_client(hold_one_and_ask, url=upstream.url, connections=1, pool=0.2, connect=0.2)
+    assert next(client) == ["PoolTimeout"]
+    assert next(client) == [200, "ok"]
+
+
+def test_silence_before_the_head_is_a_read_timeout(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(wire.silence())
+    assert next(start_client(ask, url=upstream.url, read=0.3)) == ["ReadTimeout"]
+    upstream.wait_until_left()
+
+
+@pytest.mark.parametrize(
+    "said", [[wire.send(b"one")], [wire.raw(b"3\r\non")], []], ids=["after a piece", "within a piece", "after the head"]
+)
+def test_silence_in_mid_body_is_a_read_timeout(
+    upstream: Upstream, start_client: StartClient, said: list[wire.Step]
+) -> None:
+    upstream.script(wire.head(), *said, wire.silence())
+    status, text, error = next(start_client(ask, url=upstream.url, read=0.3))
+    assert (status, error) == (200, "ReadTimeout")
+    assert text in ("one", "on", "")
+    upstream.wait_until_left()
+
+
+def test_a_peer_that_never_reads_is_a_write_timeout(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        assert next(start_client(ask, url=url, content_bytes=30_000_000, write=0.3)) == ["WriteTimeout"]
+
+
+def test_an_early_refusal_is_read_though_the_request_was_not_taken_whole(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hasty:
+        url = f"http://127.0.0.1:{hasty.getsockname()[1]}"
+        client = start_client(ask, url=url, content_bytes=30_000_000)
+        client.go_on()
+        accepted, _ = hasty.accept()
+        with accepted:
+            accepted.recv(100)
+            accepted.sendall(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
+            accepted.shutdown(socket.SHUT_WR)
+            while accepted.recv(1_000_000):
+                pass
+        assert client.hear() == [413, "no"]
+
+
+BREAKS = {
+    "garbage": ([wire.raw(b"\x16\x03\x01 not http\r\n\r\n")], "RemoteProtocolError"),
+    "a cut head": ([wire.raw(b"HTTP/1.1 200 OK\r\ncontent-ty"), wire.close()], "RemoteProtocolError"),
+    "a cut after the head": ([wire.head(), wire.close()], "RemoteProtocolError"),
+    "a cut after a chunk": ([wire.head(), wire.send(b"one"), wire.close()], "RemoteProtocolError"),
+    "a cut in a chunk": ([wire.head(), wire.raw(b"5\r\none"), wire.close()], "RemoteProtocolError"),
+    "a bad chunk": ([wire.head(), wire.raw(b"3\r\noneX"), wire.silence()], "RemoteProtocolError"),
+    "a cut length": (
+        [wire.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\none"), wire.close()],
+        "RemoteProtocolError",
+    ),
+    "a reset after a chunk": ([wire.head(), wire.send(b"one"), wire.pause(0.3), wire.reset()], "ReadError"),
+}
+
+
+@pytest.mark.parametrize(("steps", "error"), BREAKS.values(), ids=BREAKS)
+def test_an_upstream_that_breaks_is_never_a_clean_end(
+    upstream: Upstream, start_client: StartClient, steps: list[wire.Step], error: str
+) -> None:
+    upstream.script(*steps)
+    assert next(start_client(ask, url=upstream.url))[-1] == error
+
+
+# What the SDK relies on
+
+
+def test_a_compressed_refusal_is_readable_through_the_sdk(upstream: Upstream, start_client: StartClient) -> None:
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too many 溪"}}
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    upstream.script(wire.status(400, headers, gzip.compress(json.dumps(error).encode())))
+    assert next(start_client(ask_through_the_sdk, url=upstream.url)) == [400, error]
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else(
+    upstream: Upstream, start_client: StartClient, code: int
+) -> None:
+    with Upstream() as elsewhere:
+        upstream.script(wire.status(code, {"location": f"{elsewhere.url}/v1/messages"}))
+        assert next(start_client(ask_through_the_sdk, url=upstream.url))[0] == code
+        assert elsewhere.accepted == 0
+    assert len(upstream.requests) == 1
+
+
+def test_the_sdk_streams_through_it(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(*wire.replay("text"))
+    assert next(start_client(ask_through_the_sdk, url=upstream.url)) == wire.expected()["text"]["text"]
+
+
+# Many at once
+
+
+def test_as_many_answers_are_open_at_once_as_there_are_connections(
+    upstream: Upstream, start_client: StartClient
+) -> None:
+    upstream.always(wire.head(), wire.gate("all"), wire.send(b"ok"), wire.end())
+    client = start_client(read_from_many, url=upstream.url, count=150)
+    next(client)
+    upstream.wait_at_gate("all", n=150)
+    upstream.open("all")
+    assert next(client) == [[200, "ok"]] * 150
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_nothing_is_lost_when_answers_are_interrupted_at_random_moments(
+    start_client: StartClient, certificate: Path, secure: bool
+) -> None:
+    paced = [each for _ in range(5) for each in (wire.pause(0.01), wire.send(b"text"))]
+    with Upstream(tls=tls_of(certificate) if secure else None) as own:
+        own.script(OK)
+        own.always(wire.pause(0.02), wire.head(), *paced, wire.silence())
+        client = start_client(
+            interrupt_many, env={"SSL_CERT_FILE": str(certificate)}, url=own.url, count=500, connections=40
+        )
+        assert next(client) == [200, "ok"]
+        before, after = next(client)
+        assert after <= before
+        own.clear()
+        own.always(wire.gate("all"), OK)
+        assert next(client) == "asking"
+        own.wait_at_gate("all", n=40)
+        own.open("all")
+        assert next(client) == [[200, "ok"]] * 40
+
+
+def test_a_request_interrupted_while_it_is_sent_gives_its_place_back(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        client = start_client(interrupt_a_write, url=url, content_bytes=30_000_000)
+        assert next(client) == "asking"
+        accepted, _ = deaf.accept()
+        with accepted:
+            assert accepted.recv(4) == b"POST"
+            assert next(client) == ["WriteTimeout"]
+
+
+# TLS
+
+
+def make_certificate(folder: Path, names: str) -> Path:
+    """A certificate that vouches for itself, with its key, in one file."""
+    if not shutil.which("openssl"):
+        pytest.skip("the openssl command makes the certificate")
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test"
+    places = ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(made)]
+    subprocess.run([*command.split(), *places], check=True, capture_output=True)
+    made.write_text(made.read_text() + key.read_text())
+    return made
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("good"), "DNS:localhost,IP:127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def foreign_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("foreign"), "DNS:api.example.com")
+
+
+def tls_of(certificate: Path) -> ssl.SSLContext:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    return tls
+
+
+def test_over_tls_an_answer_arrives_with_the_name_told_and_the_connection_kept(
+    start_client: StartClient, certificate: Path
+) -> None:
+    told: list[str | None] = []
+    tls = tls_of(certificate)
+    tls.sni_callback = lambda _, name, __: told.append(name)
+    with Upstream(tls=tls) as own:
+        own.always(*wire.replay("text"))
+        url = f"https://localhost:{own.port}"
+        client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=url)
+        assert [next(client) for _ in range(3)] == [HELLO] * 3
+        assert own.accepted == 1
+    assert told == ["localhost"]
+
+
+def test_over_tls_an_address_is_verified_too(start_client: StartClient, certificate: Path) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        own.script(OK)
+        assert next(start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)) == [200, "ok"]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_a_connect_error(start_client: StartClient, certificate: Path) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        assert next(start_client(ask, url=own.url)) == ["ConnectError"]
+        assert own.requests == []
+
+
+def test_a_certificate_for_another_name_is_a_connect_error(
+    start_client: StartClient, foreign_certificate: Path
+) -> None:
+    with Upstream(tls=tls_of(foreign_certificate)) as own:
+        env = {"SSL_CERT_FILE": str(foreign_certificate)}
+        assert next(start_client(ask, env=env, url=own.url)) == ["ConnectError"]
+        assert own.requests == []
+
+
+def test_a_plain_upstream_under_an_https_url_is_a_connect_error(upstream: Upstream, start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        client = start_client(ask, url=f"https://127.0.0.1:{plain.getsockname()[1]}")
+        client.go_on()
+        accepted, _ = plain.accept()
+        with accepted:
+            accepted.recv(100)
+            accepted.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            assert client.hear() == ["ConnectError"]
+
+
+@pytest.mark.parametrize("size", [10, 16384, 65536 - 9, 200_000])
+def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
+    start_client: StartClient, certificate: Path, size: int
+) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        own.script(wire.head(), wire.send(b"x" * size), wire.gate("rest"), wire.end())
+        client = start_client(read_exactly, env={"SSL_CERT_FILE": str(certificate)}, url=own.url, size=size)
+        assert next(client) == size
+        own.wait_at_gate("rest")
+        own.open("rest")
+        assert next(client) is None
+
+
+def read_exactly(url: str, size: int) -> Iterator[Any]:
+    body = body_of(send(open_client(url), url))
+    got = 0
+    while got < size:
+        got += len(body.read() or b"")
+    yield got
+    yield read_piece(body)
+
+
+@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_over_tls_a_kept_connection_that_dies_is_tried_once_more(
+    start_client: StartClient, certificate: Path, cut: wire.Step
+) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        own.script(OK)
+        own.script(cut)
+        own.script(OK)
+        client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
+        assert [next(client), next(client)] == [[200, "ok"]] * 2
+        assert len(own.requests) == 3
+
+
+def test_over_tls_a_cut_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        own.script(wire.head(), wire.send(b"one"), wire.close())
+        client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
+        assert next(client) == [200, "one", "RemoteProtocolError"]
+
+
+# Proxies
+
+
+class Proxy:
+    """An http proxy: forwards requests by their absolute URI, tunnels after CONNECT, remembers the head of each."""
+
+    def __init__(self, refusal: bytes = b"") -> None:
+        self.heads: list[str] = []
+        self._refusal = refusal
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(65536)
+        self.heads.append(head.partition(b"\r\n\r\n")[0].decode())
+        method, target, _ = head.decode("latin-1").split(" ", 2)
+        tunnel = method == "CONNECT"
+        url = urlsplit(f"//{target}" if tunnel else target)
+        with client, socket.create_connection((url.hostname, url.port)) as server:
+            if self._refusal:
+                client.sendall(self._refusal)
+            elif tunnel:
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                relay(client, server)
+            else:
+                server.sendall(head)
+                relay(client, server)
+
+
+def relay(one: socket.socket, other: socket.socket) -> None:
+    """Carries bytes both ways until either closes."""
+    with suppress(OSError):
+        while True:
+            for ready in select.select([one, other], [], [])[0]:
+                data = ready.recv(65536)
+                if not data:
+                    return
+                (other if ready is one else one).sendall(data)
+
+
+CREDENTIALS = "user:p%40ss@"
+AUTHORIZATION = "Proxy-Authorization: Basic " + base64.b64encode(b"user:p@ss").decode()
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_an_http_proxy_forwards_an_http_request(upstream: Upstream, start_client: StartClient, name: str) -> None:
+    upstream.always(*wire.replay("text"))
+    with Proxy() as proxy:
+        client = start_client(ask, env={name: f"http://{CREDENTIALS}{proxy.address}"}, url=upstream.url)
+        assert [next(client), next(client)] == [HELLO, HELLO]
+        (head,) = proxy.heads  # the second came on the same connection
+    assert head.startswith(f"POST {upstream.url}/v1/messages HTTP/1.1\r\n")
+    assert AUTHORIZATION in head
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_an_http_proxy_tunnels_an_https_request(start_client: StartClient, certificate: Path, name: str) -> None:
+    with Upstream(tls=tls_of(certificate)) as own, Proxy() as proxy:
+        own.always(*wire.replay("text"))
+        env = {name: f"http://{CREDENTIALS}{proxy.address}", "SSL_CERT_FILE": str(certificate)}
+        client = start_client(ask, env=env, url=f"https://localhost:{own.port}")
+        assert [next(client), next(client)] == [HELLO, HELLO]
+        (head,) = proxy.heads
+        assert head.startswith(f"CONNECT localhost:{own.port} HTTP/1.1\r\n")
+        assert AUTHORIZATION in head
+        assert "proxy-authorization" not in own.requests[0].headers
+        assert own.accepted == 1
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_a_proxy_without_credentials_is_sent_none(start_client: StartClient, certificate: Path, secure: bool) -> None:
+    with Upstream(tls=tls_of(certificate) if secure else None) as own, Proxy() as proxy:
+        own.script(OK)
+        env = {"ALL_PROXY": proxy.address, "SSL_CERT_FILE": str(certificate)}
+        assert next(start_client(ask, env=env, url=own.url)) == [200, "ok"]
+        assert "authorization" not in proxy.heads[0].lower()
+
+
+def test_through_a_proxy_the_certificate_is_still_verified(start_client: StartClient, certificate: Path) -> None:
+    with Upstream(tls=tls_of(certificate)) as own, Proxy() as proxy:
+        env = {"HTTPS_PROXY": f"http://{proxy.address}"}
+        assert next(start_client(ask, env=env, url=own.url)) == ["ConnectError"]
+        assert own.requests == []
+
+
+@pytest.mark.parametrize(
+    "refusal", [b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"\r\n\r\n"]
+)
+def test_a_proxy_that_refuses_is_a_connect_error(start_client: StartClient, certificate: Path, refusal: bytes) -> None:
+    with Upstream(tls=tls_of(certificate)) as own, Proxy(refusal) as proxy:
+        env = {"HTTPS_PROXY": f"http://{proxy.address}", "SSL_CERT_FILE": str(certificate)}
+        assert next(start_client(ask, env=env, url=own.url)) == ["ConnectError"]
+
+
+@pytest.mark.parametrize("exception", ["127.0.0.1", "localhost,127.0.0.1", "*"])
+def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: StartClient, exception: str) -> None:
+    upstream.script(OK)
+    with Proxy() as proxy:
+        env = {"HTTP_PROXY": f"http://{proxy.address}", "NO_PROXY": exception}
+        assert next(start_client(ask, env=env, url=upstream.url)) == [200, "ok"]
+        assert proxy.heads == []
+
+
+PROXY_NAMES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in PROXY_NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("env", "url", "proxy"),
+    [
+        ({}, "https://api.anthropic.com", None),
+        ({"HTTPS_PROXY": "http://p:1"}, "https://api.anthropic.com", "http://p:1"),
+        ({"HTTPS_PROXY": "http://p:1"}, "http://relay", None),
+        ({"HTTP_PROXY": "http://p:1"}, "http://relay", "http://p:1"),
+        ({"HTTP_PROXY": "http://p:1"}, "https://api.anthropic.com", None),
+        ({"ALL_PROXY": "p:1"}, "https://api.anthropic.com", "http://p:1"),
+        ({"ALL_PROXY": "socks5://p:1"}, "http://relay", "socks5://p:1"),
+        ({"ALL_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:1"}, "https://relay", "http://b:1"),
+        ({"HTTPS_PROXY": ""}, "https://api.anthropic.com", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "anthropic.com"}, "https://api.anthropic.com", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example.com, other"}, "https://example.org", "http://p:1"),
+    ],
+)
+def test_the_environment_names_the_proxy(
+    bare_environment: pytest.MonkeyPatch, env: dict[str, str], url: str, proxy: str | None
+) -> None:
+    for name, value in env.items():
+        bare_environment.setenv(name, value)
+    assert proxy_of_environment(httpx2.URL(url)) == (proxy and httpx2.URL(proxy))
+
+
+@pytest.mark.parametrize("proxy", ["https://127.0.0.1:9", "socks5://127.0.0.1:9", "socks5h://127.0.0.1:9"])
+def test_a_proxy_that_is_no_http_one_falls_to_the_sdks_own_client_and_says_so(
+    bare_environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, proxy: str
+) -> None:
+    from rill.settings import Settings
+    from rill.upstream import Upstream as RealUpstream
+
+    bare_environment.setenv("ALL_PROXY", proxy)
+    settings = Settings(ANTHROPIC_API_KEY="sk-test")  # type: ignore[call-arg]
+    bare_environment.setattr(logging.getLogger("rill"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "rill"):
+        RealUpstream(settings, "https://api.anthropic.com", 10)
+    assert "slower" in caplog.text
+    assert "127.0.0.1:9" not in caplog.text  # it may hold a password
+
+
+# The SDK's own transport, where it must stand in
+
+
+def test_a_body_closed_after_its_end_leaves_the_connections_next_answer_alone(
+    upstream: Upstream, start_client: StartClient
+) -> None:
+    upstream.script(wire.head(), wire.send(b"one"), wire.end())
+    upstream.script(wire.head(), wire.send(b"three"), wire.gate("rest"), wire.send(b"four"), wire.end())
+    client = start_client(close_after_the_end, url=upstream.url)
+    assert next(client) == "three"
+    upstream.open("rest")
+    assert next(client) == "four"
+    assert upstream.accepted == 1
+
+
+def test_a_body_whose_connection_was_reset_can_be_closed(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(
+        wire.head(), wire.send(b"one"), wire.pause(0.05), wire.send(b"two"), wire.gate("reset"), wire.reset()
+    )
+    client = start_client(close_after_a_reset, url=upstream.url)
+    assert next(client) == "open"
+    upstream.wait_at_gate("reset")
+    upstream.open("reset")
+    upstream.wait_until(lambda: upstream.open_connections == 0, "the reset")
+    assert next(client) == "closed"
