@@ -141,7 +141,7 @@ class Service:
             answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event)))
             interruption.nudge = answer.nudge
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
-            reads = iter(answer)
+            reads = interruption.watch(answer)
             beginning = await_beginning(reads, interruption, dialect.wants_text)
         except Interrupted:
             raise interruption.problem() from None

@@ -27,7 +27,7 @@ backlog = 4096
 keepalive = 95
 
 # Answers in flight have RILL_DRAIN_SECONDS; then they are ended, which takes a moment.
-graceful_timeout = int(_settings.drain_seconds) + 3
+graceful_timeout = int(_settings.drain_seconds) + 4
 
 # A long answer would hold back the restart of its worker, and so every new caller.
 max_requests = 0
@@ -61,7 +61,6 @@ def when_ready(server):
     if _settings.offline:
         server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
 
-
     if _streams < _settings.streams:
         server.log.warning(
             "RILL_STREAMS=%d does not fit: the hard limit of open files admits %d answers at once; raise `ulimit -Hn`.",
@@ -71,7 +70,7 @@ def when_ready(server):
 
 
 def post_worker_init(worker):
-    """Takes what was loaded out of the collector's sight, and lets it look less often: a pause is felt by every stream."""
+    """Hides what was loaded from the collector, and lets it look less often: a pause is felt by every stream."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 1000)

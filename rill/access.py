@@ -20,7 +20,9 @@ class Tokens:
         """The caller's name: its token's, else its address where no tokens are set; raises Problem."""
         if not self._digests:
             return address
-        digest = hashlib.sha256((sent or "").encode("utf-8", "surrogateescape")).digest()
+        if not sent:
+            raise Problem("unauthorized")
+        digest = hashlib.sha256(sent.encode("utf-8", "surrogateescape")).digest()
         # Every digest is compared, so that the time taken tells nothing.
         names = [name for name, known in self._digests.items() if hmac.compare_digest(known, digest)]
         if not names:

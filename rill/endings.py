@@ -23,7 +23,7 @@ SLOW_CLIENT_SECONDS = 24.0
 # The longest time between two looks at what no event tells: a blocked write, a leaving behind pipelined bytes.
 LOOK_SECONDS = 4.0
 # A silence this long is made an event of its own, so that a framed answer has a sign of life at least every 15 s.
-SILENCE_SECONDS = 10.0
+SILENCE_SECONDS = 9.0
 
 # The causes of an interruption -> the problem that the caller is told of, where one is left to be told.
 CAUSES = {
@@ -116,13 +116,15 @@ class Interruption:
             self.why = why
             self._wake()
 
-    def note(self, events: list[Event]) -> None:
-        """Takes what a read brought; where that is silence, a ping is no sign of the model's work."""
-        self._heard = time.monotonic()
-        first = events[0]
-        if type(first) is not Silence or first.working:
-            self._worked = self._heard
-            self._started = True
+    def watch(self, reads: Iterable[list[Event]]) -> Iterator[list[Event]]:
+        """The reads as they come, each noted; where one brought silence, a ping is no sign of the model's work."""
+        for events in reads:
+            self._heard = time.monotonic()
+            first = events[0]
+            if type(first) is not Silence or first.working:
+                self._worked = self._heard
+                self._started = True
+            yield events
 
     def problem(self) -> Problem:
         """What the caller is told of the cause."""
@@ -149,10 +151,13 @@ class Interruption:
         self._watcher.stop()
         if self._client.has_left():
             self.interrupt("client_gone")
-        self._pipelined = True
+        else:
+            self._pipelined = True
+            self._timer.close()
+            self._set_timer()
 
     def _set_timer(self) -> None:
-        dues = [self._begun + self._deadlines.total, self._worked + self._deadlines.idle]
+        dues = [self._begun + self._deadlines.total, self._worked + self._deadlines.idle, self._heard + SILENCE_SECONDS]
         if not self.overdue:
             dues.append(self._begun + self._deadlines.first_event)
         wait = min(min(dues) - time.monotonic(), 1.0 if self._pipelined else LOOK_SECONDS)
@@ -176,6 +181,7 @@ class Interruption:
         late = not self.overdue and now >= self._begun + self._deadlines.first_event
         if late or now >= self._heard + SILENCE_SECONDS:
             self.overdue = self.overdue or late
+            self._heard = now
             self.nudge()
 
     def _cause(self, now: float) -> str | None:
@@ -225,7 +231,6 @@ def await_beginning(reads: Iterator[list[Event]], interruption: Interruption, wa
     enough = (Text, End) if wants_text else (Start, Text, End)
     beginning: list[Event] = []
     for events in reads:
-        interruption.note(events)
         beginning += events
         if interruption.overdue or any(isinstance(event, enough) for event in events):
             break
@@ -272,7 +277,6 @@ class Delivery:
         yield b""  # The headers leave at once, before any body.
         try:
             for events in reads:
-                self._interruption.note(events)
                 chunk = b"".join([frames.frame(event) for event in events])
                 if chunk:
                     self.bytes_sent += len(chunk)
@@ -282,6 +286,9 @@ class Delivery:
             self.ending = "done"
             return
         except Interrupted:
+            if self.end:
+                self.ending = "done"  # All was said, and only the upstream's last bytes were still awaited.
+                return
             self.ending, problem = self._interruption.why or "", self._interruption.problem()
         except Problem as error:
             self.ending, problem = ENDINGS.get(error.name, "upstream_error"), error

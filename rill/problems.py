@@ -89,6 +89,8 @@ class Problem(Exception):
 
     def __init__(self, name: str, detail: str | None = None, retry_after: int | None = None) -> None:
         kind = KINDS[name]
+        # An upstream's words may hold half a surrogate pair, which no encoding knows.
+        detail = detail and detail.encode("utf-8", "replace").decode()
         super().__init__(detail or kind.words)
         self.name = name
         self.status = kind.status

@@ -26,6 +26,7 @@ class Reader:
         self._unfinished: list[bytes] = []
         self._unfinished_bytes = 0
         self._data: list[bytes] = []
+        self._data_bytes = 0
         self._text = ""
         self._working = False
         self._stop: dict[str, Any] = {}
@@ -42,7 +43,7 @@ class Reader:
         try:
             for line in self._split_lines(data):
                 if line.startswith(b"data:"):
-                    self._data.append(line[5:])
+                    self._add_data(line[5:])
                 elif not line and self._data:
                     event = self._take(self._parse_data())
                     if event:
@@ -62,7 +63,11 @@ class Reader:
 
     def finish(self) -> Iterator[Event]:
         """Yields what stood in the last line of an upstream that has closed; raises Problem if that cut the answer."""
-        yield from self.feed(b"\n\n")
+        try:
+            yield from self.feed(b"\n\n")
+        except Problem as problem:
+            # Half an event is no JSON.
+            raise Problem("upstream_truncated") if problem.name == "upstream_failed" else problem from None
         if not self.ended:
             raise Problem("upstream_truncated")
 
@@ -93,9 +98,18 @@ class Reader:
         if self._unfinished_bytes > MAX_EVENT_BYTES:
             raise Problem("upstream_failed")
 
+    def _add_data(self, data: bytes) -> None:
+        self._data.append(data)
+        self._data_bytes += len(data)
+        if self._data_bytes > MAX_EVENT_BYTES:
+            raise Problem("upstream_failed")
+
     def _parse_data(self) -> dict[str, Any]:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
+        self._data_bytes = 0
+        if not data or data.isspace():
+            return {}  # By the specification no event at all.
         try:
             message = jiter.from_json(data)
         except ValueError:
@@ -130,7 +144,7 @@ class Reader:
             return self._end()
         elif kind == "error":
             error = _mapping(message.get("error"))
-            raise upstream_problem(str(error.get("type")), str(error.get("message")))
+            raise upstream_problem(_string(error.get("type")), _string(error.get("message")))
         return None
 
     def _begin(self, message: dict[str, Any]) -> Start:
@@ -161,3 +175,7 @@ class Reader:
 def _mapping(value: Any) -> dict[str, Any]:
     """The JSON object that was expected, or an empty one: a relay's odd event is no reason to break an answer."""
     return value if isinstance(value, dict) else {}
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -173,8 +173,10 @@ class Worker(GeventWorker):
             client.sendall(f"{head}Content-Length: {len(words)}\r\n\r\n".encode() + words)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
-        """SIGTERM: drains, then lets gunicorn stop the worker."""
-        if not self.draining:
+        """SIGTERM: drains, then lets gunicorn stop the worker; one that has not begun to serve just stops."""
+        if not self.booted:
+            self.alive = False
+        elif not self.draining:
             self.draining = True
             gevent.spawn(self._drain)
 

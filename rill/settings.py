@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rill.problems import Problem
 
 Names = Annotated[tuple[str, ...], NoDecode]
-SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:).+")
+SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
 
 def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_tokens_cap: int = _setting("RILL_MAX_TOKENS_CAP", 32768, "tokens of an answer at most", ge=1)
     system: str | None = _setting("RILL_SYSTEM", None, "system prompt when the request has none")
     tokens: Names = _setting(
-        "RILL_TOKENS", (), "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret"
+        "RILL_TOKENS", (), "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
     public: bool = _setting("RILL_PUBLIC", False, "1: serve without tokens on a public address")
     rate: str = _setting("RILL_RATE", "60/minute", "requests of one caller (token's name, else address)")
@@ -60,8 +60,12 @@ class Settings(BaseSettings):
     @field_validator("base_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            url = urlsplit(value)
+            fits = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
             raise ValueError("should be an http or https URL, such as https://api.anthropic.com")
         return value
 

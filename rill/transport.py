@@ -10,6 +10,7 @@ import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -79,21 +80,21 @@ class GeventTransport(httpx2.BaseTransport):
         """
         message = self._serialize(request)
         timeouts = request.extensions["timeout"]
-        while True:
-            connection = self._connect(timeouts)
-            kept = self._pool.was_kept(connection)
-            try:
-                body = self._exchange(connection, message, timeouts)
-            except httpx2.TransportError as error:
-                if kept and isinstance(error.__cause__, HTTPConnectionClosed | ConnectionError):
-                    continue
+        connection = self._connect(timeouts)
+        kept = self._pool.was_kept(connection)
+        try:
+            body = self._exchange(connection, message, timeouts)
+        except httpx2.TransportError as error:
+            # Not a byte came back: nothing was answered on a connection that was closed meanwhile.
+            if not (kept and isinstance(error.__cause__, HTTPConnectionClosed)):
                 raise
-            return httpx2.Response(
-                body.get_code(),
-                headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in body.items()],
-                stream=_Stream(body),
-                extensions={"rill.body": body},
-            )
+            body = self._exchange(self._connect(timeouts), message, timeouts)
+        return httpx2.Response(
+            body.get_code(),
+            headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in body.items()],
+            stream=_Stream(body),
+            extensions={"rill.body": body},
+        )
 
     def close(self) -> None:
         self._pool.close()
@@ -131,6 +132,9 @@ class GeventTransport(httpx2.BaseTransport):
             raise httpx2.WriteTimeout("The request was not taken in time.") from error
         except ConnectionError:
             pass  # An early refusal may stand behind it, which the read below finds; else the read says what broke.
+        except OSError as error:
+            self._pool.release_socket(connection)
+            raise httpx2.WriteError(str(error)) from error
         except BaseException:
             self._pool.release_socket(connection)
             raise
@@ -165,15 +169,16 @@ class _Body(HTTPSocketPoolResponse):
         self._watcher = loop.io(connection.fileno(), 1)
         self._timer = loop.timer(read_seconds, read_seconds)
         self._waiter: Waiter[object] | None = None
+        self._final = False
         super().__init__(connection, pool=pool, block_size=READ_BYTES, method="POST")
-        self._drained = _is_drained(connection)
 
     def read(self) -> bytes | None:  # type: ignore[override]
         while not self._body_buffer:
             if self.message_complete:
                 return None
-            # After a short read there is nothing yet: to wait first saves a recv that would fail with EAGAIN.
-            if self._drained:
+            # To wait first saves a recv that would fail with EAGAIN, and only this wait can be nudged. (OpenSSL may
+            # hold back the rest of a record where no watcher sees it.)
+            if not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
                 woken = self._wait()
                 if woken is _NUDGED:
                     return b""
@@ -200,10 +205,22 @@ class _Body(HTTPSocketPoolResponse):
 
     def _receive(self) -> None:
         data = self._sock.recv(READ_BYTES)
-        self._drained = len(data) < READ_BYTES and _is_drained(self._sock)
         self.feed(data)
-        if not data and not self.message_complete:
+        if self.message_complete:
+            self.release()
+        elif not data:
             raise HTTPConnectionClosed("The connection was closed in mid-body.")
+
+    def _on_message_begin(self) -> None:
+        if self._final:
+            raise HTTPParseError("Bytes came behind the answer.")
+        super()._on_message_begin()
+
+    def _on_message_complete(self) -> None:
+        # The library would give the connection back at once: also after an interim response, whose final one comes on
+        # it, and with bytes behind the answer that are still to be parsed.
+        self.message_complete = True
+        self._final = self.get_code() >= 200
 
     def _wait(self) -> object:
         waiter: Waiter[object] = Waiter()
@@ -221,11 +238,6 @@ class _Body(HTTPSocketPoolResponse):
             self._waiter.switch(why)
 
 
-def _is_drained(connection: gevent.socket.socket) -> bool:
-    # OpenSSL hands out a record at a time, and may hold back the rest of one where no watcher sees it.
-    return not (isinstance(connection, ssl.SSLSocket) and connection.pending())
-
-
 class _PumpedBody:
     """The body of a response of the SDK's own transport, read by a greenlet of its own.
 
@@ -236,11 +248,14 @@ class _PumpedBody:
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         self._chunks: Queue[bytes | Exception | None] = Queue(1)
-        self._closed = False
+        self._closed = self._ended = False
         self._pump = gevent.spawn(self._run)
 
     def read(self) -> bytes | None:
+        if self._ended:
+            return None
         chunk = self._chunks.get()
+        self._ended = chunk is None or isinstance(chunk, Exception)
         if isinstance(chunk, Exception):
             raise chunk
         return chunk
@@ -252,10 +267,13 @@ class _PumpedBody:
     def close(self) -> None:
         self._closed = True
         if not self._pump.ready():
-            stream = self._response.extensions.get("network_stream")
-            connection = stream.get_extra_info("socket") if stream else None
-            if connection is not None:
-                connection.shutdown(socket.SHUT_RDWR)
+            # Once the response is closed, its connection may carry another answer.
+            if not self._response.is_closed:
+                stream = self._response.extensions.get("network_stream")
+                connection = stream.get_extra_info("socket") if stream else None
+                with suppress(OSError):
+                    if connection is not None:
+                        connection.shutdown(socket.SHUT_RDWR)
             while not self._chunks.empty():
                 self._chunks.get_nowait()
 
@@ -321,7 +339,11 @@ class _TLSPool(_KeptConnections, SSLConnectionPool):
 
 def _open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> Any:
     port = url.port or (443 if url.scheme == "https" else 80)
-    via = {"use_proxy": True, "proxy_user": proxy.username, "proxy_password": proxy.password} if proxy else {}
+    via = (
+        {"use_proxy": True, "proxy_user": proxy.username or None, "proxy_password": proxy.password or None}
+        if proxy
+        else {}
+    )
     peer = (proxy.host, proxy.port or 80) if proxy else (url.host, port)
     if url.scheme == "https":
         return _TLSPool(*peer, url.host, port, size=connections, ssl_context_factory=_tls_context, **via)

@@ -28,13 +28,6 @@ def test_a_token_that_is_set_names_its_caller(entries: list[str], sent: str, nam
     assert Tokens(entries).name_of(sent, "203.0.113.7") == name
 
 
-@pytest.mark.parametrize("entries", [["one", "two"], ["alice=one", "alice=two"], ["alice=one", f"alice={HASHED}"]])
-def test_tokens_of_one_name_are_all_good(entries: list[str]) -> None:
-    tokens = Tokens(entries)
-    second = "open sesame" if HASHED in entries[1] else "two"
-    assert tokens.name_of("one", "") == tokens.name_of(second, "")
-
-
 @pytest.mark.parametrize(
     "sent",
     [

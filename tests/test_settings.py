@@ -152,7 +152,18 @@ BAD_VALUES = {
     "RILL_TOTAL_SECONDS": ["0", "nan", "inf"],
     "RILL_DRAIN_SECONDS": ["-1", "nan", "inf"],
     "ANTHROPIC_BASE_URL": ["api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"],
-    "RILL_TOKENS": ["alice=", "=secret", "alice=sha256:abc", f"alice=sha256:{'g' * 64}", "sha256:", "one,bob=", "="],
+    "RILL_TOKENS": [
+        "alice=",
+        "=secret",
+        "alice=sha256:abc",
+        f"alice=sha256:{'g' * 64}",
+        "sha256:",
+        "one,bob=",
+        "=",
+        "c2VjcmV0cw==",
+        "a,b",
+        "a=1,a=2",
+    ],
 }
 
 
