@@ -3,8 +3,9 @@
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain
 
 import gevent
@@ -14,8 +15,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rill import offline
 from rill.access import Tokens
-from rill.dialects import SSE, TEXT, Dialect, text
+from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.endings import Deadlines, Delivery, Drain, Interrupted, Interruption, await_beginning
+from rill.events import End, Event
 from rill.limits import Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -31,6 +33,7 @@ HEADERS = {
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
+DIALECTS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": OPENAI}
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> our problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method", 413: "too_large"}
@@ -56,12 +59,26 @@ def create_app(settings: Settings) -> Flask:
 
     @app.post("/stream")
     def ask_by_body() -> Response:
-        return service.answer(preferred_dialect(), lambda: read_body(settings))
+        return service.answer(preferred_dialect(), lambda: read_prompt(settings))
 
     @app.get("/chat/stream")
     def chat() -> Response:
         fields = {**request.args.to_dict(), "q": request.args.get("message")}
         return service.answer(SSE, lambda: text.read_fields(fields, settings))
+
+    @app.post("/v1/messages")
+    def ask_in_anthropic() -> Response:
+        headers, query = dict(request.headers), request.args.to_dict()
+        return service.answer(ANTHROPIC, lambda: anthropic.read_messages(read_body(settings), headers, query, settings))
+
+    @app.post("/v1/chat/completions")
+    def ask_in_openai() -> Response:
+        return service.answer(OPENAI, lambda: openai.read_completion(read_body(settings), settings))
+
+    @app.get("/v1/models")
+    def list_models() -> Response:
+        service.identify()
+        return jsonify(models.list_models(settings.allowed_models()))
 
     @app.get("/healthz")
     def tell_alive() -> Response:
@@ -100,6 +117,10 @@ class Service:
             raise Problem("draining", retry_after=1)
         self._places.check_free()
 
+    def identify(self) -> str:
+        """The caller's name; raises Problem for one who may not ask."""
+        return self._tokens.name_of(sent_token(), request.remote_addr or "local")
+
     def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
         if request.method == "HEAD":
@@ -108,7 +129,7 @@ class Service:
             raise Problem("prefetch")
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
-        caller = self._tokens.name_of(sent_token(), request.remote_addr or "local")
+        caller = self.identify()
         self._rate.count(caller)
         prompt = read_prompt()
         if self.drain.begun:
@@ -118,23 +139,32 @@ class Service:
             held.callback(record.write)
             try:
                 held.enter_context(self._places.take(caller))
-                delivery = self._ask(prompt, dialect, record, held)
+                return self._ask(prompt, dialect, record, held)
             except Problem as problem:
                 record.status, record.ending = problem.status, problem.name
                 raise
-        return Response(delivery, content_type=dialect.media_type, direct_passthrough=True)
 
-    def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Delivery:
+    def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Response:
         """Asks the upstream and waits for the beginning of its answer; `held` gathers what its end has to undo."""
         client = request.environ.get("gunicorn.socket")
         client = client if isinstance(client, ClientSocket) else None
-        interruption = held.enter_context(closing(Interruption(self._deadlines, client)))
+        deadlines = self._deadlines
+        if prompt.verbatim and not prompt.streamed:
+            # Its first byte is its last: it comes when all of it is written.
+            deadlines = replace(deadlines, first_event=deadlines.idle)
+        interruption = held.enter_context(closing(Interruption(deadlines, client)))
         held.enter_context(self.drain.watch(interruption))
+        frames = dialect.open_frames(prompt, g.request_id)
         try:
-            answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event)))
+            answer = held.enter_context(closing(self._upstream.ask(prompt, deadlines.first_event)))
             interruption.nudge = answer.nudge
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
-            events = iter(answer)
+            events = follow(answer, interruption, record)
+            headers = answer.headers if prompt.verbatim else {}
+            if not prompt.streamed:
+                body = dialect.write_whole(events, prompt, g.request_id)
+                record.status, record.ending, record.bytes_sent = 200, "done", len(body)
+                return Response(body, content_type="application/json", headers=headers)
             beginning = await_beginning(events, interruption, dialect.wants_text)
         except Interrupted:
             raise interruption.problem() from None
@@ -143,11 +173,20 @@ class Service:
 
         def finish(delivery: Delivery) -> None:
             record.status, record.ending, record.bytes_sent = 200, delivery.ending, delivery.bytes_sent
-            record.stop_reason = delivery.end.stop_reason if delivery.end else None
             undo.close()
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        return Delivery(chain(beginning, events), dialect.open_frames(), interruption, reset, finish)
+        delivery = Delivery(chain(beginning, events), frames, interruption, reset, finish)
+        return Response(delivery, content_type=dialect.media_type, headers=headers, direct_passthrough=True)
+
+
+def follow(events: Iterable[Event], interruption: Interruption, record: Record) -> Iterator[Event]:
+    """The events as they come, each noted by what watches over the answer."""
+    for event in events:
+        interruption.note(event)
+        if isinstance(event, End):
+            record.stop_reason = event.stop_reason
+        yield event
 
 
 def preferred_dialect() -> Dialect:
@@ -156,15 +195,20 @@ def preferred_dialect() -> Dialect:
     return SSE if best == "text/event-stream" else TEXT
 
 
-def read_body(settings: Settings) -> Prompt:
-    """The prompt in the body of a POST, whatever its media type; raises Problem."""
+def read_body(settings: Settings) -> bytes:
+    """The body of the request; raises Problem where it is too long, too slow or not whole."""
     with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
         body = request.get_data(parse_form_data=False)
     if len(body) > settings.max_body:
         raise Problem("too_large", f"The body should be of at most {settings.max_body} bytes.")
     if len(body) < (request.content_length or 0):
         raise Problem("bad_request", "The body broke off before its Content-Length.")
-    options = request.args.to_dict()
+    return body
+
+
+def read_prompt(settings: Settings) -> Prompt:
+    """The prompt in the body of a POST to /stream, whatever its media type; raises Problem."""
+    body, options = read_body(settings), request.args.to_dict()
     if request.is_json:
         return text.read_json(body, settings)
     if request.mimetype in ("application/x-www-form-urlencoded", "multipart/form-data"):
@@ -213,7 +257,11 @@ def tell_problem(error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
-    if request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
+    dialect = DIALECTS.get(request.path, ANTHROPIC if "anthropic-version" in request.headers else OPENAI)
+    if request.path.startswith("/v1/") and dialect.write_problem:
+        headers.update(error.headers if dialect is ANTHROPIC else {})
+        response = Response(dialect.write_problem(error, g.request_id), content_type="application/json")
+    elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
         response = jsonify(error.as_json())
         response.content_type = "application/problem+json"
     else:

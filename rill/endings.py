@@ -74,8 +74,8 @@ class Frames(Protocol):
 
     def frame(self, event: Event) -> bytes: ...
 
-    def fail(self, problem: Problem) -> bytes:
-        """What tells the caller, within the answer, that it is not whole; empty where only a cut can."""
+    def fail(self, problem: Problem) -> bytes | None:
+        """What tells the caller, within the answer, that it is not whole; None where only a cut can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,6 @@ def await_beginning(events: Iterator[Event], interruption: Interruption, wants_t
     enough = (Text, End) if wants_text else (Start, Text, End)
     beginning = []
     for event in events:
-        interruption.note(event)
         beginning.append(event)
         if isinstance(event, enough) or interruption.overdue:
             break
@@ -248,7 +247,6 @@ class Delivery:
     ) -> None:
         self.bytes_sent = 0
         self.ending = ""
-        self.end: End | None = None
         self._interruption = interruption
         self._on_close = on_close
         self._chunks = self._deliver(events, frames, reset)
@@ -271,13 +269,10 @@ class Delivery:
         yield b""  # The headers leave at once, before any body.
         try:
             for event in events:
-                self._interruption.note(event)
                 chunk = frames.frame(event)
                 if chunk:
                     self.bytes_sent += len(chunk)
                     yield chunk
-                if isinstance(event, End):
-                    self.end = event
             self.ending = "done"
             return
         except Interrupted:
@@ -288,7 +283,7 @@ class Delivery:
             log.exception("an answer failed")
             self.ending, problem = "internal_error", Problem("internal")
         last = frames.fail(problem)
-        if not last:
+        if last is None:
             if reset:
                 reset()
             raise Cut(self.ending)

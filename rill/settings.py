@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rill.problems import Problem
+
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -67,10 +69,18 @@ class Settings(BaseSettings):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
         return self
 
-    def allows_model(self, model: str) -> bool:
-        """Whether callers may ask for this model."""
-        allowed = self.models or (self.model,)
-        return "*" in allowed or model in allowed or model == self.model
+    def allowed_models(self) -> tuple[str, ...]:
+        """The models that callers may ask for by name; `*` stands for any."""
+        return tuple(dict.fromkeys((self.model, *self.models)))
+
+    def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
+        """The model and max_tokens to ask with, ours where the caller named none; raises Problem where not allowed."""
+        allowed = self.allowed_models()
+        if model is not None and model not in allowed and "*" not in allowed:
+            raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {', '.join(allowed)}.")
+        if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:
+            raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens_cap}.")
+        return model or self.model, max_tokens or self.max_tokens
 
 
 class BadSettings(Exception):

@@ -16,7 +16,7 @@ import gevent
 import httpx2
 from opentelemetry import trace
 
-from rill.events import Event, Silence
+from rill.events import Bytes, Event, Silence
 from rill.problems import Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
@@ -60,7 +60,7 @@ class Upstream:
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return Answer(self._open(prompt))
+                return Answer(self._open(prompt), prompt)
             except anthropic.APIError as error:
                 pause = _pause_before_retry(error, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
@@ -76,7 +76,8 @@ class Upstream:
                 max_tokens=prompt.max_tokens,
                 messages=prompt.messages,  # type: ignore[arg-type]
                 extra_body=dict(prompt.options),
-                extra_headers=HEADERS,
+                extra_headers={**prompt.headers, **HEADERS},
+                extra_query=dict(prompt.query),
             ).__enter__()
         except anthropic.APIConnectionError as error:
             # The SDK takes every exception for the connection's; one that was thrown in to interrupt is not.
@@ -88,8 +89,11 @@ class Upstream:
 class Answer:
     """One open answer: iterate it once for its events; `close` frees its connection at any moment."""
 
-    def __init__(self, stream: anthropic.MessageStream[None]) -> None:
+    def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt) -> None:
         self.request_id = stream.request_id
+        self.headers = _headers_of(stream.response)
+        self._verbatim = prompt.verbatim
+        self._streamed = prompt.streamed or not prompt.verbatim
         self._reader = Reader()
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
@@ -102,15 +106,7 @@ class Answer:
     def __iter__(self) -> Iterator[Event]:
         """Yields events as they come, Silence where it was nudged, and an End at last; raises Problem if none comes."""
         try:
-            while not self._reader.ended:
-                data = self._body.read()
-                if data:
-                    yield from self._reader.feed(data)
-                elif data is None:
-                    yield from self._reader.finish()
-                else:
-                    yield Silence(working=False)
-            self._await_terminator()
+            yield from self._read_stream() if self._streamed else self._read_whole()
         except httpx2.TimeoutException as error:
             raise Problem("upstream_silent") from error
         except httpx2.RemoteProtocolError as error:
@@ -120,6 +116,27 @@ class Answer:
 
     def close(self) -> None:
         self._body.close()
+
+    def _read_stream(self) -> Iterator[Event]:
+        while not self._reader.ended:
+            data = self._body.read()
+            if data:
+                if self._verbatim:
+                    yield Bytes(data)
+                yield from self._reader.feed(data)
+            elif data is None:
+                yield from self._reader.finish()
+            else:
+                yield Silence(working=False)
+        self._await_terminator()
+
+    def _read_whole(self) -> Iterator[Event]:
+        chunks = []
+        while (data := self._body.read()) is not None:
+            chunks.append(data)
+            yield Silence(working=bool(data))
+        yield Bytes(b"".join(chunks))
+        yield self._reader.read_message(b"".join(chunks))
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
@@ -162,6 +179,15 @@ def _may_pass(error: anthropic.APIError) -> bool:
     )
 
 
+def _headers_of(response: httpx2.Response) -> dict[str, str]:
+    """What of the upstream's headers is of use to a caller who speaks its dialect."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-")
+    }
+
+
 def _retry_after(error: anthropic.APIStatusError) -> int | None:
     value = error.response.headers.get("retry-after", "")
     return int(value) if value.isascii() and value.isdigit() else None
@@ -176,7 +202,9 @@ def _problem_of(error: anthropic.APIError) -> Problem:
         body = error.body if isinstance(error.body, dict) else {}
         detail = body.get("error")
         detail = detail if isinstance(detail, dict) else {}
-        return upstream_problem(detail.get("type"), detail.get("message"), error.status_code, _retry_after(error))
+        problem = upstream_problem(detail.get("type"), detail.get("message"), error.status_code, _retry_after(error))
+        problem.headers = _headers_of(error.response)
+        return problem
     if isinstance(error.__cause__, httpx2.ConnectError):
         return Problem("upstream_unreachable")
     return Problem("upstream_failed")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rill.dialects.fields import bad_field, read_json_object
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -37,7 +38,7 @@ class Question(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     system: str | None = None
     model: Prose | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
@@ -46,15 +47,12 @@ def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     try:
         return _prompt_of(Question.model_validate(fields), settings)
     except ValidationError as error:
-        raise _bad_field(error) from None
+        raise bad_field(error) from None
 
 
 def read_json(body: bytes, settings: Settings) -> Prompt:
     """The prompt in a JSON body; raises Problem, naming the field."""
-    try:
-        return _prompt_of(Question.model_validate_json(body), settings)
-    except ValidationError as error:
-        raise _bad_field(error) from None
+    return read_fields(read_json_object(body), settings)
 
 
 def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Prompt:
@@ -68,12 +66,14 @@ def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Pr
 class TextFrames:
     """The text of the answer, and nothing else."""
 
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        pass
+
     def frame(self, event: Event) -> bytes:
         return event.text.encode() if isinstance(event, Text) else b""
 
-    def fail(self, problem: Problem) -> bytes:
+    def fail(self, problem: Problem) -> None:
         """Nothing: whatever stood in the text would pass for text."""
-        return b""
 
 
 def check_beginning(beginning: list[Event]) -> None:
@@ -85,13 +85,7 @@ def check_beginning(beginning: list[Event]) -> None:
 
 def _prompt_of(question: Question, settings: Settings) -> Prompt:
     messages, system = _messages_of(question)
-    model = question.model or settings.model
-    if not settings.allows_model(model):
-        allowed = ", ".join(dict.fromkeys((settings.model, *settings.models)))
-        raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {allowed}.")
-    max_tokens = question.max_tokens or settings.max_tokens
-    if max_tokens > settings.max_tokens_cap:
-        raise Problem("bad_request", f"max_tokens: should be from 1 to {settings.max_tokens_cap}.")
+    model, max_tokens = settings.check(question.model, question.max_tokens)
     options = {"system": question.system or system or settings.system, "temperature": question.temperature}
     return Prompt(model, max_tokens, messages, {name: value for name, value in options.items() if value is not None})
 
@@ -114,11 +108,3 @@ def _messages_of(question: Question) -> tuple[list[dict[str, Any]], str | None]:
     spoken = [(message.role, message.blocks()) for message in question.messages]
     system = "\n\n".join(said for role, said in spoken if role == "system" and isinstance(said, str))
     return [{"role": role, "content": said} for role, said in spoken if role != "system"], system or None
-
-
-def _bad_field(error: ValidationError) -> Problem:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "json_invalid":
-        return Problem("bad_request", f"The body should be JSON. {first['msg']}.")
-    return Problem("bad_request", f"{field or 'The body'}: {first['msg']}.")
