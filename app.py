@@ -1,21 +1,24 @@
 """The service: every route, what guards it, and how the rooms of `rill` are tied together."""
 
+import json
 import logging
 import re
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import chain
 
+import flask
 import gevent
-from flask import Flask, Response, current_app, g, jsonify, request
+from flask import Flask, current_app, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rill import offline
 from rill.access import Tokens
-from rill.dialects import SSE, TEXT, Dialect, text
+from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.endings import Deadlines, Delivery, Drain, Interrupted, Interruption, await_beginning
 from rill.limits import Places, Rate
 from rill.problems import Problem
@@ -32,6 +35,7 @@ HEADERS = {
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
+DIALECTS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": OPENAI}
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> our problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method", 413: "too_large"}
@@ -39,54 +43,44 @@ HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method", 413: "too_large"}
 log = logging.getLogger("rill")
 
 
+class Response(flask.Response):
+    """An answer that is plain text unless it says otherwise, also where flask writes it."""
+
+    default_mimetype = "text/plain"
+
+
 def create_app(settings: Settings) -> Flask:
     """The WSGI application; made in each worker, after the fork."""
     app = Flask(__name__, static_folder=None)
-    app.response_class = PlainResponse
+    app.response_class = Response
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     write_logs()
     service = Service(settings)
-
     app.extensions["drain"] = service.drain
     app.config["DRAIN_SECONDS"] = settings.drain_seconds
-
-    @app.get("/stream")
-    def ask_by_query() -> Response:
-        return service.answer(preferred_dialect(), lambda: text.read_fields(request.args.to_dict(), settings))
-
-    @app.post("/stream")
-    def ask_by_body() -> Response:
-        return service.answer(preferred_dialect(), lambda: read_body(settings))
-
-    @app.get("/chat/stream")
-    def chat() -> Response:
-        return service.answer(SSE, lambda: text.read_fields(request.args.to_dict(), settings))
-
-    @app.get("/healthz")
-    def tell_alive() -> Response:
-        return Response("alive\n", content_type=TEXT.media_type)
-
-    @app.get("/readyz")
-    def tell_ready() -> Response:
-        service.check_ready()
-        return Response("ready\n", content_type=TEXT.media_type)
-
+    routes = [
+        ("GET", "/", service.tell_what_this_is),
+        ("GET", "/stream", service.ask_by_query),
+        ("POST", "/stream", service.ask_by_body),
+        ("GET", "/chat/stream", service.chat),
+        ("POST", "/v1/messages", service.ask_in_anthropic),
+        ("POST", "/v1/chat/completions", service.ask_in_openai),
+        ("GET", "/v1/models", service.list_models),
+        ("GET", "/healthz", service.tell_alive),
+        ("GET", "/readyz", service.tell_ready),
+    ]
+    for method, path, view in routes:
+        app.add_url_rule(path, view.__name__, view, methods=[method])
     app.before_request(name_request)
     app.after_request(complete_headers)
     app.register_error_handler(Exception, tell_problem)
     return app
 
 
-class PlainResponse(Response):
-    """An answer that is never HTML, also where flask writes it."""
-
-    default_mimetype = "text/plain"
-
-
 class Service:
-    """What the routes share: who may ask and how much, the upstream, and the life of an answer."""
+    """The routes, and what they share: who may ask and how much, the upstream, and the life of an answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -101,11 +95,46 @@ class Service:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
         self._upstream = Upstream(settings, base_url, streams)
 
-    def check_ready(self) -> None:
-        """Raises Problem where no new answer would be taken."""
+    def tell_what_this_is(self) -> Response:
+        return Response("Rill streams Claude's answers: curl -N 'http://.../stream?q=hello'\n")
+
+    def ask_by_query(self) -> Response:
+        fields = request.args.to_dict()
+        return self.answer(preferred_dialect(), lambda: text.read_fields(fields, self._settings))
+
+    def ask_by_body(self) -> Response:
+        return self.answer(preferred_dialect(), lambda: read_prompt(self._settings))
+
+    def chat(self) -> Response:
+        return self.answer(SSE, lambda: text.read_fields(request.args.to_dict(), self._settings))
+
+    def ask_in_anthropic(self) -> Response:
+        def read() -> Prompt:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            return anthropic.read_messages(read_body(self._settings), headers, request.args, self._settings)
+
+        return self.answer(ANTHROPIC, read)
+
+    def ask_in_openai(self) -> Response:
+        return self.answer(OPENAI, lambda: openai.read_completion(read_body(self._settings), self._settings))
+
+    def list_models(self) -> Response:
+        self.identify()
+        names = self._settings.allowed_models()
+        return Response(json.dumps(models.list_models(names)), content_type="application/json")
+
+    def tell_alive(self) -> Response:
+        return Response("alive\n")
+
+    def tell_ready(self) -> Response:
         if self.drain.begun:
             raise Problem("draining", retry_after=1)
         self._places.check_free()
+        return Response("ready\n")
+
+    def identify(self) -> str:
+        """The caller's name; raises Problem for one who may not ask."""
+        return self._tokens.name_of(sent_token(), request.remote_addr or "local")
 
     def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
@@ -115,7 +144,7 @@ class Service:
             raise Problem("prefetch")
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
-        caller = self._tokens.name_of(sent_token(), request.remote_addr or "local")
+        caller = self.identify()
         self._rate.count(caller)
         prompt = read_prompt()
         if self.drain.begun:
@@ -125,23 +154,33 @@ class Service:
             held.callback(record.write)
             try:
                 held.enter_context(self._places.take(caller))
-                delivery = self._ask(prompt, dialect, record, held)
+                return self._ask(prompt, dialect, record, held)
             except Problem as problem:
                 record.status, record.ending = problem.status, problem.name
                 raise
-        return Response(delivery, content_type=dialect.media_type, direct_passthrough=True)
 
-    def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Delivery:
+    def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Response:
         """Asks the upstream and waits for the beginning of its answer; `held` gathers what its end has to undo."""
         client = request.environ.get("gunicorn.socket")
         client = client if isinstance(client, ClientSocket) else None
-        interruption = held.enter_context(closing(Interruption(self._deadlines, client)))
+        deadlines = self._deadlines
+        if prompt.verbatim and not prompt.streamed:
+            # Its first byte is its last: it comes when all of it is written.
+            deadlines = replace(deadlines, first_event=deadlines.idle)
+        interruption = held.enter_context(closing(Interruption(deadlines, client)))
         held.enter_context(self.drain.watch(interruption))
+        frames = dialect.open_frames(prompt, g.request_id)
         try:
-            answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event)))
+            answer = held.enter_context(closing(self._upstream.ask(prompt, deadlines.first_event)))
             interruption.nudge = answer.nudge
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
             reads = interruption.watch(answer)
+            headers = answer.headers if prompt.verbatim else {}
+            if not prompt.streamed:
+                body, end = dialect.write_whole(reads, prompt, g.request_id)
+                record.status, record.ending, record.bytes_sent = 200, "done", len(body)
+                record.stop_reason = end.stop_reason
+                return Response(body, content_type="application/json", headers=headers)
             beginning = await_beginning(reads, interruption, dialect.wants_text)
         except Interrupted:
             raise interruption.problem() from None
@@ -154,7 +193,8 @@ class Service:
             undo.close()
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        return Delivery(chain([beginning], reads), dialect.open_frames(), interruption, reset, finish)
+        delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
+        return Response(delivery, content_type=dialect.media_type, headers=headers, direct_passthrough=True)
 
 
 def preferred_dialect() -> Dialect:
@@ -163,8 +203,8 @@ def preferred_dialect() -> Dialect:
     return SSE if best == "text/event-stream" else TEXT
 
 
-def read_body(settings: Settings) -> Prompt:
-    """The prompt in the body of a POST, whatever its media type; raises Problem."""
+def read_body(settings: Settings) -> bytes:
+    """The body of the request; raises Problem where it is too long, too slow or not whole."""
     try:
         with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
             body = request.get_data(parse_form_data=False)
@@ -174,7 +214,12 @@ def read_body(settings: Settings) -> Prompt:
         raise RequestEntityTooLarge
     if len(body) < (request.content_length or 0):
         raise Problem("bad_request", "The body broke off before its Content-Length.")
-    options = request.args.to_dict()
+    return body
+
+
+def read_prompt(settings: Settings) -> Prompt:
+    """The prompt in the body of a POST to /stream, whatever its media type; raises Problem."""
+    body, options = read_body(settings), request.args.to_dict()
     if request.is_json:
         return text.read_json(body, settings)
     if request.mimetype in ("application/x-www-form-urlencoded", "multipart/form-data"):
@@ -226,9 +271,12 @@ def tell_problem(error: Exception) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
     headers["Vary"] = "Accept"
-    if request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
-        response = jsonify(error.as_json())
-        response.content_type = "application/problem+json"
+    dialect = DIALECTS.get(request.path, ANTHROPIC if "anthropic-version" in request.headers else OPENAI)
+    if request.path.startswith("/v1/") and dialect.write_problem:
+        headers.update(error.headers if dialect is ANTHROPIC else {})
+        response = Response(dialect.write_problem(error, g.request_id), content_type="application/json")
+    elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
+        response = Response(json.dumps(error.as_json()), content_type="application/problem+json")
     else:
         response = Response(f"{error.detail}\n", content_type="text/plain; charset=utf-8")
     response.status_code = error.status

@@ -74,8 +74,8 @@ class Frames(Protocol):
 
     def frame(self, event: Event) -> bytes: ...
 
-    def fail(self, problem: Problem) -> bytes:
-        """What tells the caller, within the answer, that it is not whole; empty where only a cut can."""
+    def fail(self, problem: Problem) -> bytes | None:
+        """What tells the caller, within the answer, that it is not whole; None where only a cut can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class Interruption:
         """The reads as they come, each noted; where one brought silence, a ping is no sign of the model's work."""
         for events in reads:
             self._heard = time.monotonic()
-            first = events[0]
-            if type(first) is not Silence or first.working:
+            last = events[-1]
+            if type(last) is not Silence or last.working:
                 self._worked = self._heard
                 self._started = True
             yield events
@@ -296,8 +296,9 @@ class Delivery:
             log.exception("an answer failed")
             self.ending, problem = "internal_error", Problem("internal")
         last = frames.fail(problem)
-        if not last:
+        if last is None:
             if reset:
                 reset()
             raise Cut(self.ending)
+        self.bytes_sent += len(last)
         yield last

@@ -14,6 +14,13 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Bytes:
+    """One read from the upstream as it came, ahead of the events in it; only where a prompt wants it verbatim."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """All the text of one read from the upstream: never empty, always encodable as UTF-8."""
 
@@ -39,4 +46,4 @@ class End:
     explanation: str | None = None
 
 
-Event = Start | Text | Silence | End
+Event = Start | Bytes | Text | Silence | End

@@ -87,6 +87,9 @@ class Problem(Exception):
     `detail` replaces the table's words with closer ones. It never holds a secret or a prompt.
     """
 
+    # Whether the caller of a verbatim answer has it already, as the upstream's own `error` event.
+    in_stream = False
+
     def __init__(self, name: str, detail: str | None = None, retry_after: int | None = None) -> None:
         kind = KINDS[name]
         # An upstream's words may hold half a surrogate pair, which no encoding knows.
@@ -97,6 +100,8 @@ class Problem(Exception):
         self.type = kind.type
         self.detail = detail or kind.words
         self.retry_after = retry_after
+        # The upstream's own, for callers who speak its dialect.
+        self.headers: dict[str, str] = {}
 
     def as_json(self) -> dict[str, object]:
         """The problem as RFC 9457 writes it."""

@@ -61,6 +61,16 @@ class Reader:
         if problem:
             raise problem
 
+    def read_message(self, body: bytes) -> End:
+        """The end that a message which came whole tells of itself; raises Problem where it is none."""
+        self._data.append(body)
+        message = self._parse_data()
+        if message.get("type") != "message":
+            raise Problem("upstream_failed")
+        self._stop = message
+        self._count(message.get("usage"))
+        return self._end()
+
     def finish(self) -> Iterator[Event]:
         """Yields what stood in the last line of an upstream that has closed; raises Problem if that cut the answer."""
         try:
@@ -144,7 +154,9 @@ class Reader:
             return self._end()
         elif kind == "error":
             error = _mapping(message.get("error"))
-            raise upstream_problem(_string(error.get("type")), _string(error.get("message")))
+            problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
+            problem.in_stream = True
+            raise problem
         return None
 
     def _begin(self, message: dict[str, Any]) -> Start:

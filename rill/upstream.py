@@ -18,7 +18,7 @@ import gevent
 import httpx2
 from opentelemetry import trace
 
-from rill.events import Event, Silence
+from rill.events import Bytes, Event, Silence
 from rill.problems import Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
@@ -63,7 +63,7 @@ class Upstream:
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return Answer(self._open(prompt))
+                return Answer(self._open(prompt), prompt)
             except anthropic.APIError as error:
                 pause = _pause_before_retry(error, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
@@ -79,7 +79,8 @@ class Upstream:
                 max_tokens=prompt.max_tokens,
                 messages=prompt.messages,  # type: ignore[arg-type]
                 extra_body=dict(prompt.options),
-                extra_headers=HEADERS,
+                extra_headers={**prompt.headers, **HEADERS},
+                extra_query=dict(prompt.query),
             ).__enter__()
         except anthropic.APIConnectionError as error:
             # The SDK takes every exception for the connection's; one that was thrown in to interrupt is not.
@@ -99,7 +100,9 @@ class Upstream:
             message = message if isinstance(message, str) else ""
             for secret in self._secrets:
                 message = message.replace(secret, "[key]")  # A relay may repeat what it was sent.
-            return upstream_problem(str(detail.get("type")), message or None, error.status_code, _retry_after(error))
+            problem = upstream_problem(str(detail.get("type")), message or None, error.status_code, _retry_after(error))
+            problem.headers = _headers_of(error.response)
+            return problem
         return Problem(
             "upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_failed"
         )
@@ -108,8 +111,11 @@ class Upstream:
 class Answer:
     """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment."""
 
-    def __init__(self, stream: anthropic.MessageStream[None]) -> None:
+    def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt) -> None:
         self.request_id = stream.request_id
+        self.headers = _headers_of(stream.response)
+        self._verbatim = prompt.verbatim
+        self._streamed = prompt.streamed or not prompt.verbatim
         self._reader = Reader()
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
@@ -122,15 +128,7 @@ class Answer:
     def __iter__(self) -> Iterator[list[Event]]:
         """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
         try:
-            while not self._reader.ended:
-                data = self._body.read()
-                if data:
-                    yield from self._one_read(self._reader.feed(data))
-                elif data is None:
-                    yield from self._one_read(self._reader.finish())
-                else:
-                    yield [Silence(working=False)]
-            self._await_terminator()
+            yield from self._read_stream() if self._streamed else self._read_whole()
         except httpx2.TimeoutException as error:
             raise Problem("upstream_silent") from error
         except httpx2.RemoteProtocolError as error:
@@ -141,9 +139,20 @@ class Answer:
     def close(self) -> None:
         self._body.close()
 
-    def _one_read(self, events: Iterator[Event]) -> Iterator[list[Event]]:
+    def _read_stream(self) -> Iterator[list[Event]]:
+        while not self._reader.ended:
+            data = self._body.read()
+            if data:
+                yield from self._one_read(self._reader.feed(data), data)
+            elif data is None:
+                yield from self._one_read(self._reader.finish(), b"")
+            else:
+                yield [Silence(working=False)]
+        self._await_terminator()
+
+    def _one_read(self, events: Iterator[Event], data: bytes) -> Iterator[list[Event]]:
         """Gathers what one read brings, so that it leaves in one write, also where a Problem is what comes last."""
-        gathered: list[Event] = []
+        gathered: list[Event] = [Bytes(data)] if self._verbatim else []
         try:
             gathered.extend(events)
         except Problem:
@@ -151,6 +160,14 @@ class Answer:
                 yield gathered
             raise
         yield gathered
+
+    def _read_whole(self) -> Iterator[list[Event]]:
+        chunks = []
+        while (data := self._body.read()) is not None:
+            chunks.append(data)
+            yield [Silence(working=bool(data))]
+        body = b"".join(chunks)
+        yield [Bytes(body), self._reader.read_message(body)]
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
@@ -191,6 +208,15 @@ def _may_pass(error: anthropic.APIError) -> bool:
     return advice == "true" or (
         advice != "false" and (error.status_code in (408, 409, 429) or error.status_code >= 500)
     )
+
+
+def _headers_of(response: httpx2.Response) -> dict[str, str]:
+    """What of the upstream's headers is of use to a caller who speaks its dialect."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-")
+    }
 
 
 def _retry_after(error: anthropic.APIStatusError) -> int | None:

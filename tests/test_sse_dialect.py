@@ -14,6 +14,9 @@ from rill.dialects import SSE
 from rill.dialects.sse import COMMENT_SECONDS, SSEFrames
 from rill.events import End, Event, Silence, Start, Text
 from rill.problems import Problem
+from rill.prompt import Prompt
+
+PROMPT = Prompt("m", 1, [])
 
 END = End("end_turn", {"input_tokens": 3, "output_tokens": 5})
 texts = st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1), max_size=8)
@@ -50,7 +53,7 @@ def parse(stream: bytes) -> list[Dispatched]:
 
 
 def write(*events: Event) -> bytes:
-    frames = SSEFrames()
+    frames = SSEFrames(PROMPT, "r")
     return b"".join(map(frames.frame, events))
 
 
@@ -123,7 +126,7 @@ def test_the_start_is_seen_at_once_and_dispatches_nothing_but_an_id() -> None:
 
 
 def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() -> None:
-    frames = SSEFrames()
+    frames = SSEFrames(PROMPT, "r")
     stream = frames.frame(Text("Hel\r")) + frames.fail(Problem("upstream_overloaded", 'two\nlines "溪"'))
     text, error = parse(stream)
     assert text.data == "Hel\n"
@@ -134,14 +137,14 @@ def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() ->
 
 
 def test_silence_soon_after_a_byte_is_not_told() -> None:
-    frames = SSEFrames()
+    frames = SSEFrames(PROMPT, "r")
     assert frames.frame(Silence(False)) == b""
     frames.frame(Text("a"))
     assert [frames.frame(Silence(working)) for working in (True, False, True)] == [b"", b"", b""]
 
 
 def test_a_longer_silence_is_one_comment_which_dispatches_nothing() -> None:
-    frames = SSEFrames()
+    frames = SSEFrames(PROMPT, "r")
     frames.frame(Text("a"))
     time.sleep(COMMENT_SECONDS + 0.05)  # pacing: what is awaited is the very passing of this time
     comment = frames.frame(Silence(True))
@@ -157,5 +160,5 @@ def test_a_silence_between_the_halves_of_a_line_end_changes_nothing() -> None:
 def test_server_sent_events_begin_at_the_upstreams_first_event() -> None:
     assert not SSE.wants_text
     assert SSE.media_type == "text/event-stream; charset=utf-8"
-    assert isinstance(SSE.open_frames(), SSEFrames)
+    assert isinstance(SSE.open_frames(PROMPT, "r"), SSEFrames)
     SSE.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # framed, it tells that itself

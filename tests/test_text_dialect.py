@@ -16,6 +16,8 @@ from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.settings import Settings
 
+PROMPT = Prompt("m", 1, [])
+
 SAID = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
 prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
@@ -144,7 +146,7 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     ({"q": 5}, ["q:", "string"]),
     ({"q": ["a"]}, ["q:", "string"]),
     ({"messages": []}, ["messages:", "one"]),
-    ({"messages": "hello"}, ["messages:", "array"]),
+    ({"messages": "hello"}, ["messages:", "list"]),
     ({"messages": ["hello"]}, ["messages.0:"]),
     ({"messages": [{"content": "x"}]}, ["messages.0.role:"]),
     ({"messages": [{"role": "robot", "content": "x"}]}, ["messages.0.role:", "user", "assistant"]),
@@ -265,13 +267,13 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 @given(texts=st.lists(prompts, max_size=8))
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
-    frames = TextFrames()
+    frames = TextFrames(PROMPT, "r")
     events: list[Event] = [Start("m", {}), Silence(False), *map(Text, texts), Silence(True), End("end_turn", {})]
     assert b"".join(map(frames.frame, events)) == "".join(texts).encode()
 
 
 def test_a_failure_adds_nothing_to_the_text() -> None:
-    assert TextFrames().fail(Problem("upstream_failed")) == b""
+    assert TextFrames(PROMPT, "r").fail(Problem("upstream_failed")) is None
 
 
 @pytest.mark.parametrize("explanation", ["Not that.", None])
@@ -290,4 +292,4 @@ def test_any_other_beginning_is_an_answer(last: Event) -> None:
 def test_plain_text_waits_for_its_first_text_and_says_that_it_is_utf8() -> None:
     assert TEXT.wants_text
     assert TEXT.media_type == "text/plain; charset=utf-8"
-    assert isinstance(TEXT.open_frames(), TextFrames)
+    assert isinstance(TEXT.open_frames(PROMPT, "r"), TextFrames)

@@ -10,6 +10,7 @@ import time
 
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
+from rill.prompt import Prompt
 
 # Silence is told no more often than this, however many pings and hidden thoughts the upstream sends.
 COMMENT_SECONDS = 5.0
@@ -18,7 +19,7 @@ COMMENT_SECONDS = 5.0
 class SSEFrames:
     """Writes one answer; each event has an id, so that a browser that reconnects tells us that it has had an answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
         self._begun = self._wrote = time.monotonic()
         self._count = 0
         self._after_cr = False

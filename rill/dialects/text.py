@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from rill.dialects.fields import bad_field, read_json_object
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -43,9 +44,8 @@ class Question(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-# Where the prompt may be, and what else to say of a field than that it is wrong.
+# Where the prompt may be.
 PROMPT_FIELDS = ("q", "message", "prompt", "messages")
-SHOULD_BE = {"temperature": "should be a number from 0 to 1"}
 
 
 def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
@@ -53,15 +53,12 @@ def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     try:
         return _prompt_of(Question.model_validate(fields), settings)
     except ValidationError as error:
-        raise _bad_field(error) from None
+        raise bad_field(error) from None
 
 
 def read_json(body: bytes, settings: Settings) -> Prompt:
     """The prompt in a JSON body; raises Problem, naming the field."""
-    try:
-        return _prompt_of(Question.model_validate_json(body), settings)
-    except ValidationError as error:
-        raise _bad_field(error) from None
+    return read_fields(read_json_object(body), settings)
 
 
 def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Prompt:
@@ -75,12 +72,14 @@ def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Pr
 class TextFrames:
     """The text of the answer, and nothing else."""
 
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        pass
+
     def frame(self, event: Event) -> bytes:
         return event.text.encode() if isinstance(event, Text) else b""
 
-    def fail(self, problem: Problem) -> bytes:
+    def fail(self, problem: Problem) -> None:
         """Nothing: whatever stood in the text would pass for text."""
-        return b""
 
 
 def check_beginning(beginning: list[Event]) -> None:
@@ -117,11 +116,3 @@ def _messages_of(question: Question) -> tuple[list[dict[str, Any]], str | None]:
 
 def _join_texts(blocks: list[dict[str, Any]]) -> str:
     return "".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
-
-
-def _bad_field(error: ValidationError) -> Problem:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return Problem("bad_request", f"The body should be JSON. {first['msg']}.")
-    field = ".".join(str(part) for part in first["loc"])
-    return Problem("bad_request", f"{field or 'The body'}: {SHOULD_BE.get(field, first['msg'])}.")

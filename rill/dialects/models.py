@@ -1,0 +1,29 @@
+"""The list of models, in one shape that the clients of both Anthropic and OpenAI read.
+
+https://docs.anthropic.com/en/api/models-list and https://platform.openai.com/docs/api-reference/models/list
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+# When a model was made is nobody's business here, but both clients want a date.
+EPOCH = "1970-01-01T00:00:00Z"
+
+
+def list_models(names: Sequence[str]) -> dict[str, Any]:
+    """What may be asked for by name."""
+    models = [
+        {
+            "id": name,
+            "type": "model",
+            "object": "model",
+            "display_name": name,
+            "created_at": EPOCH,
+            "created": 0,
+            "owned_by": "anthropic",
+        }
+        for name in names
+        if name != "*"
+    ]
+    first, last = (models[0]["id"], models[-1]["id"]) if models else (None, None)
+    return {"object": "list", "data": models, "has_more": False, "first_id": first, "last_id": last}
