@@ -5,14 +5,18 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 CODE := app.py wsgi.py gunicorn.conf.py rill tests bench
 
-.PHONY: run test check format bench lock
+.PHONY: run test soak check format bench lock
 
 run: .venv/.run  ## serve on 127.0.0.1:8000; offline unless a key is in the environment
 	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN" ]; then export RILL_OFFLINE=$${RILL_OFFLINE:-1}; fi; \
 	exec $(BIN)/gunicorn wsgi:app
 
-test: .venv/.dev  ## every test, against real servers
+test: .venv/.dev  ## every test, against real servers and clients
+	@tests/packages.sh
 	$(BIN)/pytest
+
+soak: .venv/.dev  ## the tests that take long
+	$(BIN)/pytest -m soak
 
 check: .venv/.dev  ## lint, types, the import rule
 	$(BIN)/ruff check $(CODE)

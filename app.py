@@ -19,7 +19,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from rill import offline
 from rill.access import Tokens
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
-from rill.endings import Deadlines, Delivery, Drain, Interrupted, Interruption, await_beginning
+from rill.dialects.whole import WholeFrames
+from rill.endings import Deadlines, Delivery, Drain, Frames, Interrupted, Interruption, await_beginning
+from rill.events import Bytes
 from rill.limits import Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -53,6 +55,7 @@ def create_app(settings: Settings) -> Flask:
     """The WSGI application; made in each worker, after the fork."""
     app = Flask(__name__, static_folder=None)
     app.response_class = Response
+    app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
@@ -110,8 +113,8 @@ class Service:
 
     def ask_in_anthropic(self) -> Response:
         def read() -> Prompt:
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            return anthropic.read_messages(read_body(self._settings), headers, request.args, self._settings)
+            headers, query = dict(request.headers), request.args.to_dict()
+            return anthropic.read_messages(read_body(self._settings), headers, query, self._settings)
 
         return self.answer(ANTHROPIC, read)
 
@@ -169,19 +172,20 @@ class Service:
             deadlines = replace(deadlines, first_event=deadlines.idle)
         interruption = held.enter_context(closing(Interruption(deadlines, client)))
         held.enter_context(self.drain.watch(interruption))
-        frames = dialect.open_frames(prompt, g.request_id)
+        frames: Frames = dialect.open_frames(prompt, g.request_id)
+        media_type, headers = dialect.media_type, {}
         try:
             answer = held.enter_context(closing(self._upstream.ask(prompt, deadlines.first_event)))
             interruption.nudge = answer.nudge
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
-            reads = interruption.watch(answer)
             headers = answer.headers if prompt.verbatim else {}
-            if not prompt.streamed:
+            reads = interruption.watch(answer)
+            if prompt.streamed:
+                beginning = await_beginning(reads, interruption, dialect.wants_text)
+            else:
                 body, end = dialect.write_whole(reads, prompt, g.request_id)
-                record.status, record.ending, record.bytes_sent = 200, "done", len(body)
-                record.stop_reason = end.stop_reason
-                return Response(body, content_type="application/json", headers=headers)
-            beginning = await_beginning(reads, interruption, dialect.wants_text)
+                frames, beginning = WholeFrames(), [Bytes(body), end]
+                media_type, headers = "application/json", {**headers, "Content-Length": str(len(body))}
         except Interrupted:
             raise interruption.problem() from None
         dialect.check_beginning(beginning)
@@ -194,7 +198,7 @@ class Service:
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
-        return Response(delivery, content_type=dialect.media_type, headers=headers, direct_passthrough=True)
+        return Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
 
 
 def preferred_dialect() -> Dialect:

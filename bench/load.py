@@ -79,9 +79,8 @@ class Stream:
     )
 
     def __init__(self, load: "Load", group: dict, tokens: int) -> None:
-        pace = quote(f"tokens={tokens} rate={group['rate']} delay=0")
         self.load, self.group, self.expected = load, group, tokens
-        self.request = f"GET /stream?q={pace} HTTP/1.1\r\nHost: 127.0.0.1:{load.port}\r\n\r\n".encode()
+        self.request = request_of(group["dialect"], f"tokens={tokens} rate={group['rate']} delay=0", load.port)
         self.head: bytes | None = b""
         self.tail, self.tokens, self.first, self.whole = b"", 0, 0, False
         self.chunks = Chunks()
@@ -140,6 +139,20 @@ class Stream:
         self.tokens += len(stamps)
         for window in self.load.open_windows:
             window.latencies.extend([now - int(stamp, 16) for stamp in stamps])
+
+
+def request_of(dialect: str, prompt: str, port: int) -> bytes:
+    """The request that asks for an answer in one of Rill's dialects; every server knows `text`."""
+    if dialect in ("text", "sse"):
+        accept = "text/event-stream" if dialect == "sse" else "*/*"
+        line, body = f"GET /stream?q={quote(prompt)}", ""
+        fields = f"Accept: {accept}\r\n"
+    else:
+        line = "POST /v1/messages" if dialect == "anthropic" else "POST /v1/chat/completions"
+        messages = [{"role": "user", "content": prompt}]
+        body = json.dumps({"model": "bench", "max_tokens": 32768, "stream": True, "messages": messages})
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{line} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{fields}\r\n{body}".encode()
 
 
 class Window:

@@ -154,6 +154,14 @@ BARS = [
     at_most("open5000", "kb_per_stream", "memory per stream, KB", 45),
     at_most("two_workers10k", "mb", "memory of all processes, MB", 512),
     at_most("two_workers10k", "lost", "streams lost", 0),
+    *(
+        Bar(
+            f"{dialect}: CPU per token / plain text's",
+            lambda rows, row=f"200 x 20/s, {dialect}": rows.get(row, "cpu") / rows.get("200 x 20/s, text", "cpu"),
+            limit,
+        )
+        for dialect, limit in (("sse", 1.3), ("openai", 1.3), ("anthropic", 1.1))
+    ),
     Bar(
         "long64k: CPU per token / short200's",
         lambda rows: rows.get("long64k", "cpu") / rows.get("short200", "cpu"),

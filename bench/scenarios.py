@@ -24,6 +24,7 @@ class Group:
     parallel: int = 0
     tokens: int = 0  # 0: as many as last until then
     warm_up: bool = False  # neither counted as lost nor measured
+    dialect: str = "text"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ def unpaced(seconds: float) -> Scenario:
     return Scenario("unpaced", (group,), (Window("unpaced", start, end, "unpaced"),))
 
 
+def dialects(streams: int = 200, rate: float = 20, seconds: float = 6) -> Scenario:
+    """The same steady streams in each of Rill's dialects, one after the other."""
+    groups, windows, at = [], [], BEGIN
+    for dialect in ("text", "sse", "anthropic", "openai"):
+        start = at + streams / 100 + 1.0
+        end = start + seconds
+        groups.append(Group(dialect, rate, at, end + 0.5, streams=streams, per_second=100, dialect=dialect))
+        windows.append(Window(f"200 x 20/s, {dialect}", start, end, dialect))
+        at = end + 2.0
+    return Scenario("dialects", tuple(groups), tuple(windows), rill_only=True)
+
+
 def full() -> list[Scenario]:
     """The scenarios of the whole benchmark."""
     return [
@@ -122,6 +135,7 @@ def full() -> list[Scenario]:
         long_answer(),
         unpaced(seconds=6),
         steady("tls200", 200, 20, per_second=100, seconds=10, tls=True),
+        dialects(),
         steady("two_workers10k", 10_000, 0.5, per_second=250, seconds=15, workers=2, rill_only=True),
     ]
 

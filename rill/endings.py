@@ -8,7 +8,7 @@ that carries the answer by throwing Interrupted into it. What the greenlet holds
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ECONNRESET
 from typing import Protocol
@@ -161,7 +161,8 @@ class Interruption:
         if not self.overdue:
             dues.append(self._begun + self._deadlines.first_event)
         wait = min(min(dues) - time.monotonic(), 1.0 if self._pipelined else LOOK_SECONDS)
-        self._timer = self._loop.timer(max(wait, 0.001))
+        # What is due has been seen to; only whether the ending itself is read remains to be looked at.
+        self._timer = self._loop.timer(LOOK_SECONDS if self.why else max(wait, 0.001))
         self._timer.start(self._look_at_time)
 
     def _look_at_time(self) -> None:
@@ -204,10 +205,6 @@ class Drain:
         self.begun = False
         self._open: set[Interruption] = set()
 
-    @property
-    def is_over(self) -> bool:
-        return not self._open
-
     @contextmanager
     def watch(self, interruption: Interruption) -> Iterator[None]:
         """Counts an answer as open for as long as the context lasts."""
@@ -241,7 +238,7 @@ class Delivery:
     """The body of a response: the bytes of an answer as they come, and its true ending.
 
     The server iterates it and closes it. `on_close` is called once, with the ending, whether or not the body was ever
-    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` is what was yielded.
+    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded.
     """
 
     def __init__(
@@ -249,7 +246,7 @@ class Delivery:
         reads: Iterable[list[Event]],
         frames: Frames,
         interruption: Interruption,
-        reset: Callable[[], None] | None,
+        reset: Callable[..., None] | None,
         on_close: Callable[["Delivery"], None],
     ) -> None:
         self.bytes_sent = 0
@@ -257,6 +254,7 @@ class Delivery:
         self.end: End | None = None
         self._interruption = interruption
         self._on_close = on_close
+        self._reset = reset
         self._chunks = self._deliver(reads, frames, reset)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -264,15 +262,18 @@ class Delivery:
 
     def close(self) -> None:
         self._chunks.close()
-        # Closed before its end: the server could not write, or the answer was interrupted while it wrote.
-        self.ending = self.ending or self._interruption.why or "client_gone"
+        if not self.ending:
+            # Closed before its end: the server could not write, or the answer was interrupted while it wrote.
+            self.ending = self._interruption.why or "client_gone"
+            if self._reset:
+                self._reset(flush_seconds=0.0)
         self._on_close(self)
 
     def _deliver(
         self,
         reads: Iterable[list[Event]],
         frames: Frames,
-        reset: Callable[[], None] | None,
+        reset: Callable[..., None] | None,
     ) -> Generator[bytes, None, None]:
         yield b""  # The headers leave at once, before any body.
         try:
@@ -298,7 +299,8 @@ class Delivery:
         last = frames.fail(problem)
         if last is None:
             if reset:
-                reset()
+                with suppress(Interrupted):
+                    reset()
             raise Cut(self.ending)
         self.bytes_sent += len(last)
         yield last

@@ -6,7 +6,6 @@ costs the same at any length.
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jiter
@@ -18,11 +17,15 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class Reader:
-    """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens."""
+    """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
+
+    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed.
+    """
 
     def __init__(self) -> None:
         self.usage: dict[str, Any] = {}
         self.ended = False
+        self.problem: Problem | None = None
         self._unfinished: list[bytes] = []
         self._unfinished_bytes = 0
         self._data: list[bytes] = []
@@ -33,13 +36,13 @@ class Reader:
         self._surrogates = False
         self._high_surrogate = ""
 
-    def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields what one read brings: its text joined in one Text, or one Silence where there is none.
+    def feed(self, data: bytes) -> list[Event]:
+        """What one read brings: its text joined in one Text, or one Silence where there is none.
 
-        Raises Problem, after the text before it, at an `error` event and at what is not the Messages API.
+        An `error` event, or what is not the Messages API, ends it: `problem` is then what stands behind these events.
         """
+        events: list[Event] = []
         self._working = False
-        problem = None
         try:
             for line in self._split_lines(data):
                 if line.startswith(b"data:"):
@@ -47,19 +50,14 @@ class Reader:
                 elif not line and self._data:
                     event = self._take(self._parse_data())
                     if event:
-                        if text := self._take_text():
-                            yield Text(text)
-                        yield event
+                        events += self._take_text()
+                        events.append(event)
                     if self.ended:
-                        return
-        except Problem as error:
-            problem = error
-        if text := self._take_text():
-            yield Text(text)
-        elif not problem:
-            yield Silence(self._working)
-        if problem:
-            raise problem
+                        return events
+        except Problem as problem:
+            self.problem = problem
+        events += self._take_text()
+        return events if events or self.problem else [Silence(self._working)]
 
     def read_message(self, body: bytes) -> End:
         """The end that a message which came whole tells of itself; raises Problem where it is none."""
@@ -71,15 +69,14 @@ class Reader:
         self._count(message.get("usage"))
         return self._end()
 
-    def finish(self) -> Iterator[Event]:
-        """Yields what stood in the last line of an upstream that has closed; raises Problem if that cut the answer."""
-        try:
-            yield from self.feed(b"\n\n")
-        except Problem as problem:
-            # Half an event is no JSON.
-            raise Problem("upstream_truncated") if problem.name == "upstream_failed" else problem from None
-        if not self.ended:
-            raise Problem("upstream_truncated")
+    def finish(self) -> list[Event]:
+        """What stood in the last line of an upstream that has closed; `problem` where that cut the answer."""
+        events = self.feed(b"\n\n")
+        cut = not self.ended and self.problem is None
+        # Half an event is no JSON, which is no fault of the upstream's but that it broke off.
+        if cut or (self.problem and self.problem.name == "upstream_failed"):
+            self.problem = Problem("upstream_truncated")
+        return events
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
@@ -145,6 +142,7 @@ class Reader:
         elif kind == "content_block_start" or kind == "content_block_stop":
             self._working = True
         elif kind == "message_start":
+            self._working = True
             return self._begin(_mapping(message.get("message")))
         elif kind == "message_delta":
             self._working = True
@@ -171,9 +169,11 @@ class Reader:
     def _count(self, usage: Any) -> None:
         self.usage.update({name: count for name, count in _mapping(usage).items() if count is not None})
 
-    def _take_text(self) -> str:
+    def _take_text(self) -> list[Text]:
         text, self._text = self._text, ""
-        return self._mend_surrogates(text) if self._surrogates else text
+        if self._surrogates:
+            text = self._mend_surrogates(text)
+        return [Text(text)] if text else []
 
     def _mend_surrogates(self, text: str) -> str:
         """Joins a pair that came in two deltas; a surrogate that stays alone becomes U+FFFD."""

@@ -98,12 +98,12 @@ class ClientSocket(GeventSocket):
         except OSError:
             return True
 
-    def reset(self) -> None:
-        """Makes the next close a reset, once the caller's machine has taken what was sent."""
-        deadline = time.monotonic() + FLUSH_SECONDS
+    def reset(self, flush_seconds: float = FLUSH_SECONDS) -> None:
+        """Makes the next close a reset, once the caller's machine has taken what was sent, or the seconds are over."""
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        deadline = time.monotonic() + flush_seconds
         while time.monotonic() < deadline and struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]:
             gevent.sleep(0.005)
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def places_for(streams: int) -> tuple[int, int]:
@@ -133,6 +133,7 @@ class Worker(GeventWorker):
         super().__init__(*arguments, **options)
         self.connections: set[Any] = set()
         self.idle: set[Any] = set()
+        self.busy: set[Any] = set()
         self.draining = False
 
     def run(self) -> None:
@@ -155,7 +156,11 @@ class Worker(GeventWorker):
         self.idle.discard(sock)
         if self.draining:
             req.force_close()
-        super().handle_request(listener_name, req, sock, addr)
+        self.busy.add(sock)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            self.busy.discard(sock)
         if self.draining:
             raise StopIteration  # So gunicorn is told to close a connection.
         self.idle.add(sock)
@@ -187,11 +192,11 @@ class Worker(GeventWorker):
         drain.begun = True
         hang_up(self.idle)
         deadline = time.monotonic() + self.wsgi.config["DRAIN_SECONDS"]
-        while not drain.is_over and time.monotonic() < deadline:
+        while self.busy and time.monotonic() < deadline:
             gevent.sleep(DRAIN_LOOK_SECONDS)
         drain.end_all()
         deadline = time.monotonic() + END_SECONDS
-        while not drain.is_over and time.monotonic() < deadline:
+        while self.busy and time.monotonic() < deadline:
             gevent.sleep(DRAIN_LOOK_SECONDS)
         hang_up(self.connections)
         self.alive = False

@@ -87,6 +87,11 @@ class Upstream:
             if error.__cause__ is not None and not isinstance(error.__cause__, httpx2.HTTPError):
                 raise error.__cause__ from None
             raise
+        except httpx2.TransportError as error:
+            raise Problem("upstream_failed") from error  # An error whose body broke off, which the SDK reads unguarded.
+        except ValueError as error:
+            # What JSON can read it cannot always write: 1e999 is read as an infinity.
+            raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
 
     def _problem_of(self, error: anthropic.APIError) -> Problem:
         if isinstance(error, anthropic.APITimeoutError):
@@ -96,6 +101,7 @@ class Upstream:
             body = error.body if isinstance(error.body, dict) else {}
             detail = body.get("error")
             detail = detail if isinstance(detail, dict) else {}
+            log.warning("the upstream says %d %s", error.status_code, detail.get("type"))
             message = detail.get("message")
             message = message if isinstance(message, str) else ""
             for secret in self._secrets:
@@ -140,26 +146,20 @@ class Answer:
         self._body.close()
 
     def _read_stream(self) -> Iterator[list[Event]]:
-        while not self._reader.ended:
+        reader = self._reader
+        while not reader.ended:
             data = self._body.read()
-            if data:
-                yield from self._one_read(self._reader.feed(data), data)
-            elif data is None:
-                yield from self._one_read(self._reader.finish(), b"")
-            else:
+            if data == b"":
                 yield [Silence(working=False)]
+                continue
+            events = reader.finish() if data is None else reader.feed(data)
+            if self._verbatim and data:
+                events.insert(0, Bytes(data))
+            if events:
+                yield events
+            if reader.problem:
+                raise reader.problem
         self._await_terminator()
-
-    def _one_read(self, events: Iterator[Event], data: bytes) -> Iterator[list[Event]]:
-        """Gathers what one read brings, so that it leaves in one write, also where a Problem is what comes last."""
-        gathered: list[Event] = [Bytes(data)] if self._verbatim else []
-        try:
-            gathered.extend(events)
-        except Problem:
-            if gathered:
-                yield gathered
-            raise
-        yield gathered
 
     def _read_whole(self) -> Iterator[list[Event]]:
         chunks = []
@@ -170,7 +170,7 @@ class Answer:
         yield [Bytes(body), self._reader.read_message(body)]
 
     def _await_terminator(self) -> None:
-        with suppress(TimeoutError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
+        with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
             while self._body.read() is not None:
                 pass
 
@@ -215,7 +215,7 @@ def _headers_of(response: httpx2.Response) -> dict[str, str]:
     return {
         name: value
         for name, value in response.headers.items()
-        if name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-")
+        if (name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-")) and value.isascii()
     }
 
 

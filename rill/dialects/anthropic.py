@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from rill.dialects.fields import read_json_object
+from rill.dialects.silences import Silences
 from rill.events import Bytes, End, Event
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -16,7 +17,7 @@ from rill.settings import Settings
 
 # What of the caller's request goes up with its body; its credentials are for us, and never do.
 FORWARDED_HEADERS = ("anthropic-beta", "anthropic-version")
-WHOLE_EVENTS = re.compile(rb".*(?:\n\n|\r\n\r\n)", re.DOTALL)
+WHOLE_EVENTS = re.compile(rb".*(?:\n\n|\n\r\n|\r\r)", re.DOTALL)
 
 
 def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> Prompt:
@@ -35,7 +36,7 @@ def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, s
         max_tokens=max_tokens,
         messages=messages,
         options={**options, "stream": streamed},
-        headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
+        headers={name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS},
         query={"beta": query["beta"]} if "beta" in query else {},
         streamed=streamed,
         verbatim=True,
@@ -47,11 +48,15 @@ class AnthropicFrames:
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self._unfinished = b""
+        self._silence = Silences()
         self._request_id = request_id
 
     def frame(self, event: Event) -> bytes:
+        if isinstance(event, End):
+            return self._finish()
         if not isinstance(event, Bytes):
-            return b""
+            return b"" if self._unfinished else self._silence.comment()
+        self._silence.break_()
         data = self._unfinished + event.data
         if data.endswith((b"\n\n", b"\r\n\r\n")):
             self._unfinished = b""
@@ -64,8 +69,13 @@ class AnthropicFrames:
     def fail(self, problem: Problem) -> bytes:
         """The API's error event, unless the upstream has just sent it."""
         if problem.in_stream:
-            return b""
+            return self._finish()
         return b"event: error\ndata: " + write_problem(problem, self._request_id) + b"\n\n"
+
+    def _finish(self) -> bytes:
+        """The upstream's last event, where it closed without the blank line that ends one."""
+        last, self._unfinished = self._unfinished, b""
+        return last.rstrip(b"\r\n") + b"\n\n" if last else b""
 
 
 def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -> tuple[bytes, End]:

@@ -17,7 +17,7 @@ SHOULD_BE = {
 def read_json_object(body: bytes) -> dict[str, Any]:
     """The JSON object that a body should be; raises Problem."""
     try:
-        fields = jiter.from_json(body)
+        fields = jiter.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("bad_request", f"The body should be JSON: {error}.") from None
     if not isinstance(fields, dict):

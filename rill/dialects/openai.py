@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rill.dialects.fields import bad_field, read_json_object
+from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -60,10 +61,12 @@ class Message(BaseModel):
     """A message of a role that has a counterpart in the Messages API."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: list[Part] | str
 
     def text(self) -> str:
-        """What the message says, without its images."""
+        """What a system message says; raises Problem where it shows an image, which only the user can."""
+        if not isinstance(self.content, str) and any(part.type != "text" for part in self.content):
+            raise Problem("bad_request", f"messages: a {self.role} message can hold no image; send it as the user.")
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     def as_message(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream holds besides the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Completion(BaseModel):
@@ -91,7 +94,7 @@ class Completion(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -117,8 +120,8 @@ def read_completion(body: bytes, settings: Settings) -> Prompt:
         max_tokens=max_tokens,
         messages=[message.as_message() for message in asked.messages if message.role in ("user", "assistant")],
         options={name: value for name, value in options.items() if value is not None},
-        streamed=asked.stream,
-        include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
+        streamed=bool(asked.stream),
+        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
     )
 
 
@@ -129,6 +132,10 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
     kind = fields.get("response_format")
     if isinstance(kind, dict) and kind.get("type", "text") != "text":
         raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
+    if fields.get("modalities") not in (None, [], ["text"]):
+        raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
+    if fields.get("n") not in (None, 1):
+        raise Problem("bad_request", "n: should be 1; ask once for each answer you want.")
     messages = fields.get("messages")
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, dict) and (message.get("role") in ("tool", "function") or message.get("tool_calls")):
@@ -140,20 +147,22 @@ class OpenAIFrames:
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self._prompt = prompt
+        self._silence = Silences()
         self._base = _base(prompt, request_id)
         # All but the text of a chunk is the same for a whole answer.
-        head, tail = self._chunk({"content": "\0"}).split(b'"\\u0000"')
+        head, _, tail = self._chunk({"content": "\0"}).rpartition(b'"\\u0000"')
         self._head, self._tail = head, tail
 
     def frame(self, event: Event) -> bytes:
         if isinstance(event, Text):
+            self._silence.break_()
             return self._head + json.dumps(event.text).encode() + self._tail
         if isinstance(event, Start):
             return self._chunk({"role": "assistant", "content": ""})
         if isinstance(event, End):
             usage = self._data({"choices": [], "usage": usage_of(event)}) if self._prompt.include_usage else b""
             return self._chunk({}, finish_reason_of(event)) + usage + b"data: [DONE]\n\n"
-        return b""
+        return self._silence.comment()
 
     def fail(self, problem: Problem) -> bytes | None:
         return b"data: " + write_problem(problem) + b"\n\n"

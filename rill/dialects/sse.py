@@ -8,19 +8,18 @@ answer, `event: error` any other.
 import json
 import time
 
+from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
-
-# Silence is told no more often than this, however many pings and hidden thoughts the upstream sends.
-COMMENT_SECONDS = 5.0
 
 
 class SSEFrames:
     """Writes one answer; each event has an id, so that a browser that reconnects tells us that it has had an answer."""
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self._begun = self._wrote = time.monotonic()
+        self._begun = time.monotonic()
+        self._silence = Silences()
         self._count = 0
         self._after_cr = False
 
@@ -33,10 +32,7 @@ class SSEFrames:
             elapsed = round(time.monotonic() - self._begun, 3)
             done = {"stop_reason": event.stop_reason, "usage": event.usage, "elapsed_seconds": elapsed}
             return self._write("event: done\ndata: " + json.dumps(done)) + self._write("data: [DONE]")
-        if time.monotonic() - self._wrote < COMMENT_SECONDS:
-            return b""
-        self._wrote = time.monotonic()
-        return b":\n\n"
+        return self._silence.comment()
 
     def fail(self, problem: Problem) -> bytes:
         return self._write("event: error\ndata: " + json.dumps(problem.as_json()))
@@ -50,6 +46,6 @@ class SSEFrames:
         return self._write("data: " + text.replace("\n", "\ndata: ")) if text else b""
 
     def _write(self, event: str) -> bytes:
-        self._wrote = time.monotonic()
+        self._silence.break_()
         self._count += 1
         return f"id: {self._count}\n{event}\n\n".encode()

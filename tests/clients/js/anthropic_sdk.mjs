@@ -1,0 +1,24 @@
+import Anthropic from '@anthropic-ai/sdk'
+import { asked, run, tell } from './tell.mjs'
+
+const connect = (baseURL) => new Anthropic({ baseURL, apiKey: 'sk-of-the-caller', maxRetries: 0 })
+
+await run({
+  async stream(url) {
+    const stream = connect(url).messages.stream(asked).on('text', (text) => tell({ text }))
+    const { stop_reason, usage } = await stream.finalMessage()
+    return { stop_reason, output_tokens: usage.output_tokens, request_id: stream.request_id }
+  },
+  async events(url) {
+    for await (const event of await connect(url).messages.create({ ...asked, stream: true })) {
+      if (event.delta?.text) tell({ text: event.delta.text })
+    }
+  },
+  async whole(url) {
+    return await connect(url).messages.create(asked)
+  },
+  async tool(url) {
+    const message = await connect(url).messages.stream(asked).finalMessage()
+    return message.content.find((block) => block.type === 'tool_use')
+  },
+})

@@ -1,0 +1,25 @@
+import { question, run, tell } from './tell.mjs'
+
+const ask = (url, options) => fetch(`${url}/stream`, { method: 'POST', body: question, ...options })
+
+async function read(response, seen = () => {}) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
+    tell({ text: value })
+    seen()
+  }
+}
+
+await run({
+  async stream(url) {
+    await read(await ask(url))
+  },
+  async abort(url) {
+    const controller = new AbortController()
+    await read(await ask(url, { signal: controller.signal }), () => controller.abort())
+  },
+  async refused(url) {
+    const response = await ask(url)
+    return { status: response.status, retryAfter: response.headers.get('retry-after'), body: await response.text() }
+  },
+})

@@ -1,0 +1,48 @@
+// What useCompletion and useChat of the AI SDK are made of, in the state of a page that holds it in plain fields.
+
+import { AbstractChat, TextStreamChatTransport, callCompletionApi } from 'ai'
+import { question, run, tell } from './tell.mjs'
+
+class Chat extends AbstractChat {
+  constructor(api) {
+    const state = {
+      status: 'ready',
+      error: undefined,
+      messages: [],
+      pushMessage: (message) => state.messages.push(message),
+      popMessage: () => state.messages.pop(),
+      replaceMessage(index, message) {
+        state.messages[index] = message
+        const said = message.parts.findLast((part) => part.type === 'text')?.text
+        if (message.role === 'assistant' && said) tell({ shown: said })
+      },
+      snapshot: (thing) => structuredClone(thing),
+    }
+    super({ transport: new TextStreamChatTransport({ api }), state })
+  }
+}
+
+await run({
+  async completion(url) {
+    let failure
+    const text = await callCompletionApi({
+      api: `${url}/stream`,
+      prompt: question,
+      body: {},
+      streamProtocol: 'text',
+      setCompletion: (shown) => shown && tell({ shown }),
+      setLoading() {},
+      setError() {},
+      setAbortController() {},
+      onError: (error) => (failure = error),
+    })
+    if (failure) throw failure
+    return { text }
+  },
+  async chat(url) {
+    const chat = new Chat(`${url}/stream`)
+    await chat.sendMessage({ text: question })
+    if (chat.error) throw chat.error
+    return { status: chat.status, roles: chat.messages.map((message) => message.role) }
+  },
+})

@@ -1,0 +1,169 @@
+"""A real browser: a page with an EventSource, and one that reads fetch's stream."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import upstream as wire
+from gated import CUTS, FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
+from server import Rill
+from upstream import Upstream
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+    "disable-sync disable-dev-shm-usage no-proxy-server"
+)
+SECONDS = 20
+CLOSED = 2  # EventSource.readyState, once it will not come again
+
+# A page that knows of nothing but unnamed messages, and never closes its source.
+LISTEN = """
+window.shown = ''
+window.opened = 0
+window.source = new EventSource('/chat/stream?message=' + encodeURIComponent(arguments[0]))
+source.onmessage = (event) => { shown += event.data }
+source.onopen = () => { opened += 1 }
+"""
+READ = """
+window.shown = ''
+window.ended = null
+const read = async (question) => {
+  window.controller = new AbortController()
+  const response = await fetch('/stream', { method: 'POST', body: question, signal: controller.signal })
+  if (!response.ok) return `${response.status}: ${await response.text()}`
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) shown += value
+  return 'whole'
+}
+read(arguments[0]).then((end) => { ended = end }, (error) => { ended = error.name })
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """Chromium, without a window."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS.split():
+        options.add_argument(f"--{flag}")
+    running = webdriver.Chrome(options, Service(DRIVER))
+    try:
+        yield running
+    finally:
+        running.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, service: Rill, upstream: Upstream) -> "Page":
+    return Page(browser, service)
+
+
+class Page:
+    """A page of the server's own origin."""
+
+    def __init__(self, browser: webdriver.Chrome, service: Rill) -> None:
+        self._browser = browser
+        browser.get(f"{service.url}/healthz")
+
+    def run(self, script: str, *arguments: str) -> None:
+        self._browser.execute_script(script, *arguments)
+
+    def value(self, expression: str) -> Any:
+        return self._browser.execute_script(f"return {expression}")
+
+    def wait_for(self, expression: str, expected: Any) -> None:
+        """Wait until an expression has this value; the assertion tells what it was instead."""
+        waiting = WebDriverWait(self._browser, SECONDS, poll_frequency=0.02)
+        last = []
+        try:
+            waiting.until(lambda _: last.append(self.value(expression)) or last[-1] == expected)
+        finally:
+            assert last[-1:] == [expected]
+
+
+def test_event_source_shows_the_answer_and_its_end_mark_and_asks_once_however_long_the_tab_is_open(
+    page: Page, upstream: Upstream
+) -> None:
+    upstream.always(*gated_answer())
+    page.run(LISTEN, QUESTION)
+    page.wait_for("shown", FIRST)
+    upstream.open("second")
+    page.wait_for("shown", FIRST + SECOND + "[DONE]")
+    page.wait_for("source.readyState", CLOSED)  # It came again by itself, and was told to stay away.
+    assert page.value("[shown, opened]") == [FIRST + SECOND + "[DONE]", 1]
+    assert [request.json["messages"][0]["content"] for request in upstream.requests] == [QUESTION]
+
+
+def test_event_source_shows_no_end_mark_after_a_cut_and_asks_once(page: Page, upstream: Upstream) -> None:
+    upstream.always(*cut_answer())
+    page.run(
+        LISTEN + "source.addEventListener('error', (event) => { if (event.data) window.failed = event.data })", "hi"
+    )
+    page.wait_for("shown", FIRST)
+    upstream.open("cut")
+    page.wait_for("source.readyState", CLOSED)
+    assert page.value("[shown, JSON.parse(failed).status]") == [FIRST, 502]
+    assert len(upstream.requests) == 1
+
+
+def test_event_source_gives_up_at_a_refusal(page: Page, upstream: Upstream) -> None:
+    script_refusal(upstream)
+    page.run(LISTEN, QUESTION)
+    page.wait_for("source.readyState", CLOSED)
+    assert page.value("[shown, opened]") == ["", 0]
+    assert len(upstream.requests) == 1
+
+
+def test_the_lines_of_an_answer_survive_in_event_source(page: Page, upstream: Upstream) -> None:
+    text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
+    upstream.script(*wire.answer(text))
+    page.run(LISTEN, QUESTION)
+    page.wait_for("shown", text + "[DONE]")
+
+
+def test_fetch_shows_the_first_text_before_the_second_is_sent(page: Page, upstream: Upstream) -> None:
+    upstream.script(*gated_answer())
+    page.run(READ, QUESTION)
+    page.wait_for("shown", FIRST)
+    upstream.open("second")
+    page.wait_for("[shown, ended].join()", f"{FIRST}{SECOND},whole")
+
+
+@pytest.mark.parametrize("how", CUTS)
+def test_fetch_rejects_at_a_cut(how: str, page: Page, upstream: Upstream) -> None:
+    upstream.script(*cut_answer(how))
+    page.run(READ, QUESTION)
+    page.wait_for("shown", FIRST)
+    upstream.open("cut")
+    page.wait_for("[shown, ended].join()", f"{FIRST},TypeError")
+
+
+def test_fetch_shows_the_words_of_a_refusal(page: Page, upstream: Upstream) -> None:
+    script_refusal(upstream)
+    page.run(READ, QUESTION)
+    page.wait_for("ended", "429: The model's rate limit is reached. Try again later.\n")
+
+
+def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
+    page.run(READ, QUESTION)
+    page.wait_for("shown", FIRST)
+    page.run("controller.abort()")
+    upstream.wait_until_left()
+    page.wait_for("ended", "AbortError")
+
+
+def test_a_page_that_is_left_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
+    page.run(READ, QUESTION)
+    page.wait_for("shown", FIRST)
+    page.run("location.href = 'about:blank'")
+    upstream.wait_until_left()

@@ -1,0 +1,199 @@
+"""The JavaScript clients, each in a Node of its own: official SDKs, the AI SDK, EventSource and fetch."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import upstream as wire
+from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from javascript import Node, Script
+from server import Rill
+from upstream import REQUEST_ID, Upstream
+
+# What each client makes of a whole answer, beside its text.
+STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "Anthropic's stream": (
+        "anthropic_sdk.mjs",
+        "stream",
+        {"stop_reason": "end_turn", "output_tokens": 7, "request_id": REQUEST_ID},
+    ),
+    "Anthropic's create": ("anthropic_sdk.mjs", "events", None),
+    "OpenAI's create": (
+        "openai_sdk.mjs",
+        "stream",
+        {"finish_reason": "stop", "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}},
+    ),
+    "AI SDK with Anthropic's": ("ai_sdk.mjs", "anthropic-stream", {"finishReason": "stop", "outputTokens": 7}),
+    "AI SDK with OpenAI's": ("ai_sdk.mjs", "openai-stream", {"finishReason": "stop", "outputTokens": 7}),
+    "useCompletion": ("text_protocol.mjs", "completion", {"text": FIRST + SECOND}),
+    "useChat": ("text_protocol.mjs", "chat", {"status": "ready", "roles": ["user", "assistant"]}),
+    "fetch": ("fetch.mjs", "stream", None),
+}
+
+# How each client says that an answer broke off: the class of what it throws, and words of it.
+CUT_ERRORS = {
+    "Anthropic's stream": ("APIError", "The model's API"),
+    "Anthropic's create": ("APIError", "The model's API"),
+    "OpenAI's create": ("APIError", "The model's API"),
+    "AI SDK with Anthropic's": ("StreamProviderError", "The model's API"),
+    "AI SDK with OpenAI's": ("StreamProviderError", "The model's API"),
+    "useCompletion": ("TypeError", "terminated"),
+    "useChat": ("TypeError", "terminated"),
+    "fetch": ("TypeError", "terminated"),
+}
+
+# How each client says 429.
+REFUSALS = {
+    "Anthropic's stream": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
+    "Anthropic's create": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
+    "OpenAI's create": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
+    "AI SDK with Anthropic's": {"name": "AI_APICallError", "status": 429, "retryAfter": "7"},
+    "AI SDK with OpenAI's": {"name": "AI_APICallError", "status": 429, "retryAfter": "7"},
+    "useCompletion": {},
+    "useChat": {},
+}
+
+
+def text_of(lines: list[dict[str, Any]]) -> str:
+    """The text that a client has shown: the last of the growing ones, or the joined pieces."""
+    shown = [line["shown"] for line in lines if "shown" in line]
+    return shown[-1] if shown else "".join(line.get("text", "") for line in lines)
+
+
+def read_first(told: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Wait until the client has shown the first text, and return what it told so far."""
+    lines = [next(told)]
+    while len(text_of(lines)) < len(FIRST) and lines[-1].keys() & {"text", "shown"}:
+        lines.append(next(told))
+    assert text_of(lines) == FIRST, lines
+    return lines
+
+
+@pytest.mark.parametrize("client", STREAMS)
+def test_the_first_text_comes_before_the_upstream_sends_the_second(
+    client: str, node: Node, service: Rill, upstream: Upstream
+) -> None:
+    script, way, end = STREAMS[client]
+    upstream.script(*gated_answer())
+    with node.run(script, way, service.url) as running:
+        told = running.rest()
+        lines = read_first(told)
+        upstream.open("second")
+        lines += told
+    assert text_of(lines) == FIRST + SECOND
+    assert lines[-1] == {"end": end}
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("client", STREAMS)
+def test_a_cut_is_an_error_after_the_text_before_it(
+    client: str, how: str, node: Node, service: Rill, upstream: Upstream
+) -> None:
+    script, way, _ = STREAMS[client]
+    kind, words = CUT_ERRORS[client]
+    upstream.script(*cut_answer(how))
+    with node.run(script, way, service.url) as running:
+        told = running.rest()
+        lines = read_first(told)
+        upstream.open("cut")
+        lines += told
+    error = lines[-1].get("error", {})
+    assert (error.get("kind"), text_of(lines)) == (kind, FIRST), lines
+    assert words in str(error)
+
+
+@pytest.mark.parametrize("client", REFUSALS)
+def test_a_refusal_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
+    script, way, _ = STREAMS[client]
+    script_refusal(upstream)
+    with node.run(script, way, service.url) as running:
+        (line,) = running.rest()
+    assert REFUSALS[client].items() <= line["error"].items()
+    assert "rate limit is reached" in line["error"]["message"]
+
+
+def test_fetch_sees_the_status_and_the_words_of_a_refusal(node: Node, service: Rill, upstream: Upstream) -> None:
+    script_refusal(upstream)
+    with node.run("fetch.mjs", "refused", service.url) as running:
+        (line,) = running.rest()
+    assert (line["end"]["status"], line["end"]["retryAfter"]) == (429, "7")
+    assert "rate limit is reached" in line["end"]["body"]
+
+
+def test_an_aborted_fetch_closes_the_upstreams_connection(node: Node, service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
+    with node.run("fetch.mjs", "abort", service.url) as running:
+        first, last = running.rest()
+        upstream.wait_until_left()
+    assert (first, last["error"]["name"]) == ({"text": FIRST}, "AbortError")
+
+
+@pytest.mark.parametrize(
+    ("script", "way", "end"),
+    [
+        ("openai_sdk.mjs", "whole", {"text": FIRST + SECOND, "finish_reason": "stop"}),
+        ("ai_sdk.mjs", "openai-whole", {"text": FIRST + SECOND, "finishReason": "stop"}),
+    ],
+    ids=["OpenAI's", "AI SDK with OpenAI's"],
+)
+def test_a_completion_comes_whole(
+    script: str, way: str, end: dict[str, str], node: Node, service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(*wire.answer(FIRST, SECOND))
+    with node.run(script, way, service.url) as running:
+        assert running.next() == {"end": end}
+
+
+@pytest.mark.parametrize(
+    ("script", "way"),
+    [("anthropic_sdk.mjs", "whole"), ("ai_sdk.mjs", "anthropic-whole")],
+    ids=["Anthropic's", "AI SDK with Anthropic's"],
+)
+def test_a_message_comes_whole(script: str, way: str, node: Node, service: Rill, upstream: Upstream) -> None:
+    said = {"content": [{"type": "text", "text": FIRST}], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    body = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", **said}
+    upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(body).encode()))
+    with node.run(script, way, service.url) as running:
+        end = running.next()["end"]
+    assert FIRST in str(end)
+    assert upstream.requests[0].json.get("stream") is not True
+
+
+def test_a_tool_is_called_with_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
+    upstream.script(*wire.replay("tool_use"))
+    with node.run("anthropic_sdk.mjs", "tool", service.url) as running:
+        called = running.next()["end"]
+    assert (called["name"], called["input"]["station"]) == ("read_gauge", "Dresden")
+
+
+# EventSource
+
+
+def listen(node: Node, service: Rill) -> Script:
+    return node.run("event_source.mjs", "listen", service.url)
+
+
+def test_event_source_reads_the_first_text_early_and_asks_only_once(
+    node: Node, service: Rill, upstream: Upstream
+) -> None:
+    upstream.always(*gated_answer())
+    with listen(node, service) as running:
+        assert running.next() == {"text": FIRST}
+        upstream.open("second")
+        second, done, mark, end = running.rest()
+    assert (second, mark) == ({"text": SECOND}, {"text": "[DONE]"})
+    assert done["done"]["stop_reason"] == "end_turn"
+    assert end == {"end": {"code": 204}}  # It came again by itself, and was sent away.
+    assert len(upstream.requests) == 1
+
+
+def test_event_source_is_told_of_a_cut_and_asks_only_once(node: Node, service: Rill, upstream: Upstream) -> None:
+    upstream.always(*cut_answer())
+    with listen(node, service) as running:
+        assert running.next() == {"text": FIRST}
+        upstream.open("cut")
+        failed, end = running.rest()
+    assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
+    assert len(upstream.requests) == 1

@@ -1,0 +1,208 @@
+"""The Messages API's own dialect: requests and answers go through as they are, and half an event never does."""
+
+import json
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import upstream as wire
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rill.dialects import ANTHROPIC
+from rill.dialects.anthropic import AnthropicFrames, read_messages, write_problem, write_whole
+from rill.events import Bytes, End, Event, Silence, Start, Text
+from rill.problems import KINDS, Problem
+from rill.prompt import Prompt
+from rill.settings import Settings
+
+PROMPT = Prompt("m", 1, [], verbatim=True)
+END = End("end_turn", {})
+ASKED: dict[str, Any] = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "溪"}]}
+RECORDED = sorted(wire.expected())
+LINE_ENDS = pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+recordings = st.sampled_from(RECORDED).map(wire.recorded)
+
+
+def make_settings(**env: str) -> Settings:
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+
+
+SETTINGS = make_settings()
+
+
+def read(fields: object, headers: dict[str, str] | None = None, query: dict[str, str] | None = None) -> Prompt:
+    return read_messages(json.dumps(fields).encode(), headers or {}, query or {}, SETTINGS)
+
+
+def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
+    """The stream in any reads that it may come in."""
+    points = sorted({0, len(stream), *data.draw(st.lists(st.integers(0, len(stream)), max_size=12))})
+    return [stream[begin:end] for begin, end in pairwise(points)]
+
+
+def events_of(stream: bytes, line_end: bytes = b"\n") -> list[bytes]:
+    return [event + line_end * 2 for event in stream.split(line_end * 2) if event]
+
+
+# What is asked
+
+
+def test_a_request_is_carried_over_whole() -> None:
+    options = {"system": [{"type": "text", "text": "x"}], "tools": [{"name": "t"}], "of_tomorrow": {"nothing": None}}
+    prompt = read({**ASKED, **options, "stream": True}, query={"beta": "true"})
+    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("small", 9, ASKED["messages"])
+    assert prompt.options == {**options, "stream": True}
+    assert prompt.query == {"beta": "true"}
+    assert (prompt.streamed, prompt.verbatim) == (True, True)
+
+
+@pytest.mark.parametrize("stream", [{}, {"stream": False}, {"stream": None}, {"stream": 1}, {"stream": "true"}])
+def test_only_stream_true_is_streamed(stream: dict[str, Any]) -> None:
+    prompt = read({**ASKED, **stream})
+    assert prompt.streamed is False
+    assert prompt.options == {"stream": False}
+
+
+def test_the_settings_of_this_service_add_nothing_to_the_request() -> None:
+    settings = make_settings(RILL_SYSTEM="Be brief.", RILL_MAX_TOKENS="77")
+    prompt = read_messages(json.dumps(ASKED).encode(), {}, {}, settings)
+    assert (prompt.max_tokens, prompt.options) == (9, {"stream": False})
+
+
+@pytest.mark.parametrize("spelled", [str.lower, str.title, str.upper])
+def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
+    forwarded = {"anthropic-beta": "a,b", "anthropic-version": "2023-06-01"}
+    kept = {"authorization": "Bearer s", "x-api-key": "s", "cookie": "s", "host": "h", "anthropic-organization": "o"}
+    headers = {spelled(name): value for name, value in {**forwarded, **kept}.items()}
+    assert {name.lower(): value for name, value in read(ASKED, headers).headers.items()} == forwarded
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "words"),
+    [
+        ({"model": None}, "bad_request", "model"),
+        ({"model": ""}, "bad_request", "model"),
+        ({"model": ["small"]}, "bad_request", "model"),
+        ({"model": "huge"}, "forbidden", "small, large"),
+        ({"max_tokens": None}, "bad_request", "max_tokens"),
+        ({"max_tokens": "9"}, "bad_request", "max_tokens"),
+        ({"max_tokens": True}, "bad_request", "max_tokens"),
+        ({"max_tokens": 9.0}, "bad_request", "max_tokens"),
+        ({"max_tokens": 0}, "bad_request", "from 1 to 32768"),
+        ({"max_tokens": 32769}, "bad_request", "from 1 to 32768"),
+        ({"messages": None}, "bad_request", "messages"),
+        ({"messages": "hi"}, "bad_request", "messages"),
+    ],
+)
+def test_what_may_not_be_asked_is_refused_by_name(changed: dict[str, Any], name: str, words: str) -> None:
+    with pytest.raises(Problem) as refused:
+        read({**ASKED, **changed})
+    assert refused.value.name == name
+    assert words in refused.value.detail
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"hi"', b"\xff", b'{"a": NaN}', b'{"a": -Infinity}'])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(Problem, match="JSON") as refused:
+        read_messages(body, {}, {}, SETTINGS)
+    assert refused.value.name == "bad_request"
+
+
+# What is answered
+
+
+@LINE_ENDS
+@given(stream=recordings, data=st.data())
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_an_answer_is_the_same_bytes_however_they_were_cut(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
+    stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
+    frames = AnthropicFrames(PROMPT, "r")
+    written = [frames.frame(Bytes(piece)) for piece in cut(data, stream)]
+    assert b"".join(written) + frames.frame(END) == stream
+
+
+@LINE_ENDS
+@given(stream=recordings, data=st.data())
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
+    line_end: bytes, stream: bytes, data: st.DataObject
+) -> None:
+    stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
+    boundaries = list(accumulate(map(len, events_of(stream, line_end))))
+    frames = AnthropicFrames(PROMPT, "r")
+    came = written = 0
+    for piece in cut(data, stream):
+        came += len(piece)
+        written += len(frames.frame(Bytes(piece)))
+        assert written == max((end for end in boundaries if end <= came), default=0)
+
+
+@LINE_ENDS
+@given(stream=recordings, data=st.data())
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
+    stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
+    came = stream[: data.draw(st.integers(0, len(stream)))]
+    frames = AnthropicFrames(PROMPT, "r")
+    written = b"".join(frames.frame(Bytes(piece)) for piece in cut(data, came))
+    assert stream.startswith(written)
+    assert written == b"" or written.endswith(line_end * 2)
+    error = frames.fail(Problem("upstream_truncated"))
+    assert error.startswith(b"event: error\ndata: {")
+    assert error.endswith(b"}\n\n")
+    assert error.count(b"\n") == 3
+
+
+def test_the_upstreams_own_error_event_is_not_told_twice() -> None:
+    frames = AnthropicFrames(PROMPT, "r")
+    problem = Problem("upstream_overloaded")
+    problem.in_stream = True
+    assert frames.frame(Bytes(wire.stream_error())) + frames.fail(problem) == wire.stream_error()
+
+
+def test_the_upstreams_own_error_event_is_told_although_it_lacks_its_end() -> None:
+    frames = AnthropicFrames(PROMPT, "r")
+    problem = Problem("upstream_overloaded")
+    problem.in_stream = True
+    came = frames.frame(Bytes(wire.stream_error().removesuffix(b"\n\n")))
+    assert came + frames.fail(problem) == wire.stream_error()
+
+
+def test_a_last_event_that_lacks_its_end_is_not_lost() -> None:
+    frames = AnthropicFrames(PROMPT, "r")
+    came = frames.frame(Bytes(wire.stop().removesuffix(b"\n\n")))
+    assert came + frames.frame(END) == wire.stop()
+
+
+@pytest.mark.parametrize("event", [Start("m", {}), Text("溪"), Silence(True), Silence(False), END])
+def test_what_was_read_out_of_the_bytes_adds_nothing_to_them(event: Event) -> None:
+    assert AnthropicFrames(PROMPT, "r").frame(event) == b""
+
+
+def test_a_whole_message_is_the_upstreams_bytes() -> None:
+    body = b' {"type" : "message"}\n'
+    assert write_whole([[Silence(True)], [Bytes(body), END]], PROMPT, "r") == (body, END)
+
+
+# What went wrong
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_problem_is_in_the_apis_shape(name: str) -> None:
+    told = json.loads(write_problem(Problem(name, 'a "word"\n溪'), "req-7"))
+    error = {"type": KINDS[name].type, "message": 'a "word"\n溪'}
+    assert told == {"type": "error", "error": error, "request_id": "req-7"}
+
+
+def test_an_error_event_holds_the_problem_in_the_apis_shape() -> None:
+    problem = Problem("upstream_silent")
+    lines = AnthropicFrames(PROMPT, "req-7").fail(problem).split(b"\n")
+    assert lines == [b"event: error", b"data: " + write_problem(problem, "req-7"), b"", b""]
+
+
+def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
+    assert not ANTHROPIC.wants_text
+    ANTHROPIC.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # verbatim, it tells that itself
+    assert ANTHROPIC.media_type == "text/event-stream; charset=utf-8"

@@ -1,0 +1,366 @@
+"""OpenAI's dialect: what can be carried over is, what cannot is refused by name, and chunks say what was said."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rill.dialects import OPENAI
+from rill.dialects.openai import OpenAIFrames, finish_reason_of, read_completion, usage_of, write_problem, write_whole
+from rill.events import End, Event, Silence, Start, Text
+from rill.problems import KINDS, Problem
+from rill.prompt import Prompt
+from rill.settings import Settings
+
+HI = {"role": "user", "content": "hi"}
+PNG = "data:image/png;base64,iVBORw0KGgo="
+END = End("end_turn", {"input_tokens": 3, "output_tokens": 5})
+texts = st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1), max_size=8)
+line_ends = st.lists(st.text(alphabet='\r\n\u2028\x85\x00\x1f"\\', min_size=1, max_size=5), max_size=8)
+
+
+def make_settings(**env: str) -> Settings:
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+
+
+SETTINGS = make_settings()
+
+
+def read(settings: Settings = SETTINGS, **fields: Any) -> Prompt:
+    return read_completion(json.dumps({"model": "small", "messages": [HI], **fields}).encode(), settings)
+
+
+def image(url: object) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+
+
+def refusal_of(**fields: Any) -> str:
+    """What a caller is told of a request that is refused."""
+    with pytest.raises(Problem) as refused:
+        read(**fields)
+    assert refused.value.name == "bad_request"
+    return refused.value.detail
+
+
+# What is asked
+
+
+def test_what_is_unsaid_is_left_to_the_settings() -> None:
+    prompt = read_completion(json.dumps({"messages": [HI]}).encode(), make_settings(RILL_MAX_TOKENS="77"))
+    assert prompt == Prompt("claude-sonnet-5-5", 77, [HI], {}, streamed=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"temperature": 1}, {"temperature": 1}),
+        ({"temperature": 1.3}, {"temperature": 1}),
+        ({"temperature": 2}, {"temperature": 1}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"stop": "END"}, {"stop_sequences": ["END"]}),
+        ({"stop": ["a", "b"]}, {"stop_sequences": ["a", "b"]}),
+        ({"stop": []}, {}),
+        ({"stop": None, "temperature": None, "top_p": None, "n": None, "stream_options": None}, {}),
+    ],
+)
+def test_options_are_carried_over_in_the_apis_words(fields: dict[str, Any], options: dict[str, Any]) -> None:
+    assert read(**fields).options == options
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_tokens"),
+    [
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 6),
+        ({"max_tokens": None}, 4096),
+    ],
+)
+def test_max_completion_tokens_is_the_newer_name_of_max_tokens(fields: dict[str, Any], max_tokens: int) -> None:
+    assert read(**fields).max_tokens == max_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "streamed", "include_usage"),
+    [
+        ({}, False, False),
+        ({"stream": False}, False, False),
+        ({"stream": None}, False, False),
+        ({"stream": True}, True, False),
+        ({"stream": True, "stream_options": {"include_usage": False}}, True, False),
+        ({"stream": True, "stream_options": {"include_usage": None}}, True, False),
+        ({"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}, True, True),
+    ],
+)
+def test_how_to_answer_is_what_was_asked(fields: dict[str, Any], streamed: bool, include_usage: bool) -> None:
+    prompt = read(**fields)
+    assert (prompt.streamed, prompt.include_usage, prompt.verbatim) == (streamed, include_usage, False)
+
+
+def test_system_and_developer_messages_become_the_system_prompt_in_their_order() -> None:
+    messages = [
+        {"role": "system", "content": "One."},
+        HI,
+        {"role": "developer", "content": [{"type": "text", "text": "Tw"}, {"type": "text", "text": "o."}]},
+    ]
+    prompt = read(make_settings(RILL_SYSTEM="not this"), messages=messages)
+    assert (prompt.options["system"], prompt.messages) == ("One.\n\nTwo.", [HI])
+
+
+def test_without_a_system_message_the_settings_speak() -> None:
+    assert read(make_settings(RILL_SYSTEM="Be brief.")).options == {"system": "Be brief."}
+
+
+def test_consecutive_messages_of_one_role_stay_as_they_are() -> None:
+    messages = [HI, {"role": "user", "content": "there"}, {"role": "assistant", "content": "Yes"}, HI, HI]
+    assert read(messages=messages).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        (PNG, {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}),
+        ("data:image/svg+xml;base64,AAAA", {"type": "base64", "media_type": "image/svg+xml", "data": "AAAA"}),
+        ("https://example.org/a.png?b=c", {"type": "url", "url": "https://example.org/a.png?b=c"}),
+        ("http://example.org/a.png", {"type": "url", "url": "http://example.org/a.png"}),
+    ],
+)
+def test_parts_become_blocks_in_their_order(url: str, source: dict[str, str]) -> None:
+    parts = [{"type": "text", "text": "Look: "}, image(url), {"type": "text", "text": "!"}]
+    (message,) = read(messages=[{"role": "user", "content": parts}]).messages
+    assert message["content"] == [parts[0], {"type": "image", "source": source}, parts[2]]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "a.png", "file:///etc/passwd", "ftp://x/a.png", "data:text/plain;base64,AAAA", "data:image/png,x", None, 7],
+)
+def test_an_image_from_elsewhere_is_refused_with_what_is_accepted(url: object) -> None:
+    assert "data:image/" in refusal_of(messages=[{"role": "user", "content": [image(url)]}])
+
+
+@pytest.mark.parametrize(
+    ("fields", "instead"),
+    [
+        ({"tools": [{"type": "function"}]}, "/v1/messages"),
+        ({"functions": [{"name": "f"}]}, "/v1/messages"),
+        ({"audio": {"voice": "x"}}, "ask for text"),
+        ({"frequency_penalty": 0.1}, "leave it out"),
+        ({"presence_penalty": -0.1}, "leave it out"),
+        ({"logit_bias": {"5": 1}}, "leave it out"),
+        ({"logprobs": True}, "leave it out"),
+        ({"top_logprobs": 2}, "leave it out"),
+        ({"reasoning_effort": "high"}, "/v1/messages"),
+        ({"seed": 4}, "leave it out"),
+        ({"verbosity": "low"}, "prompt"),
+        ({"web_search_options": {"search_context_size": "low"}}, "/v1/messages"),
+        ({"response_format": {"type": "json_object"}}, "/v1/messages"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "/v1/messages"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_with_what_to_use_instead(fields: dict[str, Any], instead: str) -> None:
+    told = refusal_of(**fields)
+    assert told.startswith(f"{next(iter(fields))}:")
+    assert instead in told
+
+
+@pytest.mark.parametrize("content", [{"role": "tool", "tool_call_id": "c", "content": "3"}, {"role": "function"}])
+def test_what_a_tool_said_is_refused_with_what_to_use_instead(content: dict[str, Any]) -> None:
+    assert "/v1/messages" in refusal_of(messages=[HI, content])
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]}
+    assert "/v1/messages" in refusal_of(messages=[HI, called])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [], "functions": None, "tool_choice": "none"},
+        {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False, "top_logprobs": 0},
+        {"response_format": {"type": "text"}, "modalities": ["text"]},
+        {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "n": 1, "safety_identifier": "s"},
+        {"parallel_tool_calls": True, "prompt_cache_key": "k"},
+    ],
+)
+def test_what_asks_for_nothing_or_does_not_change_the_answer_is_let_through(fields: dict[str, Any]) -> None:
+    assert read(**fields) == read()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"n": 2}, "n:"),
+        ({"n": 0}, "n:"),
+        ({"messages": []}, "messages:"),
+        ({"messages": "hi"}, "messages:"),
+        ({"messages": None}, "messages:"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [HI, {"role": "narrator", "content": "x"}]}, "messages.1.role"),
+        ({"max_tokens": 0}, "max_tokens:"),
+        ({"max_tokens": 32769}, "from 1 to 32768"),
+        ({"max_completion_tokens": "many"}, "max_completion_tokens:"),
+        ({"temperature": 2.1}, "temperature:"),
+        ({"temperature": -0.1}, "temperature:"),
+        ({"top_p": 1.1}, "top_p:"),
+        ({"stop": 7}, "stop"),
+        ({"stream": "maybe"}, "stream:"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
+    assert named in refusal_of(**fields)
+
+
+@pytest.mark.parametrize("type", ["input_audio", "file", "video_url"])
+def test_a_part_that_is_neither_text_nor_image_is_refused_by_its_type(type: str) -> None:
+    told = refusal_of(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": type, type: {}}]}])
+    assert "image_url" in told
+    assert "text" in told
+
+
+def test_an_image_in_a_system_message_is_refused_and_not_ignored() -> None:
+    messages = [{"role": "system", "content": [{"type": "text", "text": "Like this:"}, image(PNG)]}, HI]
+    assert "system" in refusal_of(messages=messages)
+
+
+def test_sound_is_refused_and_not_answered_with_text() -> None:
+    assert "modalities" in refusal_of(modalities=["audio"])
+
+
+def test_another_model_is_forbidden_and_the_allowed_ones_are_named() -> None:
+    with pytest.raises(Problem, match="small, large") as refused:
+        read(model="gpt-5")
+    assert refused.value.name == "forbidden"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"hi"', b"\xff"])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(Problem, match="JSON"):
+        read_completion(body, SETTINGS)
+
+
+# What is answered
+
+
+def write(*events: Event, include_usage: bool = False, model: str = "m") -> bytes:
+    frames = OpenAIFrames(Prompt(model, 1, [], include_usage=include_usage), "r")
+    return b"".join(map(frames.frame, events))
+
+
+def parse(stream: bytes) -> list[Any]:
+    """The data of each event: chunks, and the bare mark of the end."""
+    *events, rest = stream.split(b"\n\n")
+    assert rest == b""
+    assert all(event.startswith(b"data: ") and b"\n" not in event for event in events)
+    return [event[6:] if event == b"data: [DONE]" else json.loads(event[6:]) for event in events]
+
+
+@given(pieces=texts | line_ends)
+@hypothesis_settings(deadline=None, max_examples=300)
+def test_the_text_survives_exactly_one_chunk_a_piece(pieces: list[str]) -> None:
+    chunks = parse(write(*map(Text, pieces)))
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"content": piece} for piece in pieces]
+
+
+@pytest.mark.parametrize("model", ["m", '"\\u0000"', "\0", 'a"\0"b', "溪"])
+def test_whatever_the_model_is_called_its_chunks_say_so(model: str) -> None:
+    (chunk,) = parse(write(Text("a"), model=model))
+    assert (chunk["model"], chunk["choices"][0]["delta"]) == (model, {"content": "a"})
+
+
+def test_the_role_comes_first_and_the_mark_last() -> None:
+    role, said, stop, mark = parse(write(Start("m", {}), Silence(True), Text("溪"), Silence(False), END))
+    assert role["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert said["choices"][0]["finish_reason"] is None
+    assert (stop["choices"][0]["delta"], stop["choices"][0]["finish_reason"]) == ({}, "stop")
+    assert mark == b"[DONE]"
+    shared = [{name: chunk[name] for name in ("id", "created", "model", "object")} for chunk in (role, said, stop)]
+    assert shared == [shared[0]] * 3
+    assert (shared[0]["id"], shared[0]["object"]) == ("chatcmpl-r", "chat.completion.chunk")
+
+
+def test_the_usage_comes_between_the_reason_and_the_mark_where_it_was_asked_for() -> None:
+    stop, usage, mark = parse(write(END, include_usage=True))
+    assert stop["choices"][0]["finish_reason"] == "stop"
+    assert (usage["choices"], mark) == ([], b"[DONE]")
+    assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert len(parse(write(END))) == 2
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "finish_reason"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("refusal", "content_filter"),
+        ("of_tomorrow", "stop"),
+        (None, "stop"),
+    ],
+)
+def test_every_stop_reason_has_its_finish_reason(stop_reason: str | None, finish_reason: str) -> None:
+    assert finish_reason_of(End(stop_reason, {})) == finish_reason
+    assert parse(write(End(stop_reason, {})))[0]["choices"][0]["finish_reason"] == finish_reason
+
+
+@pytest.mark.parametrize(
+    ("usage", "sent", "received"),
+    [
+        ({}, 0, 0),
+        ({"input_tokens": 3, "output_tokens": 5}, 3, 5),
+        ({"input_tokens": 3, "cache_creation_input_tokens": 10, "cache_read_input_tokens": 100}, 113, 0),
+        ({"input_tokens": None, "output_tokens": None, "service_tier": "standard"}, 0, 0),
+    ],
+)
+def test_what_went_through_a_cache_was_sent_too(usage: dict[str, Any], sent: int, received: int) -> None:
+    counted = {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
+    assert usage_of(End("end_turn", usage)) == counted
+
+
+def test_a_whole_completion_is_the_joined_text_with_its_reason_and_usage() -> None:
+    end = End("max_tokens", {"input_tokens": 3, "output_tokens": 5})
+    reads: list[list[Event]] = [[Start("m", {}), Text("A ")], [Silence(True)], [Text("溪"), end]]
+    body, last = write_whole(reads, Prompt("m", 1, []), "r")
+    assert last is end
+    told = json.loads(body)
+    message = {"role": "assistant", "content": "A 溪", "refusal": None}
+    assert told["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    assert (told["object"], told["id"], told["model"]) == ("chat.completion", "chatcmpl-r", "m")
+    assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+
+
+def test_a_whole_completion_that_fails_midway_raises() -> None:
+    def break_off() -> Any:
+        yield [Text("A ")]
+        raise Problem("upstream_truncated")
+
+    with pytest.raises(Problem, match="broke off"):
+        write_whole(break_off(), Prompt("m", 1, []), "r")
+
+
+# What went wrong
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_problem_is_in_openais_shape(name: str) -> None:
+    told = json.loads(write_problem(Problem(name, 'a "word"\n溪')))
+    error = {"message": 'a "word"\n溪', "type": KINDS[name].type, "param": None, "code": name}
+    assert told == {"error": error}
+
+
+def test_a_failure_is_an_error_event_and_no_mark_of_an_end() -> None:
+    frames = OpenAIFrames(Prompt("m", 1, []), "r")
+    said, error = parse(frames.frame(Text("A ")) + (frames.fail(Problem("upstream_truncated")) or b""))
+    assert said["choices"][0]["delta"] == {"content": "A "}
+    assert error["error"]["code"] == "upstream_truncated"
+
+
+def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
+    assert not OPENAI.wants_text
+    OPENAI.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # its finish_reason tells that
+    assert OPENAI.media_type == "text/event-stream; charset=utf-8"
