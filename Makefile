@@ -18,11 +18,12 @@ test: .venv/.dev  ## every test, against real servers and clients
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
 
-check: .venv/.dev  ## lint, types, the import rule
+check: .venv/.dev  ## lint, types, the import rule, known holes in what is pinned
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/audit.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix $(CODE)

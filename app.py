@@ -3,40 +3,57 @@
 import json
 import logging
 import re
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
+import click
 import flask
 import gevent
-from flask import Flask, current_app, g, request
+from flask import Flask, current_app, g, request, send_from_directory
+from flask_cors import CORS
 from gunicorn.http.errors import ParseException
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from rill import offline
+from rill import offline, terminal
 from rill.access import Tokens
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.dialects.whole import WholeFrames
 from rill.endings import Deadlines, Delivery, Drain, Frames, Interrupted, Interruption, await_beginning
-from rill.events import Bytes
-from rill.limits import Places, Rate
+from rill.events import Bytes, Event
+from rill.limits import RATE_HEADERS, Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.server import ClientSocket, places_for
 from rill.settings import Settings
-from rill.telemetry import Record, write_logs
+from rill.telemetry import Record, Telemetry, write_logs
 from rill.upstream import Upstream
 
 BODY_SECONDS = 30.0
+MAX_FORM_FIELDS = 1000
 SANE_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
 }
+# No answer may be shown as a page, or load anything; but the page may load what lies beside it, and ask its own origin.
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# What a page of another origin may read, beside the little that every browser lets it.
+EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "Request-Id", *RATE_HEADERS]
+# /drip: enough pieces, far enough apart, for a reader to tell whether they arrive one by one.
+DRIP_CHUNKS, DRIP_SECONDS = 10, 0.1
 DIALECTS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": OPENAI}
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> our problem.
@@ -63,23 +80,41 @@ def create_app(settings: Settings) -> Flask:
     service = Service(settings)
     app.extensions["drain"] = service.drain
     app.config["DRAIN_SECONDS"] = settings.drain_seconds
-    routes = [
-        ("GET", "/", service.tell_what_this_is),
-        ("GET", "/stream", service.ask_by_query),
-        ("POST", "/stream", service.ask_by_body),
-        ("GET", "/chat/stream", service.chat),
-        ("POST", "/v1/messages", service.ask_in_anthropic),
-        ("POST", "/v1/chat/completions", service.ask_in_openai),
-        ("GET", "/v1/models", service.list_models),
-        ("GET", "/healthz", service.tell_alive),
-        ("GET", "/readyz", service.tell_ready),
-    ]
-    for method, path, view in routes:
-        app.add_url_rule(path, view.__name__, view, methods=[method])
+    for method, path, view in service.routes():
+        app.add_url_rule(path, f"{method} {path}", view, methods=[method])
     app.before_request(name_request)
     app.after_request(complete_headers)
-    app.register_error_handler(Exception, tell_problem)
+    app.register_error_handler(Exception, service.refuse)
+    add_ask_command(app, service)
+    if settings.cors_origins:
+        # Tokens travel in headers that a page sets itself: cookies and a browser's own credentials are never asked for.
+        CORS(
+            app,
+            origins=list(settings.cors_origins),
+            methods=["GET", "HEAD", "POST"],
+            expose_headers=EXPOSED_HEADERS,
+            send_wildcard=True,
+            max_age=600,
+        )
     return app
+
+
+def add_ask_command(app: Flask, service: "Service") -> None:
+    """Adds `flask --app wsgi ask`."""
+
+    @app.cli.command("ask")
+    @click.argument("prompt")
+    @click.option("--system", help="A system prompt.")
+    @click.option("--model", help="The model to ask.")
+    @click.option("--max-tokens", type=int, help="Tokens of the answer at most.")
+    def ask(prompt: str, **options: Any) -> None:
+        """Ask, and watch the answer arrive; where PROMPT is -, it is read from stdin.
+
+        The exit code is 0 for a whole answer, 3 for one that was cut, 1 for none, and 130 where Ctrl-C stopped it.
+        """
+        write_logs(sys.stderr, logging.ERROR)
+        fields = {"q": sys.stdin.read() if prompt == "-" else prompt, **options}
+        sys.exit(terminal.show(service.read_answer(fields)))
 
 
 class Service:
@@ -88,8 +123,9 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.drain = Drain()
+        self.telemetry = Telemetry(bool(settings.tokens), settings.allowed_models())
         self._tokens = Tokens(settings.tokens)
-        self._rate = Rate(settings.rate)
+        self._rate = Rate(settings.rate, settings.redis_url)
         streams, _ = places_for(settings.streams)
         self._places = Places(streams, settings.streams_per_caller)
         self._deadlines = Deadlines(settings.first_event_seconds, settings.idle_seconds, settings.total_seconds)
@@ -98,8 +134,24 @@ class Service:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
         self._upstream = Upstream(settings, base_url, streams)
 
-    def tell_what_this_is(self) -> Response:
-        return Response("Rill streams Claude's answers: curl -N 'http://.../stream?q=hello'\n")
+    def routes(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
+        """Every route: method, path, and what answers it. A GET also answers HEAD."""
+        return [
+            ("GET", "/", lambda: show_page("index.html")),
+            ("GET", "/page.js", lambda: show_page("page.js")),
+            ("GET", "/page.css", lambda: show_page("page.css")),
+            ("GET", "/openapi.json", lambda: send_from_directory("rill", "openapi.json")),
+            ("GET", "/drip", self.drip),
+            ("GET", "/stream", self.ask_by_query),
+            ("POST", "/stream", self.ask_by_body),
+            ("GET", "/chat/stream", self.chat),
+            ("POST", "/v1/messages", self.ask_in_anthropic),
+            ("POST", "/v1/chat/completions", self.ask_in_openai),
+            ("GET", "/v1/models", self.list_models),
+            ("GET", "/healthz", self.tell_alive),
+            ("GET", "/readyz", self.tell_ready),
+            ("GET", "/metrics", self.tell_metrics),
+        ]
 
     def ask_by_query(self) -> Response:
         fields = request.args.to_dict()
@@ -126,6 +178,18 @@ class Service:
         names = self._settings.allowed_models()
         return Response(json.dumps(models.list_models(names)), content_type="application/json")
 
+    def drip(self) -> Response:
+        """Short pieces in even time, from no model: where they arrive at once, something on the way holds text back."""
+        if request.method == "HEAD":
+            return Response()
+        caller = self.identify()
+        self._rate.count(caller)
+        with ExitStack() as held:
+            held.enter_context(self._places.take(caller))
+            response = Response(drip())
+            response.call_on_close(held.pop_all().close)
+        return response
+
     def tell_alive(self) -> Response:
         return Response("alive\n")
 
@@ -135,9 +199,30 @@ class Service:
         self._places.check_free()
         return Response("ready\n")
 
+    def tell_metrics(self) -> Response:
+        self.identify()
+        return Response(self.telemetry.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    def refuse(self, error: Exception) -> Response:
+        """What a request that gets no answer is told instead."""
+        problem, headers = problem_of(error)
+        self.telemetry.count_refusal(problem)
+        return tell_problem(problem, headers)
+
+    def read_answer(self, fields: Mapping[str, Any]) -> Iterator[list[Event]]:
+        """The events of an answer that no caller's connection waits for; raises Problem."""
+        prompt, deadlines = text.read_fields(fields, self._settings), self._deadlines
+        with closing(Interruption(deadlines, None)) as interruption:
+            try:
+                with closing(self._upstream.ask(prompt, deadlines.first_event)) as answer:
+                    interruption.nudge = answer.nudge
+                    yield from interruption.watch(answer)
+            except Interrupted:
+                raise interruption.problem() from None
+
     def identify(self) -> str:
         """The caller's name; raises Problem for one who may not ask."""
-        return self._tokens.name_of(sent_token(), request.remote_addr or "local")
+        return self._tokens.name_of(sent_token(), request.remote_addr or "")
 
     def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
@@ -154,12 +239,13 @@ class Service:
             raise Problem("draining", retry_after=1)
         record = Record(g.request_id, dialect.name, caller, prompt.model)
         with ExitStack() as held:
-            held.callback(record.write)
+            held.enter_context(self.telemetry.watch(record))
             try:
                 held.enter_context(self._places.take(caller))
                 return self._ask(prompt, dialect, record, held)
             except Problem as problem:
                 record.status, record.ending = problem.status, problem.name
+                self.telemetry.count_upstream_error(problem)
                 raise
 
     def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Response:
@@ -171,6 +257,7 @@ class Service:
             # Its first byte is its last: it comes when all of it is written.
             deadlines = replace(deadlines, first_event=deadlines.idle)
         interruption = held.enter_context(closing(Interruption(deadlines, client)))
+        held.callback(note_times, record, interruption)
         held.enter_context(self.drain.watch(interruption))
         frames: Frames = dialect.open_frames(prompt, g.request_id)
         media_type, headers = dialect.media_type, {}
@@ -194,11 +281,33 @@ class Service:
         def finish(delivery: Delivery) -> None:
             record.status, record.ending, record.bytes_sent = 200, delivery.ending, delivery.bytes_sent
             record.stop_reason = delivery.end.stop_reason if delivery.end else None
+            if delivery.problem:
+                self.telemetry.count_upstream_error(delivery.problem)
             undo.close()
 
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
         return Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
+
+
+def note_times(record: Record, interruption: Interruption) -> None:
+    """What the watch over an answer knows of it."""
+    record.first_event, record.first_text = interruption.first_event, interruption.first_text
+    record.cancelled = interruption.why is not None
+
+
+def show_page(file: str) -> flask.Response:
+    """A file of the page."""
+    response = send_from_directory("rill/page", file)
+    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    return response
+
+
+def drip() -> Iterator[bytes]:
+    """The pieces of /drip."""
+    for number in range(1, DRIP_CHUNKS + 1):
+        gevent.sleep(DRIP_SECONDS)
+        yield b"%d of %d\n" % (number, DRIP_CHUNKS)
 
 
 def preferred_dialect() -> Dialect:
@@ -210,7 +319,7 @@ def preferred_dialect() -> Dialect:
 def read_body(settings: Settings) -> bytes:
     """The body of the request; raises Problem where it is too long, too slow or not whole."""
     try:
-        with gevent.Timeout(BODY_SECONDS, Problem("too_slow")):
+        with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
             body = request.get_data(parse_form_data=False)
     except ParseException:
         raise Problem("bad_request", "The body's chunks are broken.") from None
@@ -227,10 +336,21 @@ def read_prompt(settings: Settings) -> Prompt:
     if request.is_json:
         return text.read_json(body, settings)
     if request.mimetype in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        return text.read_fields({**options, **request.form.to_dict()}, settings)
+        return text.read_fields({**options, **read_form(body)}, settings)
     if request.mimetype in ("text/plain", ""):
         return text.read_text(body, options, settings)
     raise Problem("wrong_type")
+
+
+def read_form(body: bytes) -> dict[str, str]:
+    """The fields of a form; raises Problem where they are so many that to read them would hold up everybody."""
+    too_many = Problem("too_large", f"A form may have at most {MAX_FORM_FIELDS} fields.")
+    if request.mimetype != "multipart/form-data" and body.count(b"&") >= MAX_FORM_FIELDS:
+        raise too_many
+    try:
+        return request.form.to_dict()
+    except RequestEntityTooLarge:
+        raise too_many from None  # Of the form's parts: the body's own length has been looked at.
 
 
 def sent_token() -> str | None:
@@ -252,14 +372,15 @@ def name_request() -> None:
 def complete_headers(response: Response) -> Response:
     """Adds what every answer carries: no proxy or browser on the way may store, buffer, compress or guess."""
     response.headers.update(HEADERS)
+    response.headers.setdefault("Content-Security-Policy", POLICY)
     response.headers["X-Request-Id"] = g.request_id
     if request.path == "/stream":
-        response.headers["Vary"] = "Accept"
+        response.vary.add("Accept")
     return response
 
 
-def tell_problem(error: Exception) -> Response:
-    """The problem as its true status, in plain text, or as JSON (RFC 9457) where that is preferred."""
+def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem behind whatever was raised, and the headers that tell more of it."""
     headers = {}
     if isinstance(error, HTTPException):
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
@@ -274,15 +395,21 @@ def tell_problem(error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
-    headers["Vary"] = "Accept"
+    return error, {**headers, **error.headers}
+
+
+def tell_problem(problem: Problem, headers: dict[str, str]) -> Response:
+    """The problem as its true status: in its dialect's shape, as JSON (RFC 9457) where preferred, or in words."""
     dialect = DIALECTS.get(request.path, ANTHROPIC if "anthropic-version" in request.headers else OPENAI)
     if request.path.startswith("/v1/") and dialect.write_problem:
-        headers.update(error.headers if dialect is ANTHROPIC else {})
-        response = Response(dialect.write_problem(error, g.request_id), content_type="application/json")
+        if dialect is ANTHROPIC:
+            headers = {**problem.upstream_headers, **headers}
+        response = Response(dialect.write_problem(problem, g.request_id), content_type="application/json")
     elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
-        response = Response(json.dumps(error.as_json()), content_type="application/problem+json")
+        response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")
     else:
-        response = Response(f"{error.detail}\n", content_type="text/plain; charset=utf-8")
-    response.status_code = error.status
+        response = Response(f"{problem.detail}\n", content_type="text/plain; charset=utf-8")
+    response.status_code = problem.status
     response.headers.update(headers)
+    response.vary.add("anthropic-version" if request.path == "/v1/models" else "Accept")
     return response

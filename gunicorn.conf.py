@@ -1,7 +1,10 @@
 """How gunicorn serves Rill: each setting with its reason. `gunicorn wsgi:app` reads this file by itself."""
 
 import gc
+import os
+import shutil
 import sys
+import tempfile
 
 from rill.server import places_for
 from rill.settings import BadSettings, read_settings
@@ -54,6 +57,20 @@ def on_starting(server):
             f"rill: will not serve your key to everybody at {public[0]}: set RILL_TOKENS=name=secret, "
             "or RILL_PUBLIC=1 if that is what you want"
         )
+    # Where the workers keep their numbers for each other: prometheus_client reads it when it is imported.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="rill-metrics-")
+
+
+def on_exit(server):
+    """Removes the numbers."""
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+
+
+def child_exit(server, worker):
+    """Takes a worker that is gone out of the count of open answers."""
+    from prometheus_client.multiprocess import mark_process_dead  # not before the workers' numbers have their place
+
+    mark_process_dead(worker.pid)
 
 
 def when_ready(server):

@@ -1,6 +1,11 @@
-"""What gunicorn serves: gunicorn wsgi:app"""
+"""What gunicorn serves (gunicorn wsgi:app), and what a terminal asks (flask --app wsgi ask)."""
+
+import sys
 
 from app import create_app
-from rill.settings import read_settings
+from rill.settings import BadSettings, read_settings
 
-app = create_app(read_settings())
+try:
+    app = create_app(read_settings())
+except BadSettings as error:
+    sys.exit(f"rill: {error}")

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from rill.problems import Problem
 
@@ -19,7 +20,7 @@ class Tokens:
     def name_of(self, sent: str | None, address: str) -> str:
         """The caller's name: its token's, else its address where no tokens are set; raises Problem."""
         if not self._digests:
-            return address
+            return _name_of_address(address)
         if not sent:
             raise Problem("unauthorized")
         digest = hashlib.sha256(sent.encode("utf-8", "surrogateescape")).digest()
@@ -28,6 +29,18 @@ class Tokens:
         if not names:
             raise Problem("unauthorized")
         return names[0]
+
+
+def _name_of_address(address: str) -> str:
+    """The address as far as it tells one caller from another; what is none shares a name."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, IPv6Address):
+        # Whoever has one IPv6 address has a whole /64 of them: https://www.rfc-editor.org/rfc/rfc6177
+        return str(parsed.ipv4_mapped or ip_network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed)
 
 
 def _parse_entry(entry: str) -> tuple[str, bytes]:

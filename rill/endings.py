@@ -90,19 +90,21 @@ class Deadlines:
 class Interruption:
     """Watches over the answer of the greenlet that makes it, until `close`.
 
-    `why` is the first cause to end the answer before its time; `overdue` tells that its text is late.
+    `why` is the first cause to end the answer before its time; `overdue` tells that its text is late. `first_event` and
+    `first_text` are when the model's first work and words came: monotonic, in seconds, None until then.
     """
 
     def __init__(self, deadlines: Deadlines, client: Client | None) -> None:
         self.why: str | None = None
         self.overdue = False
+        self.first_event: float | None = None
+        self.first_text: float | None = None
         self.nudge: Callable[[], None] = lambda: None
         self._deadlines = deadlines
         self._client = client
         self._greenlet = gevent.getcurrent()
         self._loop = gevent.get_hub().loop
         self._begun = self._heard = self._worked = time.monotonic()
-        self._started = False
         self._closed = False
         self._pipelined = False
         self._watcher = self._loop.io(client.fileno(), 1) if client else None
@@ -123,7 +125,8 @@ class Interruption:
             last = events[-1]
             if type(last) is not Silence or last.working:
                 self._worked = self._heard
-                self._started = True
+                if self.first_text is None:
+                    self._note_firsts(events)
             yield events
 
     def problem(self) -> Problem:
@@ -136,6 +139,11 @@ class Interruption:
         self._timer.close()
         if self._watcher:
             self._watcher.close()
+
+    def _note_firsts(self, events: list[Event]) -> None:
+        self.first_event = self.first_event or self._heard
+        if any(isinstance(event, Text) for event in events):
+            self.first_text = self._heard
 
     def _wake(self) -> None:
         self._loop.run_callback(self._throw)
@@ -193,7 +201,7 @@ class Interruption:
             return "client_gone"
         if now >= self._begun + self._deadlines.total:
             return "total_timeout"
-        if not self._started and now >= self._begun + self._deadlines.first_event:
+        if self.first_event is None and now >= self._begun + self._deadlines.first_event:
             return "upstream_timeout"
         return "idle_timeout" if now >= self._worked + self._deadlines.idle else None
 
@@ -238,7 +246,8 @@ class Delivery:
     """The body of a response: the bytes of an answer as they come, and its true ending.
 
     The server iterates it and closes it. `on_close` is called once, with the ending, whether or not the body was ever
-    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded.
+    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded, `end` or
+    `problem` is what the upstream said or did at last.
     """
 
     def __init__(
@@ -252,6 +261,7 @@ class Delivery:
         self.bytes_sent = 0
         self.ending = ""
         self.end: End | None = None
+        self.problem: Problem | None = None
         self._interruption = interruption
         self._on_close = on_close
         self._reset = reset
@@ -293,6 +303,7 @@ class Delivery:
             self.ending, problem = self._interruption.why or "", self._interruption.problem()
         except Problem as error:
             self.ending, problem = ENDINGS.get(error.name, "upstream_error"), error
+            self.problem = error
         except Exception:
             log.exception("an answer failed")
             self.ending, problem = "internal_error", Problem("internal")

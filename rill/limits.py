@@ -1,5 +1,6 @@
 """How much, how often, how many at once."""
 
+import logging
 import math
 import time
 from collections import Counter
@@ -7,26 +8,92 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from limits import parse
-from limits.storage import MemoryStorage
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from rill.problems import Problem
 
+# The names that clients know: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-06
+RATE_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "RateLimit-Policy")
+# Counting takes a fraction of a millisecond; a Redis that takes this long would hold up every caller.
+REDIS_SECONDS = 0.25
+REDIS_CONNECTIONS = 8
+# How long a worker counts for itself before it asks a lost Redis again.
+RETRY_SECONDS = 3.0
+
+log = logging.getLogger(__name__)
+
 
 class Rate:
-    """How often one caller may ask: `rate` as in 60/minute."""
+    """How often one caller may ask: `rate` as in 60/minute.
 
-    def __init__(self, rate: str) -> None:
+    Where `redis_url` is given it is counted there, for all workers and machines; while that Redis is lost, this worker
+    counts for itself.
+    """
+
+    def __init__(self, rate: str, redis_url: str | None = None) -> None:
         self._limit = parse(rate)
-        self._window = SlidingWindowCounterRateLimiter(Counters())
+        self._own = SlidingWindowCounterRateLimiter(Counters())
+        self._shared = SlidingWindowCounterRateLimiter(_open_redis(redis_url)) if redis_url else None
+        self._lost = False
+        self._ask_redis_at = 0.0  # monotonic, in seconds
 
     def count(self, caller: str) -> None:
         """Counts one request; raises Problem where it is one too many."""
-        if not self._window.hit(self._limit, caller):
-            wait = self._window.get_window_stats(self._limit, caller).reset_time - time.time()
-            raise Problem(
-                "rate_limited", f"At most {self._limit} for one caller. Try again later.", max(1, math.ceil(wait))
-            )
+        shared = self._shared if time.monotonic() >= self._ask_redis_at else None
+        wait = self._hit_redis(shared, caller) if shared else self._hit(self._own, caller)
+        if wait is None:
+            return
+        seconds = max(1, math.ceil(wait))
+        problem = Problem("rate_limited", f"At most {self._limit} for one caller. Try again later.", seconds)
+        amount = self._limit.amount
+        values = (amount, 0, seconds, f"{amount};w={self._limit.get_expiry()}")
+        problem.headers = {name: str(value) for name, value in zip(RATE_HEADERS, values, strict=True)}
+        raise problem
+
+    def _hit(self, window: SlidingWindowCounterRateLimiter, caller: str) -> float | None:
+        """Seconds until the caller may ask again; None where it may ask now."""
+        if window.hit(self._limit, caller):
+            return None
+        return window.get_window_stats(self._limit, caller).reset_time - time.time()
+
+    def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, caller: str) -> float | None:
+        was_lost = self._lost
+        if was_lost:
+            self._ask_redis_at = (
+                time.monotonic() + RETRY_SECONDS
+            )  # One caller looks whether it is back; no other waits.
+        try:
+            wait = self._hit(shared, caller)
+        except StorageError as error:
+            if not self._lost:
+                why = type(error.storage_error).__name__
+                log.warning("Redis is lost (%s): this worker counts RILL_RATE for itself", why)
+            self._lost, self._ask_redis_at = True, time.monotonic() + RETRY_SECONDS
+            return self._hit(self._own, caller)
+        if was_lost:
+            log.warning("Redis is back: it counts RILL_RATE for all workers again")
+            self._lost, self._ask_redis_at = False, 0.0
+        return wait
+
+
+def _open_redis(url: str) -> RedisStorage:
+    """The counters in Redis; it is connected to at the first count."""
+    # 3 MB of a worker's memory, which one without REDIS_URL does not spend.
+    from redis import BlockingConnectionPool
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    pool = BlockingConnectionPool.from_url(
+        url.replace("redis+unix://", "unix://"),
+        max_connections=REDIS_CONNECTIONS,
+        timeout=REDIS_SECONDS,
+        socket_connect_timeout=REDIS_SECONDS,
+        socket_timeout=REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 1),  # What was kept may have been closed meanwhile.
+    )
+    return RedisStorage(url, connection_pool=pool, key_prefix="rill", wrap_exceptions=True)
 
 
 class Counters(MemoryStorage):

@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from importlib import import_module
 from itertools import chain, cycle, islice
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import gevent
 
 # From U+3000 on, scripts put no spaces between words: a character is a token. Matches cover any text whole.
 TOKEN = re.compile(r"\s*(?:[^\s\u3000-\U0010ffff]{1,12}|\S)|\s+")
@@ -39,7 +40,7 @@ def create_offline(tokens_per_second: float = 50.0) -> WSGIApplication:
     """Make a WSGI app that answers as the Messages API does, at `tokens_per_second` (0: unpaced).
 
     Streamed, it yields the opening events at once, token n after n / tokens_per_second seconds, then the end;
-    whole, it takes as long. It waits in `time.sleep`: under gevent, that must have been monkey-patched.
+    whole, it takes as long. It waits in `gevent.sleep`.
     Spec: https://docs.anthropic.com/en/api/messages-streaming
     """
 
@@ -60,7 +61,7 @@ def create_offline(tokens_per_second: float = 50.0) -> WSGIApplication:
         if request.get("stream"):
             start_response(status, [("content-type", "text/event-stream; charset=utf-8"), *headers[1:]])
             return _stream(message, tokens, pause)
-        time.sleep(pause * len(tokens))
+        gevent.sleep(pause * len(tokens))
         start_response(status, headers)
         return [_encode(message)]
 
@@ -162,7 +163,7 @@ def _stream(message: dict[str, Any], tokens: list[str], pause: float) -> Iterato
     yield _event("message_start", message=unsaid) + block + _event("ping")
     for count, token in enumerate(tokens, 1):
         # Aiming at a point in time keeps the rate whatever sending costs; a sleep of 0 lets others run.
-        time.sleep(max(0.0, begun + count * pause - time.monotonic()))
+        gevent.sleep(max(0.0, begun + count * pause - time.monotonic()))
         yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": token})
         if count % PING_EVERY_TOKENS == 0:
             yield _event("ping")
@@ -180,7 +181,9 @@ def _encode(content: dict[str, Any]) -> bytes:
 
 def serve(host: str, port: int, tokens_per_second: float) -> Any:
     """Start a gevent.pywsgi.WSGIServer with the app and return it; port 0 is a free one, in `server_port`."""
-    pywsgi, app = import_module("gevent.pywsgi"), create_offline(tokens_per_second)
+    from gevent import pywsgi  # not loaded where it is not used
+
+    app = create_offline(tokens_per_second)
     server = pywsgi.WSGIServer((host, port), app, backlog=2048, log=None, error_log=None)
     server.init_socket()
     # Accepted sockets inherit it: otherwise Nagle's algorithm keeps a token until the last is acknowledged.
@@ -190,7 +193,7 @@ def serve(host: str, port: int, tokens_per_second: float) -> Any:
 
 
 def main() -> None:
-    """Serve the app alone on 127.0.0.1 until interrupted; gevent's monkey patch comes before."""
+    """Serve the app alone on 127.0.0.1 until interrupted."""
     parser = argparse.ArgumentParser("python -m rill.offline", description="A Messages API with no network.")
     parser.add_argument("--port", type=int, default=8001, help="0 is a free one; default %(default)s")
     parser.add_argument("--rate", type=float, default=50.0, help="tokens a second; default %(default)s")
@@ -203,5 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import_module("gevent.monkey").patch_all()
     main()

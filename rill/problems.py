@@ -1,5 +1,6 @@
 """What can go wrong: one table, problem -> status, type and words for the caller."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -100,8 +101,16 @@ class Problem(Exception):
         self.type = kind.type
         self.detail = detail or kind.words
         self.retry_after = retry_after
-        # The upstream's own, for callers who speak its dialect.
         self.headers: dict[str, str] = {}
+        # The upstream's own, for callers who speak its dialect.
+        self.upstream_headers: dict[str, str] = {}
+
+    def conceal(self, secrets: Sequence[str]) -> "Problem":
+        """Takes the secrets out of the words: a relay may repeat what it was sent."""
+        for secret in secrets:
+            self.detail = self.detail.replace(secret, "[key]")
+        self.args = (self.detail,)
+        return self
 
     def as_json(self) -> dict[str, object]:
         """The problem as RFC 9457 writes it."""

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rill.problems import Problem
 
 Names = Annotated[tuple[str, ...], NoDecode]
+ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
 
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     base_url: str = _setting("ANTHROPIC_BASE_URL", "https://api.anthropic.com", "the Messages API, or any relay of it")
     port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
     workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
+    redis_url: str | None = _setting(
+        "REDIS_URL", None, "a Redis that counts `RILL_RATE` for all workers and machines", repr=False
+    )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
     offline_rate: float = _setting("RILL_OFFLINE_RATE", 50, "tokens a second of the offline model, 0: unpaced", ge=0)
     model: str = _setting("RILL_MODEL", "claude-sonnet-5-5", "model when the request names none")
@@ -46,13 +50,16 @@ class Settings(BaseSettings):
     streams: int = _setting("RILL_STREAMS", 1000, "answers at once, per worker", ge=1, le=100_000)
     streams_per_caller: int = _setting("RILL_STREAMS_PER_CALLER", 50, "answers at once of one caller, per worker", ge=1)
     max_body: int = _setting("RILL_MAX_BODY", 1048576, "bytes of a request's body at most", ge=1)
+    cors_origins: Names = _setting(
+        "RILL_CORS_ORIGINS", (), "origins whose pages may ask, comma-separated, such as https://app.example; `*` all"
+    )
     trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to believe; 1 on Heroku", ge=0)
     first_event_seconds: float = _setting("RILL_FIRST_EVENT_SECONDS", 25, "seconds until the answer begins", gt=0)
     idle_seconds: float = _setting("RILL_IDLE_SECONDS", 120, "seconds without content from the model", gt=0)
     total_seconds: float = _setting("RILL_TOTAL_SECONDS", 900, "seconds of an answer in all", gt=0)
     drain_seconds: float = _setting("RILL_DRAIN_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0)
 
-    @field_validator("models", "tokens", mode="before")
+    @field_validator("models", "tokens", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -68,6 +75,23 @@ class Settings(BaseSettings):
         if not fits:
             raise ValueError("should be an http or https URL, such as https://api.anthropic.com")
         return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "redis+unix://")):
+            raise ValueError("should be as redis://host:6379/0, rediss:// with TLS, or redis+unix:///path")
+        if value and value.startswith("rediss://") and "DYNO" in os.environ and "ssl_cert_reqs" not in value:
+            # Its certificate is signed by itself: https://devcenter.heroku.com/articles/connecting-heroku-redis
+            value += f"{'&' if '?' in value else '?'}ssl_cert_reqs=none"
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: Names) -> Names:
+        if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("should be origins such as https://app.example or http://localhost:3000, without a path")
+        return origins
 
     @field_validator("tokens")
     @classmethod

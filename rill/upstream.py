@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -63,12 +63,12 @@ class Upstream:
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return Answer(self._open(prompt), prompt)
+                return Answer(self._open(prompt), prompt, self._secrets)
             except anthropic.APIError as error:
                 pause = _pause_before_retry(error, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
                     raise self._problem_of(error) from error
-                log.info("upstream attempt %d failed (%s), next in %.1f s", attempt, type(error).__name__, pause)
+                log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, type(error).__name__, pause)
             gevent.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -104,11 +104,9 @@ class Upstream:
             log.warning("the upstream says %d %s", error.status_code, detail.get("type"))
             message = detail.get("message")
             message = message if isinstance(message, str) else ""
-            for secret in self._secrets:
-                message = message.replace(secret, "[key]")  # A relay may repeat what it was sent.
             problem = upstream_problem(str(detail.get("type")), message or None, error.status_code, _retry_after(error))
-            problem.headers = _headers_of(error.response)
-            return problem
+            problem.upstream_headers = _headers_of(error.response)
+            return problem.conceal(self._secrets)
         return Problem(
             "upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_failed"
         )
@@ -117,11 +115,12 @@ class Upstream:
 class Answer:
     """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment."""
 
-    def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt) -> None:
+    def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt, secrets: Sequence[str]) -> None:
         self.request_id = stream.request_id
         self.headers = _headers_of(stream.response)
         self._verbatim = prompt.verbatim
         self._streamed = prompt.streamed or not prompt.verbatim
+        self._secrets = secrets
         self._reader = Reader()
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
@@ -154,11 +153,11 @@ class Answer:
                 continue
             events = reader.finish() if data is None else reader.feed(data)
             if self._verbatim and data:
-                events.insert(0, Bytes(data))
+                events.insert(0, Bytes(self._conceal(data) if reader.problem else data))
             if events:
                 yield events
             if reader.problem:
-                raise reader.problem
+                raise reader.problem.conceal(self._secrets)
         self._await_terminator()
 
     def _read_whole(self) -> Iterator[list[Event]]:
@@ -168,6 +167,11 @@ class Answer:
             yield [Silence(working=bool(data))]
         body = b"".join(chunks)
         yield [Bytes(body), self._reader.read_message(body)]
+
+    def _conceal(self, data: bytes) -> bytes:
+        for secret in self._secrets:
+            data = data.replace(secret.encode(), b"[key]")
+        return data
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):

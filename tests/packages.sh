@@ -12,6 +12,8 @@ need node nodejs
 need npm npm
 need chromium chromium
 need chromedriver chromium-driver
+need redis-server redis-server
+need nginx nginx
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

@@ -108,8 +108,8 @@ def test_every_field_of_the_log_is_in_the_readme(offline: Rill) -> None:
     deadline = time.monotonic() + 5
     while '"ending"' not in offline.output() and time.monotonic() < deadline:
         time.sleep(0.02)  # the line is written a moment after the answer's end
-    line = next(line for line in offline.output().splitlines() if '"ending"' in line)
-    section = README.split("That line is JSON with the fields")[1].split(". ")[0]
+    line = next(line for line in offline.output().splitlines() if line.startswith('{"event": "answer"'))
+    section = README.split("with the fields")[1].split(". ")[0]
     assert re.findall(r"`(\w+)`", section) == list(json.loads(line))
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-from rill.dialects.fields import read_json_object
+from rill.dialects.fields import MAX_MESSAGES, read_json_object
 from rill.dialects.silences import Silences
 from rill.events import Bytes, End, Event
 from rill.problems import Problem
@@ -28,6 +28,8 @@ def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, s
         raise Problem("bad_request", "model: should be the name of a model.")
     if type(max_tokens) is not int or not isinstance(messages, list):
         raise Problem("bad_request", "max_tokens and messages: should be a number and a list.")
+    if len(messages) > MAX_MESSAGES:
+        raise Problem("bad_request", f"messages: should be at most {MAX_MESSAGES}.")
     settings.check(model, max_tokens)
     streamed = fields.get("stream") is True
     options = {name: value for name, value in fields.items() if name not in ("model", "max_tokens", "messages")}

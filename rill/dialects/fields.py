@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from rill.problems import Problem
 
+MAX_MESSAGES = 10_000
+MAX_JSON_DEPTH = 200  # jiter's own
 # What to say of a field that has two bounds, where pydantic names the one that was crossed.
 SHOULD_BE = {
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",
@@ -19,6 +21,8 @@ def read_json_object(body: bytes) -> dict[str, Any]:
     try:
         fields = jiter.from_json(body, allow_inf_nan=False)
     except ValueError as error:
+        if str(error).startswith("recursion limit"):
+            raise Problem("bad_request", f"The JSON should be nested at most {MAX_JSON_DEPTH} deep.") from None
         raise Problem("bad_request", f"The body should be JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise Problem("bad_request", "The body should be a JSON object.")

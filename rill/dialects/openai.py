@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rill.dialects.fields import bad_field, read_json_object
+from rill.dialects.fields import MAX_MESSAGES, bad_field, read_json_object
 from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
@@ -87,7 +87,7 @@ class Completion(BaseModel):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rill.dialects.fields import bad_field, read_json_object
+from rill.dialects.fields import MAX_MESSAGES, bad_field, read_json_object
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -37,7 +37,7 @@ class Question(BaseModel):
     q: str | None = None
     message: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)] | None = None
     system: str | None = None
     model: Annotated[str, Field(min_length=1)] | None = None
     max_tokens: int | None = None

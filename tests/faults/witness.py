@@ -65,7 +65,7 @@ def in_one_segment(event: bytes) -> wire.Step:
 
 def log_lines(output: str) -> list[dict[str, Any]]:
     """Every whole line about an answer."""
-    return [json.loads(line) for line in output.split("\n")[:-1] if line.startswith("{")]
+    return [json.loads(line) for line in output.split("\n")[:-1] if line.startswith('{"event": "answer"')]
 
 
 def logged(rill: Rill, name: str, timeout: float = 10) -> dict[str, Any]:
