@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
-CODE := app.py wsgi.py gunicorn.conf.py rill tests bench
+CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 
 .PHONY: run test soak check format bench lock
 

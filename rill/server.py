@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import socket
 import struct
 import time
@@ -135,6 +136,12 @@ class Worker(GeventWorker):
         self.idle: set[Any] = set()
         self.busy: set[Any] = set()
         self.draining = False
+
+    def init_process(self) -> None:
+        # gunicorn sets a worker's handlers only once it is loaded; until then they are its master's, and do nothing.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self.handle_exit)
+        super().init_process()
 
     def run(self) -> None:
         for listener in self.sockets:

@@ -14,6 +14,7 @@ need chromium chromium
 need chromedriver chromium-driver
 need redis-server redis-server
 need nginx nginx
+need caddy caddy
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

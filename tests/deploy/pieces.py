@@ -1,0 +1,97 @@
+"""An answer whose every piece waits for the test, and what its reader must have seen by then."""
+
+import http.client
+import re
+import zlib
+from contextlib import closing
+from typing import Protocol
+
+import upstream as wire
+from server import ROOT, Conversation
+from upstream import Step, Upstream
+
+PIECES = ["A rill", " is a very", " small", " stream."]
+HELD_SECONDS = 0.5
+
+
+class Server(Protocol):
+    """Something that can be asked: the server itself, or a proxy before it."""
+
+    port: int
+
+    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> Conversation: ...
+
+
+class Reader:
+    """What has been read of an answer, as text."""
+
+    def __init__(self, asked: Conversation) -> None:
+        self.text = ""
+        self._asked = asked
+        zipped = asked.headers.get("content-encoding") == "gzip"
+        self._unzip = zlib.decompressobj(wbits=31) if zipped else None
+
+    def read_until(self, wanted: str) -> None:
+        """Read until the text holds `wanted`; a reader who waits in vain gets a TimeoutError."""
+        while wanted not in self.text:
+            chunk = self._asked.next_chunk()
+            assert chunk, f"{wanted!r} did not come; the answer is {self._asked.ended}"
+            self.text += (self._unzip.decompress(chunk) if self._unzip else chunk).decode()
+
+
+def gated_pieces() -> list[Step]:
+    """A whole answer; a gate of its own name stands before each piece but the first, and `end` before the end."""
+    first, *rest = PIECES
+    held = [step for piece in rest for step in (wire.gate(piece), wire.send(wire.text(piece)))]
+    ending = [wire.gate("end"), wire.send(wire.block_stop(), wire.stop()), wire.end()]
+    return [wire.head(), wire.send(wire.opening()), wire.send(wire.text(first)), *held, *ending]
+
+
+def ask(server: Server, prompt: bytes = b"What is a rill?", **headers: str) -> Conversation:
+    """Ask for plain text, or what `Accept` says; an underscore in a header's name stands for its hyphen."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.ask("POST", "/stream", {"Content-Type": "text/plain", **named}, prompt)
+
+
+def assert_piece_by_piece(asked: Conversation, upstream: Upstream) -> None:
+    """Each piece is read before the upstream may send the next one; then the rest is read."""
+    reader = Reader(asked)
+    for piece, next_gate in zip(PIECES, [*PIECES[1:], "end"], strict=True):
+        reader.read_until(piece)
+        upstream.open(next_gate)
+    asked.read_rest()
+
+
+def assert_held_back(asked: Conversation, upstream: Upstream) -> None:
+    """All pieces but the end are sent and none is read; with the end all of them come."""
+    for piece in PIECES[1:]:
+        upstream.open(piece)
+    upstream.wait_at_gate("end")
+    asked.socket.settimeout(HELD_SECONDS)
+    try:
+        early = asked.next_chunk()
+    except TimeoutError:
+        early = b""
+    assert early == b""
+    asked.socket.settimeout(10)
+    upstream.open("end")
+    Reader(asked).read_until(PIECES[-1])
+
+
+def status_from(address: str, server: Server) -> int:
+    """The status that a caller at another address of the loopback gets."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, 10, source_address=(address, 0))) as asked:
+        asked.request("GET", "/stream?q=hi")
+        return asked.getresponse().status
+
+
+def assert_healthy(service: Server) -> None:
+    """Wait for the worker that takes a killed one's place."""
+    with service.ask("GET", "/healthz") as asked:
+        assert asked.status == 200
+
+
+def rills_keepalive() -> int:
+    """For how many seconds Rill keeps an idle connection."""
+    (seconds,) = re.findall(r"^keepalive = (\d+)$", (ROOT / "gunicorn.conf.py").read_text("utf-8"), re.MULTILINE)
+    return int(seconds)

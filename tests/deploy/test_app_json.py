@@ -1,0 +1,82 @@
+"""app.json, as https://devcenter.heroku.com/articles/app-json-schema has it, and as Rill understands it."""
+
+import json
+import re
+import secrets
+from typing import Any
+
+import pytest
+from server import ROOT
+
+from rill.access import Tokens
+from rill.problems import Problem
+from rill.settings import Settings
+
+APP: dict[str, Any] = json.loads((ROOT / "app.json").read_text("utf-8"))
+ENV: dict[str, dict[str, Any]] = APP["env"]
+# What may stand at the top, and in each variable.
+KEYS = {
+    "name",
+    "description",
+    "keywords",
+    "website",
+    "repository",
+    "logo",
+    "success_url",
+    "scripts",
+    "env",
+    "formation",
+}
+RUNNING_KEYS = {"addons", "buildpacks", "environments", "image", "stack"}
+VARIABLE_TYPES = {"description": str, "value": str, "required": bool, "generator": str}
+FIELDS = {field.validation_alias: field for field in Settings.model_fields.values()}
+LONGEST_NAME = 30
+# What somebody who deploys may be asked for, as he might fill it in.
+FILLED = {
+    "ANTHROPIC_API_KEY": "sk-ant-key",
+    "RILL_MODELS": "*",
+    "RILL_CORS_ORIGINS": "https://app.example,http://localhost:3000",
+}
+
+
+def test_only_known_keys_stand_at_the_top() -> None:
+    assert set(APP) <= KEYS | RUNNING_KEYS
+    assert len(APP["name"]) <= LONGEST_NAME
+    assert all(isinstance(word, str) for word in APP["keywords"])
+
+
+@pytest.mark.parametrize("name", ENV)
+def test_a_variable_is_a_setting_and_is_described(name: str) -> None:
+    variable = ENV[name]
+    assert name in FIELDS
+    assert variable["description"]
+    assert {key: type(value) for key, value in variable.items()} == {key: VARIABLE_TYPES[key] for key in variable}
+    assert variable.get("generator", "secret") == "secret"
+
+
+@pytest.mark.parametrize("name", [name for name, variable in ENV.items() if "value" in variable])
+def test_a_value_that_is_filled_in_is_rills_own_default(name: str) -> None:
+    assert ENV[name]["value"] == str(FIELDS[name].default)
+
+
+def test_only_the_key_must_be_filled_in_by_hand() -> None:
+    needed = [name for name, variable in ENV.items() if variable.get("required", True)]
+    assert [name for name in needed if "generator" not in ENV[name]] == ["ANTHROPIC_API_KEY"]
+
+
+def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = secrets.token_hex(32)
+    made = {name: secret for name, variable in ENV.items() if "generator" in variable}
+    for name, value in {**{name: v["value"] for name, v in ENV.items() if "value" in v}, **FILLED, **made}.items():
+        monkeypatch.setenv(name, value)
+    assert set(made) == {"RILL_TOKENS"}
+    tokens = Tokens(Settings().tokens)
+    assert tokens.name_of(secret, "") == "default"
+    with pytest.raises(Problem):
+        tokens.name_of("another", "")
+
+
+def test_the_formation_starts_what_the_procfile_names() -> None:
+    processes = re.findall(r"^(\w+): ", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
+    assert list(APP["formation"]) == processes
+    assert APP["formation"]["web"]["quantity"] == 1

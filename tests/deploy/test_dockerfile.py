@@ -1,0 +1,138 @@
+"""The Dockerfile, without an engine to build it: what it copies is enough to serve, as nobody, by its own CMD."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import Deployed
+from gated import FIRST, SECOND, gated_answer
+from server import ROOT, Rill
+from upstream import Upstream
+
+LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text("utf-8")).splitlines()
+STEPS = [tuple(line.split(" ", 1)) for line in LINES if line and not line.startswith("#")]
+IGNORED = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+TOKEN = "wonder-land"
+
+
+def arguments_of(instruction: str) -> list[str]:
+    """What stands behind each such instruction, in order."""
+    return [arguments for name, arguments in STEPS if name == instruction]
+
+
+def copied() -> dict[str, str]:
+    """What is copied from the repository, with its destination."""
+    rows = [shlex.split(arguments) for arguments in arguments_of("COPY") if "--from" not in arguments]
+    return {source: row[-1] for row in rows for source in row[:-1]}
+
+
+def is_let_in(path: str) -> bool:
+    """Whether .dockerignore lets a path into the build; the last line that matches it, or a folder of it, decides."""
+    let_in = True
+    for line in IGNORED:
+        pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        if line and not line.startswith("#") and re.fullmatch(f"{pattern}(/.*)?", path):
+            let_in = line.startswith("!")
+    return let_in
+
+
+def test_the_base_image_is_the_python_that_the_platforms_run() -> None:
+    version = (ROOT / ".python-version").read_text("utf-8").strip()
+    images = [arguments.split(" ")[0] for arguments in arguments_of("FROM")]
+    assert images == [f"python:{version}-slim"] * 2
+
+
+def test_what_is_copied_and_nothing_else_is_let_in() -> None:
+    there = [*ROOT.iterdir(), *(ROOT / "rill").rglob("*"), *(ROOT / "tests").glob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in there}
+    expected = {
+        path
+        for path in found
+        if any(path == source or path.startswith(f"{source}/") for source in copied()) and "__pycache__" not in path
+    }
+    assert {path for path in found if is_let_in(path)} == expected
+    assert {"app.py", "rill/page/index.html", "requirements.txt"} <= expected
+
+
+def test_pip_takes_only_what_the_lock_knows() -> None:
+    (install,) = [arguments for arguments in arguments_of("RUN") if "pip install" in arguments]
+    assert {"--require-hashes", "requirements.txt"} <= set(install.split())
+
+
+def test_no_shell_stands_between_docker_and_gunicorn() -> None:
+    (command,) = arguments_of("CMD")
+    assert json.loads(command)[0] == "gunicorn"
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """A folder with what the last stage has: /app as it is copied, and a /venv with this Python and these packages."""
+    folder = Path(tempfile.mkdtemp(prefix="image-"))
+    folder.chmod(0o755)
+    (workdir,) = arguments_of("WORKDIR")
+    app = folder / workdir.strip("/")
+    app.mkdir()
+    for source, destination in copied().items():
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, app / destination, ignore=shutil.ignore_patterns("__pycache__"))
+        elif destination == "./":
+            shutil.copy(ROOT / source, app)
+    venv.create(folder / "venv", symlinks=True)
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    (packages / "these.pth").write_text(sysconfig.get_path("purelib"))
+    script = folder / "venv" / "bin" / "gunicorn"
+    script.write_text(f"#!{folder}/venv/bin/python\nfrom gunicorn.app.wsgiapp import run\nrun()\n")
+    script.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def environment(image: Path, upstream: Upstream) -> dict[str, str]:
+    """What the Dockerfile sets, at a port that is free, and what `docker run -e` adds."""
+    (row,) = [shlex.split(arguments) for arguments in arguments_of("ENV")]
+    env = dict(assignment.split("=", 1) for assignment in row)
+    env["PATH"] = env["PATH"].replace("/venv", f"{image}/venv").replace("$PATH", os.defpath)
+    assert env["PORT"] == arguments_of("EXPOSE")[0]
+    port = str(Rill({}).choose_port())
+    key = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": upstream.url}
+    return {**env, **key, "RILL_TOKENS": f"alice={TOKEN}", "PORT": port}
+
+
+def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stops(
+    image: Path, upstream: Upstream
+) -> None:
+    upstream.script(*gated_answer())
+    env = environment(image, upstream)
+    health = json.loads(arguments_of("HEALTHCHECK")[0].removeprefix("CMD "))
+    command = json.loads(arguments_of("CMD")[0])
+    with Deployed(command, image / "app", env, int(env["PORT"]), as_nobody=True) as running:
+        running.wait_until_healthy()
+        assert os.getuid() or running.user == "nobody"
+        assert subprocess.run(health, env=env, check=False).returncode == 0
+        assert status_of(running, "/page.css") == 200
+        with running.ask("GET", "/stream?q=hi", {"X-Api-Key": TOKEN}) as asked:
+            asked.read_until(FIRST.encode())
+            running.begin_to_stop()
+            upstream.open("second")
+            assert asked.read_rest() == SECOND.encode()
+            assert asked.ended == "clean"
+        assert running.exit_code() == 0, running.output()
+        assert subprocess.run(health, env=env, capture_output=True, check=False).returncode == 1
+        assert "Traceback" not in running.output()
+
+
+def status_of(running: Deployed, path: str) -> int | None:
+    """The status of what lies there."""
+    with running.ask("GET", path) as asked:
+        return asked.status

@@ -1,0 +1,233 @@
+"""nginx as deploy/nginx.conf has it, in front of the real server; and what it does where that is changed."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import upstream as wire
+from pieces import (
+    PIECES,
+    ask,
+    assert_healthy,
+    assert_held_back,
+    assert_piece_by_piece,
+    gated_pieces,
+    rills_keepalive,
+    status_from,
+)
+from proxies import BUFFER, BUFFERING, HTTP_1_0, NGINX, NGINX_CONF, Nginx
+from server import Rill, StartRill
+from upstream import Step, Upstream
+
+from rill.settings import Settings
+
+pytestmark = pytest.mark.skipif(not NGINX, reason="needs nginx")
+
+BUFFER_IF_NOT_ASKED = {"proxy_buffering off;": "proxy_buffering on;"}
+COMPRESS = {"gzip off;": "gzip on; gzip_types text/plain text/event-stream;"}
+ACCEPTS = pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
+SECRET = "petrichor"  # stands for a prompt: no log may hold it
+
+
+@pytest.fixture(scope="module")
+def nginx(service: Rill) -> Iterator[Nginx]:
+    with Nginx(service) as running:
+        yield running
+
+
+# Each piece as it comes
+
+
+@ACCEPTS
+def test_each_piece_passes_nginx_before_the_next_is_sent(accept: str, nginx: Nginx, upstream: Upstream) -> None:
+    upstream.script(*gated_pieces())
+    with ask(nginx, Accept=accept) as asked:
+        assert_piece_by_piece(asked, upstream)
+        assert asked.ended == "clean"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [HTTP_1_0, {**HTTP_1_0, **BUFFER_IF_NOT_ASKED}, {**COMPRESS, **BUFFER_IF_NOT_ASKED}],
+    ids=["HTTP/1.0", "nginx's defaults", "gzip"],
+)
+@ACCEPTS
+def test_each_piece_passes_where_nginx_heeds_the_header(
+    accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(*gated_pieces())
+    with Nginx(service, changes) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
+        assert_piece_by_piece(asked, upstream)
+        assert asked.ended == "clean"
+
+
+@ACCEPTS
+def test_gzip_without_buffering_holds_no_piece_back(accept: str, service: Rill, upstream: Upstream) -> None:
+    upstream.script(*gated_pieces())
+    with Nginx(service, COMPRESS) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
+        assert asked.headers["content-encoding"] == "gzip"
+        assert_piece_by_piece(asked, upstream)
+
+
+def test_deploys_nginx_compresses_no_answer(nginx: Nginx, upstream: Upstream) -> None:
+    upstream.script(*wire.answer(*PIECES))
+    with ask(nginx, Accept_Encoding="gzip") as asked:
+        assert asked.read_rest() == "".join(PIECES).encode()
+        assert "content-encoding" not in asked.headers
+
+
+@pytest.mark.parametrize("changes", [BUFFERING, {**BUFFER, **COMPRESS}], ids=["HTTP/1.0", "gzip"])
+@ACCEPTS
+def test_a_proxy_that_buffers_is_seen_to_hold_every_piece_back(
+    accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(*gated_pieces())
+    with Nginx(service, changes) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
+        assert_held_back(asked, upstream)
+
+
+# Every ending tells the truth
+
+
+@pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
+@pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["as it is", "HTTP/1.0", "gzip"])
+def test_a_cut_answer_is_cut_behind_nginx_too(
+    changes: Mapping[str, str], how: Callable[[], Step], service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
+    with Nginx(service, changes) as changed, ask(changed, Accept_Encoding="gzip") as asked:
+        assert asked.status == 200
+        upstream.open("cut")
+        asked.read_rest()
+        assert asked.ended == "cut"
+
+
+@ACCEPTS
+def test_a_caller_that_leaves_behind_nginx_ends_the_upstreams_answer(
+    accept: str, nginx: Nginx, service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
+    request_id = f"left-{accept.partition('/')[2]}"
+    with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
+        asked.read_until(PIECES[0].encode())
+    upstream.wait_until_left()
+    assert wait_for_line(service, request_id)["ending"] == "client_gone"
+
+
+def test_a_caller_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
+    upstream.script(wire.silence())
+    with ask(nginx):
+        upstream.wait_for_requests(1)
+    upstream.wait_until_left()
+
+
+def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
+    nginx: Nginx, service: Rill, upstream: Upstream
+) -> None:
+    upstream.script(*wire.answer("first"))
+    upstream.always(wire.gate("never"), *wire.answer("second"))
+    with nginx.ask("GET", "/stream?q=hi") as asked:
+        assert asked.read_rest() == b"first"  # so that a kept connection is there, on which nginx would ask again
+    with nginx.ask("GET", "/stream?q=hi") as asked:
+        upstream.wait_at_gate("never")
+        (worker,) = service.workers()
+        worker.kill()
+        assert asked.status == 502
+    assert_healthy(service)
+    assert len(upstream.requests) == 2
+
+
+# Who asks, how much, and what is remembered
+
+
+def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("hi"))
+    with Nginx(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE="3/minute")) as nginx:
+        statuses = []
+        for n in range(5):
+            with ask(nginx, X_Forwarded_For=f"192.0.2.{n}") as asked:
+                statuses.append(asked.status)
+                asked.read_rest()
+        assert statuses == [200, 200, 200, 429, 429]
+        assert status_from("127.0.0.2", nginx) == 200  # another caller: nginx's word is believed
+
+
+def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("hi"))
+    with ask(nginx) as asked:
+        asked.read_rest()
+    kept = nginx.connections()
+    for _ in range(3):
+        with ask(nginx) as asked:
+            asked.read_rest()
+    assert nginx.connections() == kept != set()
+
+
+def test_a_body_that_rill_takes_passes_nginx_and_a_longer_one_is_413(nginx: Nginx, upstream: Upstream) -> None:
+    bound: int = Settings.model_fields["max_body"].default
+    upstream.script(*wire.answer("hi"))
+    with ask(nginx, b"x" * bound) as asked:
+        assert (asked.status, asked.read_rest()) == (200, b"hi")
+    with ask(nginx, b"x" * (bound + 1)) as asked:
+        assert asked.status == 413
+    assert len(upstream.requests) == 1
+
+
+def test_rills_own_words_pass_nginx(nginx: Nginx, upstream: Upstream) -> None:
+    upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": "7"}))
+    with ask(nginx) as asked:
+        assert (asked.status, asked.headers["retry-after"]) == (429, "7")
+        assert asked.read_rest() == b"The model's rate limit is reached. Try again later.\n"
+
+
+def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.close())
+    upstream.script(wire.gate("never"))
+    upstream.script(wire.gate("long"), *wire.answer("hi"))
+    with Nginx(service) as nginx:
+        with nginx.ask("GET", f"/stream?q={SECRET}") as asked:
+            asked.read_rest()
+            assert asked.ended == "cut"
+        with nginx.ask("GET", f"/stream?q={SECRET}") as asked:
+            upstream.wait_at_gate("never")
+            service.workers()[0].kill()
+            assert asked.status == 502
+        assert_healthy(service)
+        with ask(nginx, SECRET.encode() * 100_000):
+            upstream.wait_at_gate("long")
+            assert nginx.temporary_files() == []
+            files = [path for path in nginx.folder.rglob("*") if path.is_file()]
+        assert {"rill.log", "output"} <= {path.name for path in files}
+        assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+# What the file says, beside what Rill says
+
+
+def test_nginx_outwaits_rills_own_deadlines() -> None:
+    assert seconds("proxy_read_timeout") > Settings.model_fields["total_seconds"].default
+
+
+def test_nginx_closes_a_kept_connection_before_rill_does() -> None:
+    assert seconds("keepalive_timeout") < rills_keepalive()
+
+
+def seconds(name: str) -> int:
+    """The value of a directive in deploy/nginx.conf."""
+    (value,) = re.findall(rf"^ *{name} (\d+)s;$", NGINX_CONF, re.MULTILINE)
+    return int(value)
+
+
+def wait_for_line(service: Rill, request_id: str) -> dict[str, Any]:
+    """The log line of an answer, which is written a moment after the answer's end."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        for line in service.output().splitlines():
+            if request_id in line and '"ending"' in line:
+                told: dict[str, Any] = json.loads(line)
+                return told
+        time.sleep(0.02)
+    raise AssertionError(f"no line of {request_id}:\n{service.output()}")

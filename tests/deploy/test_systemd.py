@@ -1,0 +1,103 @@
+"""deploy/rill.service: systemd finds it valid, its times fit Rill's, and its own line starts what it says."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import Deployed
+from gated import FIRST, SECOND, gated_answer
+from server import ROOT, Rill
+from upstream import Upstream
+
+from rill.server import RESERVED_DESCRIPTORS, WAITING_CONNECTIONS
+from rill.settings import Settings
+
+UNIT = (ROOT / "deploy" / "rill.service").read_text("utf-8")
+VALUES = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
+ANALYZE = shutil.which("systemd-analyze")
+NEEDS_SYSTEMD = pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
+# Of 10, as `systemd-analyze security` counts what a service could still do; 9.6 without a word of protection.
+MOST_EXPOSED = 2.0
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, for the folder of these tests and their Python."""
+    path = tmp_path / "rill.service"
+    here = UNIT.replace("/opt/rill/.venv/bin", str(Path(sys.executable).parent)).replace("/opt/rill", str(ROOT))
+    path.write_text(here)
+    return path
+
+
+def analyze(*arguments: str) -> str:
+    """What systemd-analyze says, having found nothing wrong."""
+    assert ANALYZE
+    done = subprocess.run([ANALYZE, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@NEEDS_SYSTEMD
+def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+    assert analyze("verify", str(unit)) == ""
+
+
+@NEEDS_SYSTEMD
+def test_a_service_that_was_taken_over_could_do_little(unit: Path) -> None:
+    said = analyze("security", "--offline=yes", "--no-pager", str(unit))
+    (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", said)
+    assert float(exposure) <= MOST_EXPOSED
+
+
+def test_systemd_waits_for_the_drain() -> None:
+    assert float(VALUES["TimeoutStopSec"]) > DEFAULTS["drain_seconds"] + 4  # as gunicorn.conf.py has it
+    assert VALUES["KillMode"] == "mixed"
+
+
+def test_the_descriptors_are_enough_for_every_stream() -> None:
+    wanted = 2 * DEFAULTS["streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
+    assert int(VALUES["LimitNOFILE"]) >= wanted
+
+
+@pytest.fixture
+def notices(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket at which systemd hears from a service of Type=notify."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        yield listening
+
+
+def test_its_line_starts_rill_which_tells_systemd_and_drains_at_its_signal(
+    notices: socket.socket, upstream: Upstream
+) -> None:
+    upstream.script(*gated_answer())
+    port = Rill({}).choose_port()
+    env = {
+        "PATH": os.defpath,
+        "NOTIFY_SOCKET": notices.getsockname(),
+        "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}",
+        "ANTHROPIC_API_KEY": "sk-test-key",
+        "ANTHROPIC_BASE_URL": upstream.url,
+    }
+    program, *arguments = VALUES["ExecStart"].split()
+    assert program == f"{VALUES['WorkingDirectory']}/.venv/bin/gunicorn"
+    command = [str(Path(sys.executable).parent / "gunicorn"), *arguments]
+    with Deployed(command, ROOT, env, port) as running:
+        assert VALUES["Type"] == "notify"
+        assert b"READY=1" in notices.recv(4096).split(b"\n")
+        running.wait_until_healthy()
+        with running.ask("GET", "/stream?q=hi") as asked:
+            asked.read_until(FIRST.encode())
+            running.begin_to_stop()
+            upstream.open("second")
+            assert asked.read_rest() == SECOND.encode()
+            assert asked.ended == "clean"
+        assert running.exit_code() == 0, running.output()
