@@ -13,7 +13,7 @@ const STOP_REASONS = {
 let conversation = [];
 let running = null;
 let waitsForToken = false;
-let checked = null;
+let drip = null;
 let storage = {};
 try {
   storage = sessionStorage;
@@ -32,7 +32,7 @@ class Turn {
     this.node = $("turn").content.cloneNode(true).firstElementChild;
     this.part("question").textContent = question;
     this.part("copy").onclick = () => this.copy();
-    // At every piece they would flicker.
+    // With every piece they would flicker.
     this.ticking = setInterval(() => this.showFigures(), 250);
     $("turns").append(this.node);
     scrollToEnd();
@@ -67,7 +67,7 @@ class Turn {
     if (this.text) figures.push(`${((this.firstAt - this.askedAt) / 1000).toFixed(2)} s to the first text`);
     // Over a mere moment a rate is chance.
     if (seconds > 0.1) figures.push(`${Math.round(this.counted / seconds)} characters a second`);
-    if (usage) figures.push(`${usage.input_tokens} tokens in, ${usage.output_tokens} out`);
+    if (usage?.input_tokens) figures.push(`${usage.input_tokens} tokens in, ${usage.output_tokens} out`);
     this.part("figures").textContent = figures.join(" · ");
   }
 
@@ -75,7 +75,7 @@ class Turn {
     clearInterval(this.ticking);
     this.node.className = kind;
     this.part("ending").textContent = words;
-    this.part("answer").removeAttribute("aria-busy");
+    this.part("answer").ariaBusy = null;
     this.part("copy").hidden = !this.text;
     this.showFigures(usage);
     this.draw();
@@ -117,7 +117,7 @@ async function ask(question) {
     waitsForToken = true;
     askForToken();
   }
-  if (turn.text) checked ??= checkBuffers();
+  if (turn.text) drip ??= checkBuffers();
 }
 
 function setRunning(controller) {
@@ -150,7 +150,7 @@ async function answer(messages, turn, signal) {
 }
 
 function describeEnd({ stop_reason, usage }) {
-  const words = `Arrived whole: ${STOP_REASONS[stop_reason] ?? stop_reason}.`;
+  const words = `Arrived whole: ${STOP_REASONS[stop_reason] ?? stop_reason ?? "no reason given"}.`;
   return { kind: "whole", words, usage, refusal: stop_reason === "refusal" };
 }
 
@@ -197,14 +197,10 @@ export async function* readEvents(body) {
 
 async function* readPieces(body) {
   const reader = body.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield value;
-  }
+  for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
 }
 
-// Tells whether something on the way collects what should arrive piece by piece.
+// Tells whether something on the way holds pieces back.
 async function checkBuffers() {
   const arrivals = [];
   try {
@@ -265,7 +261,7 @@ $("question").onkeydown = (event) => {
   $("composer").requestSubmit();
 };
 
-onkeydown = (event) => {
+window.onkeydown = (event) => {
   if (event.key === "Escape" && !event.isComposing) running?.abort();
 };
 

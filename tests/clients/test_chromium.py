@@ -71,7 +71,7 @@ class Page:
 
     def __init__(self, browser: webdriver.Chrome, service: Rill) -> None:
         self._browser = browser
-        browser.get(f"{service.url}/healthz")
+        browser.get(service.url)
 
     def run(self, script: str, *arguments: str) -> None:
         self._browser.execute_script(script, *arguments)
