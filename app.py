@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain
@@ -230,6 +230,7 @@ class Service:
             return Response(content_type=dialect.media_type)
         if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
             raise Problem("prefetch")
+        check_site(self._settings.cors_origins)
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
         caller = self.identify()
@@ -308,6 +309,18 @@ def drip() -> Iterator[bytes]:
     for number in range(1, DRIP_CHUNKS + 1):
         gevent.sleep(DRIP_SECONDS)
         yield b"%d of %d\n" % (number, DRIP_CHUNKS)
+
+
+def check_site(origins: Sequence[str]) -> None:
+    """Raises Problem where a page of another site asks in its visitor's name: its answer would be billed here.
+
+    A link that somebody follows is no such page. https://www.w3.org/TR/fetch-metadata/
+    """
+    is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
+    if request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site") or is_link:
+        return
+    if "*" not in origins and request.headers.get("Origin", "").lower() not in map(str.lower, origins):
+        raise Problem("forbidden", "A page of this origin may not ask here. RILL_CORS_ORIGINS names those that may.")
 
 
 def preferred_dialect() -> Dialect:
