@@ -19,10 +19,9 @@ from flask_cors import CORS
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rill import offline, terminal
-from rill.access import Tokens
+from rill.access import Tokens, address_of
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.dialects.whole import WholeFrames
 from rill.endings import Deadlines, Delivery, Drain, Frames, Interrupted, Interruption, await_beginning
@@ -75,7 +74,6 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     write_logs()
     service = Service(settings)
     app.extensions["drain"] = service.drain
@@ -222,7 +220,9 @@ class Service:
 
     def identify(self) -> str:
         """The caller's name; raises Problem for one who may not ask."""
-        return self._tokens.name_of(sent_token(), request.remote_addr or "")
+        forwarded = request.headers.get("X-Forwarded-For", "")
+        address = address_of(request.remote_addr or "", forwarded, self._settings.trusted_proxies)
+        return self._tokens.name_of(sent_token(), address)
 
     def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
@@ -368,10 +368,12 @@ def read_form(body: bytes) -> dict[str, str]:
 
 def sent_token() -> str | None:
     """The token that the request carries: what SDKs, curl -u and EventSource send; never from the URL."""
-    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    sent = request.headers.get("Authorization", "")
+    scheme, _, credentials = sent.partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    if request.authorization is not None and request.authorization.type == "basic":
+    # Bytes that base64 has not are no credentials; werkzeug would raise ValueError.
+    if scheme.lower() == "basic" and sent.isascii() and request.authorization is not None:
         return request.authorization.password
     return request.headers.get("x-api-key")
 

@@ -1,5 +1,6 @@
 """How gunicorn serves Rill: each setting with its reason. `gunicorn wsgi:app` reads this file by itself."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -48,6 +49,9 @@ secure_scheme_headers: dict[str, str] = {}
 
 limit_request_line = 8190
 
+# The strict parser that the tests know; `auto` would take another one as soon as it is installed.
+http_parser = "python"
+
 
 def on_starting(server):
     """Refuses to give a real key to everybody by accident; told before anything listens."""
@@ -58,12 +62,8 @@ def on_starting(server):
             "or RILL_PUBLIC=1 if that is what you want"
         )
     # Where the workers keep their numbers for each other: prometheus_client reads it when it is imported.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="rill-metrics-")
-
-
-def on_exit(server):
-    """Removes the numbers."""
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers = tempfile.mkdtemp(prefix="rill-metrics-")
+    atexit.register(_remove_at_exit_of, os.getpid(), numbers)
 
 
 def child_exit(server, worker):
@@ -91,6 +91,12 @@ def post_worker_init(worker):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 1000)
+
+
+def _remove_at_exit_of(pid, directory):
+    """Removes the workers' numbers when the master ends, also if it never came to serve; workers inherit the call."""
+    if os.getpid() == pid:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _is_local(address):

@@ -8,6 +8,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from rill.problems import Problem
 
+# A hop of X-Forwarded-For; some proxies write a port behind the address.
+_HOP = re.compile(r"[ \t]*(?:\[([0-9a-fA-F:.]+)\](?::\d+)?|([\d.]+)(?::\d+)?|([0-9a-fA-F:.]+))[ \t]*", re.ASCII)
 _SHA256 = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
@@ -29,6 +31,16 @@ class Tokens:
         if not names:
             raise Problem("unauthorized")
         return names[0]
+
+
+def address_of(peer: str, forwarded: str, hops: int) -> str:
+    """The caller's address, from X-Forwarded-For as the last `hops` proxies wrote it; the peer's where they did not.
+
+    What stands left of theirs is the caller's own words, which must change nothing: no quoting is understood.
+    """
+    said = forwarded.split(",")
+    hop = _HOP.fullmatch(said[-hops]) if 0 < hops <= len(said) else None
+    return next(filter(None, hop.groups())) if hop else peer
 
 
 def _name_of_address(address: str) -> str:

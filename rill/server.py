@@ -1,6 +1,7 @@
 """The gunicorn worker: gevent's, with callers' connections that tell when they are blocked and when they have left."""
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,8 +18,11 @@ from gevent.socket import socket as GeventSocket
 from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.errors import (
     ExpectationFailed,
+    InvalidHeader,
+    InvalidRequestLine,
     LimitRequestHeaders,
     LimitRequestLine,
+    NoMoreData,
     ParseException,
     UnsupportedTransferCoding,
 )
@@ -35,6 +39,14 @@ END_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.05
 # How long the last bytes may take to be taken before a reset, which would drop them.
 FLUSH_SECONDS = 2.0
+# How long a caller that reads nothing holds a write. An answer is ended before that, and says so in the log.
+BLOCKED_SECONDS = 30.0
+
+# All header lines together: what a thousand of them would cost to understand, everybody else would wait for.
+MOST_HEADER_BYTES = 65_536
+# https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and, for a Host, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.2
+TARGET = re.compile(r"/.*|\*|https?://[^/?#].*", re.IGNORECASE)
+HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+;=%-]{1,255})(?::[0-9]{0,5})?", re.ASCII | re.IGNORECASE)
 
 STATUSES = {
     LimitRequestLine: "414 URI Too Long",
@@ -48,7 +60,9 @@ HELP = {
         "(curl: --get --data-urlencode 'q=...'), or send the prompt as the body of a POST.\n"
     ),
     "414 URI Too Long": "The URL is too long: it may be of about 8,000 bytes. Send the prompt as the body of a POST.\n",
-    "431 Request Header Fields Too Large": "At most 100 headers of at most 8,190 bytes each are read.\n",
+    "431 Request Header Fields Too Large": (
+        "At most 100 headers of at most 8,190 bytes each are read, and 65,536 bytes in all.\n"
+    ),
 }
 
 _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info is the connection's state
@@ -74,10 +88,12 @@ class ClientSocket(GeventSocket):
             self._send_rest(memoryview(data)[sent:], flags)
 
     def _send_rest(self, data: memoryview, flags: int) -> None:
+        unread = ConnectionResetError(ECONNRESET, "the caller does not read")
         try:
             while data:
                 self.blocked_since = self.blocked_since or time.monotonic()
-                sent = self.send(data, flags)
+                with gevent.Timeout(BLOCKED_SECONDS, unread):
+                    sent = self.send(data, flags)
                 if sent:
                     data = data[sent:]
                     self.blocked_since = None
@@ -160,6 +176,7 @@ class Worker(GeventWorker):
             self.idle.discard(client)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        check_head(req)
         self.idle.discard(sock)
         if self.draining:
             req.force_close()
@@ -171,7 +188,19 @@ class Worker(GeventWorker):
         if self.draining:
             raise StopIteration  # So gunicorn is told to close a connection.
         self.idle.add(sock)
+        self._read_rest(req)
         return True
+
+    def _read_rest(self, req: Any) -> None:
+        """Reads what the application left of the body; broken chunks in it close the connection, without a word.
+
+        gunicorn would do it as it reads the next request, and answer what is broken as if it were one.
+        """
+        with gevent.Timeout(self.cfg.keepalive, NoMoreData()), suppress(ParseException):
+            while not req.body.failed and req.body.read(65536):
+                pass
+        if req.body.failed:
+            raise StopIteration
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answers what is no request that the application could answer; the log gets no word of it, only its kind."""
@@ -207,6 +236,28 @@ class Worker(GeventWorker):
             gevent.sleep(DRAIN_LOOK_SECONDS)
         hang_up(self.connections)
         self.alive = False
+
+
+def check_head(req: Any) -> None:
+    """Refuses what gunicorn lets pass, but another reader of HTTP on the way may have understood otherwise.
+
+    Raises gunicorn's ParseException. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
+    """
+    if not TARGET.fullmatch(req.uri):
+        raise InvalidRequestLine(req.uri)
+    req.path = req.path or "/"  # That of http://host
+    fields: dict[str, list[str]] = {}
+    for name, value in req.headers:
+        fields.setdefault(name, []).append(value)
+    hosts = fields.get("HOST", [] if req.version >= (1, 1) else ["unsaid"])
+    if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+        raise InvalidHeader("HOST")
+    if [coding.lower() for coding in fields.get("TRANSFER-ENCODING", ["chunked"])] != ["chunked"]:
+        raise UnsupportedTransferCoding("TRANSFER-ENCODING")
+    if sum(len(name) + len(value) for name, value in req.headers) > MOST_HEADER_BYTES:
+        raise LimitRequestHeaders("all header lines together")
+    if "close" in [option.strip(" \t").lower() for option in ",".join(fields.get("CONNECTION", [])).split(",")]:
+        req.force_close()
 
 
 def hang_up(connections: set[Any]) -> None:

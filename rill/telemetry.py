@@ -167,5 +167,5 @@ class Telemetry:
             self._first_text.labels(dialect).observe(record.first_text - record.begun)
         for direction in ("input", "output"):
             tokens = record.usage.get(f"{direction}_tokens")
-            if isinstance(tokens, int) and tokens > 0:
+            if isinstance(tokens, int) and 0 < tokens < 2**53:
                 self._tokens.labels(caller, model, direction).inc(tokens)

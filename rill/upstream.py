@@ -228,6 +228,6 @@ def _retry_after(error: anthropic.APIStatusError) -> int | None:
     value = error.response.headers.get("retry-after", "")
     with suppress(ValueError, OverflowError):
         return max(0, math.ceil(float(value)))
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return max(0, math.ceil(parsedate_to_datetime(value).timestamp() - time.time()))
     return None

@@ -61,7 +61,7 @@ class Message(BaseModel):
     """A message of a role that has a counterpart in the Messages API."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Part] | str
+    content: Annotated[list[Part], Field(fail_fast=True)] | str
 
     def text(self) -> str:
         """What a system message says; raises Problem where it shows an image, which only the user can."""
@@ -92,7 +92,7 @@ class Completion(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -196,9 +196,14 @@ def finish_reason_of(end: End) -> str:
 def usage_of(end: End) -> dict[str, int]:
     """The usage in OpenAI's words, in tokens; what was read from or written to a cache was sent as well."""
     counts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    sent = sum(int(end.usage.get(name) or 0) for name in counts)
-    received = int(end.usage.get("output_tokens") or 0)
+    sent = sum(_count(end.usage.get(name)) for name in counts)
+    received = _count(end.usage.get("output_tokens"))
     return {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
+
+
+def _count(tokens: Any) -> int:
+    """What was counted; whatever a relay sends in its place is no count."""
+    return tokens if isinstance(tokens, int) else 0
 
 
 def write_problem(problem: Problem, request_id: str = "") -> bytes:

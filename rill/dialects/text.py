@@ -11,13 +11,16 @@ from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.settings import Settings
 
+# Only the first fault is told: to gather a million of them would hold up everybody.
+Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+
 
 class Message(BaseModel):
     """A message in the Messages API's shape (`content`) or in the AI SDK's (`parts`)."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]] | None = None
-    parts: list[dict[str, Any]] | None = None
+    content: str | Blocks | None = None
+    parts: Blocks | None = None
 
     def said(self) -> str | list[dict[str, Any]]:
         """What is said, as the Messages API takes it; of the AI SDK's parts that is the text."""

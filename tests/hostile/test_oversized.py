@@ -1,0 +1,291 @@
+"""Too much of anything is refused in about a second, in words that name its bound, and never reaches the upstream."""
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+
+import pytest
+from raw import SECRET, TOKEN, exchange, prompts
+from server import Rill, request_bytes, rill_env
+from upstream import Upstream
+
+MAX_BODY = 1_048_576
+# Measured at most 0.2 s on an idle machine; this is for a busy one.
+SOON_SECONDS = 2.0
+USER = '{"role": "user", "content": "hi"}'
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+PART = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\nhi\r\n'
+TEXT, ANTHROPIC, OPENAI = "/stream", "/v1/messages", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server that wants a token."""
+    with Rill({**rill_env(module_upstream), "RILL_TOKENS": f"alice={SECRET}"}) as running:
+        yield running
+
+
+def post(path: str, media_type: str, body: bytes) -> bytes:
+    """A POST with its body's length."""
+    return request_bytes("POST", path, {**TOKEN, "Content-Type": media_type, "Content-Length": str(len(body))}, body)
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """A POST of text in chunks, so that nobody knows its length before."""
+    pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    return request_bytes("POST", TEXT, {**TOKEN, "Transfer-Encoding": "chunked"}) + framed
+
+
+def messages(path: str, said: str, more: str = "") -> bytes:
+    """A JSON request of any of the dialects with these messages and further fields, as they stand."""
+    body = f'{{"model": "m", "max_tokens": 5, "messages": {said}{more and ", "}{more}}}'
+    return post(path, JSON, body.encode())
+
+
+def many(said: str, number: int) -> str:
+    """A JSON list of the same, so many times."""
+    return f"[{', '.join([said] * number)}]"
+
+
+def nested(depth: int, path: str = TEXT) -> bytes:
+    """A request that holds brackets this deep, its own object among them."""
+    return messages(path, f"[{USER}]", '"more": ' + "[" * (depth - 1) + "]" * (depth - 1))
+
+
+def get(*fields: str, path: str = "/stream?q=first") -> bytes:
+    """A GET with these header lines."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", f"x-api-key: {SECRET}", *fields, "", ""]).encode()
+
+
+# A request, its status, and what the refusal says.
+REFUSED: dict[str, tuple[bytes, set[int], str]] = {
+    "request line": (get(path="/stream?q=" + "a" * 8200), {414}, "8,000"),
+    "request line of 3 MB": (get(path="/stream?q=" + "a" * 3_000_000), {414}, "8,000"),
+    "request line that never ends": (b"GET /" + b"a" * 1_000_000, {414}, "8,000"),
+    "method": (b"A" * 9000 + b" /stream?q=first HTTP/1.1\r\nHost: x\r\n\r\n", {400, 414}, ""),
+    "version": (b"GET /stream?q=first HTTP/1." + b"1" * 1000 + b"\r\nHost: x\r\n\r\n", {400}, ""),
+    "header": (get("X: " + "a" * 9000), {431}, "8,190"),
+    "header of 3 MB": (get("X: " + "a" * 3_000_000), {431}, "8,190"),
+    "header name": (get("X" * 9000 + ": y"), {431}, "8,190"),
+    "headers by number": (get(*["X: y"] * 101), {431}, "100 "),
+    "headers by the million": (get(*["X: y"] * 1_000_000), {431}, "100 "),
+    "headers in all": (get(*["X: " + "a" * 8000] * 90), {431}, "65,536"),
+    "Accept in all": (get(*["Accept: " + "a/b," * 2000] * 90), {431}, "65,536"),
+    "body": (post(TEXT, "text/plain", b"a" * (MAX_BODY + 1)), {413}, str(MAX_BODY)),
+    "body of 3 MB": (post(TEXT, "text/plain", b"a" * 3_000_000), {413}, str(MAX_BODY)),
+    "body in chunks": (chunked(b"a" * (MAX_BODY + 1), 65536), {413}, str(MAX_BODY)),
+    "body in many chunks": (chunked(b"a" * (MAX_BODY + 100), 100), {413}, str(MAX_BODY)),
+    "body of JSON": (messages(TEXT, f"[{USER}]", f'"more": "{"a" * MAX_BODY}"'), {413}, str(MAX_BODY)),
+    "body of a form": (post(TEXT, FORM, b"q=" + b"a" * MAX_BODY), {413}, str(MAX_BODY)),
+    "form fields": (post(TEXT, FORM, b"q=hi" + b"&a=b" * 1000), {413}, "1000"),
+    "form fields without a name": (post(TEXT, FORM, b"q=hi" + b"&" * 1_000_000), {413}, "1000"),
+    "parts of a form": (
+        post(TEXT, "multipart/form-data; boundary=x", PART.format("a").encode() * 1001 + b"--x--\r\n"),
+        {413},
+        "1000",
+    ),
+    **{
+        f"{number:,} messages at {path}": (messages(path, many(said, number)), {400}, "10000")
+        for path in (TEXT, ANTHROPIC, OPENAI)
+        for number, said in ((10_001, USER), (300_000, "0"))
+    },
+    **{
+        f"JSON {depth:,} deep at {path}": (nested(depth, path), {400}, "200")
+        for path in (TEXT, ANTHROPIC, OPENAI)
+        for depth in (202, 100_000)
+    },
+    "JSON of 500,000 open brackets": (post(TEXT, JSON, b"[" * 500_000), {400}, "200"),
+    "JSON of 200,000 open objects": (post(TEXT, JSON, b'{"":' * 200_000), {400}, "200"),
+    "system": (get(path=f"/stream?q=hi&system={'a' * 8200}"), {414}, "8,000"),
+    "max_tokens": (messages(OPENAI, f"[{USER}]", '"max_completion_tokens": 32769'), {400}, "32768"),
+    "max_tokens of 4,000 digits": (
+        post(TEXT, JSON, b'{"q": "hi", "max_tokens": ' + b"9" * 4000 + b"}"),
+        {400},
+        "32768",
+    ),
+    "temperature": (post(TEXT, JSON, b'{"q": "hi", "temperature": 1e308}'), {400}, "0 to 1"),
+    "temperature without end": (post(TEXT, JSON, b'{"q": "hi", "temperature": 1e400}'), {400}, "0 to 1"),
+    "Host": (request_bytes("GET", "/stream?q=first", {"Host": "x" * 8000}), {400}, ""),
+    "prefetch": (get("Sec-Purpose: " + "prefetch;" * 800), {403}, ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_too_much_is_refused_soon_in_words_that_name_the_bound(rill: Rill, upstream: Upstream, name: str) -> None:
+    request, statuses, bound = REFUSED[name]
+    begun = time.monotonic()
+    heard = exchange(rill.port, request)
+    assert time.monotonic() - begun < SOON_SECONDS
+    assert heard.statuses[0] in statuses
+    assert bound in heard.data.decode()
+    assert upstream.requests == []
+
+
+DIGITS = "9" * 5000
+# What is refused for what it is, not for how much; the upstream gets none of it, since it would be no JSON.
+NUMBERS = {
+    f"{name} at {path}": messages(path, f'[{{"role": "user", "content": {content}}}]', more)
+    for path in (TEXT, ANTHROPIC, OPENAI)
+    for name, content, more in (
+        ("a number without end", '"hi"', '"more": 1e400'),
+        ("its negative", '"hi"', '"more": -1e400'),
+        ("a number of 5,000 digits", '"hi"', f'"more": {DIGITS}'),
+        ("a negative one of 5,000 digits", '"hi"', f'"more": -{DIGITS}'),
+        ("a fraction of 500,000 digits", '"hi"', f'"more": 0.{"1" * 500_000}'),
+        ("NaN", '"hi"', '"more": NaN'),
+        ("Infinity", '"hi"', '"more": -Infinity'),
+        ("a number without end within a block", '[{"type": "text", "text": "hi", "more": [1e400]}]', ""),
+    )
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_no_json_can_hold_is_a_400_or_never_passed_on(rill: Rill, upstream: Upstream, name: str) -> None:
+    begun = time.monotonic()
+    heard = exchange(rill.port, NUMBERS[name])
+    assert time.monotonic() - begun < SOON_SECONDS
+    assert heard.statuses in ([200, 200], [400, 200])
+    assert heard.in_step
+    for request in upstream.requests:
+        json.loads(request.body, parse_constant=pytest.fail)
+        assert b"inf" not in request.body.lower()
+
+
+ZEROS = f"[{'0,' * 500_000}0]"
+# A megabyte of faults in one request; each alone is an ordinary 400.
+FAULTS = {
+    "blocks that are none": messages(TEXT, f'[{{"role": "user", "content": {ZEROS}}}]'),
+    "parts that are none": messages(TEXT, f'[{{"role": "user", "parts": {ZEROS}}}]'),
+    "blocks that are none, in OpenAI's dialect": messages(OPENAI, f'[{{"role": "user", "content": {ZEROS}}}]'),
+    "blocks without a type": messages(OPENAI, f'[{{"role": "user", "content": {many("{}", 250_000)}}}]'),
+    "messages that are none": messages(TEXT, many("0", 10_000)),
+    "messages without a role": messages(OPENAI, many("{}", 10_000)),
+    "messages of faults": messages(TEXT, many('{"role": 1, "content": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]}', 10_000)),
+    "stops that are none": messages(OPENAI, f"[{USER}]", f'"stop": {ZEROS}'),
+    "a form's part of line ends": post(
+        TEXT, "multipart/form-data; boundary=x", PART.format("a")[:-4].encode() + b"\r\n-" * 300_000
+    ),
+    "a form's part of boundaries": post(TEXT, "multipart/form-data; boundary=x", b"--x\r\n" * 200_000),
+    "a form's part of headers": post(
+        TEXT, "multipart/form-data; boundary=x", b"--x\r\n" + b"A: b\r\n" * 170_000 + b"\r\n\r\n--x--\r\n"
+    ),
+    "a form's name of 900,000 bytes": post(
+        TEXT, "multipart/form-data; boundary=x", PART.format("a" * 900_000).encode() + b"--x--\r\n"
+    ),
+    "a form's boundary of 7,000 bytes": post(TEXT, f"multipart/form-data; boundary={'x' * 7000}", b"--x" * 300_000),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_megabyte_of_faults_holds_up_nobody(rill: Rill, upstream: Upstream, name: str) -> None:
+    begun = time.monotonic()
+    heard = exchange(rill.port, FAULTS[name])
+    # The worker does nothing else meanwhile.
+    assert time.monotonic() - begun < SOON_SECONDS / 2
+    assert heard.statuses in ([400, 200], [413, 200])
+    assert len(heard.data) < 3000
+    assert upstream.requests == []
+
+
+LONG = "x" * 8000
+# At the bound, or without one: answered as if nothing were the matter.
+ANSWERED = {
+    "request line at its bound": get(path="/stream?q=" + "a" * (8190 - len("GET /stream?q= HTTP/1.1"))),
+    "header at its bound": get("X: " + "a" * (8190 - len("X: \r\n"))),
+    "headers at their number": get(*["X: y"] * 98),
+    "body at its bound": post(TEXT, "text/plain", b"a" * MAX_BODY),
+    "body in chunks at its bound": chunked(b"a" * MAX_BODY, 8192),
+    "2,000 query fields": get(path="/stream?q=first" + "&a=b" * 2000),
+    "the prompt a thousand times": get(path="/stream?" + "q=first&" * 1000),
+    "1,000 form fields": post(TEXT, FORM, b"q=hi" + b"&a=b" * 999),
+    "1,000 parts of a form": post(
+        TEXT,
+        "multipart/form-data; boundary=x",
+        (PART.format("a") * 999 + PART.format("q") + "--x--\r\n").encode(),
+    ),
+    "10,000 messages": messages(TEXT, many(USER, 10_000)),
+    "JSON at its depth": nested(200),
+    "a field a hundred thousand times": post(TEXT, JSON, b"{" + b'"q":"hi",' * 100_000 + b'"q":"hi"}'),
+    "a million unknown fields": post(
+        TEXT, JSON, b'{"q": "hi"' + b"".join(b',"%x":0' % n for n in range(90_000)) + b"}"
+    ),
+    "X-Request-Id": get(f"X-Request-Id: {LONG}"),
+    "Accept of 2,000 types": get("Accept: " + ",".join(["a/b"] * 2000)),
+    "Accept of 800 weights": get("Accept: " + ",".join(["a/b;q=0.5"] * 800)),
+    "Accept of parameters": get("Accept: text/plain" + ";a=b" * 2000),
+    "Accept of continued parameters": get("Accept: text/plain" + "".join(f";a*{n}*=x" for n in range(800))),
+    "Accept of quotes": get('Accept: text/plain;a="' + '\\"' * 4000),
+    "Accept of commas": get("Accept: " + "," * 8000),
+    "Accept with a weight of 8,000 digits": get("Accept: text/plain;q=0." + "1" * 8000),
+    "Accept-Encoding": get("Accept-Encoding: " + "gzip;q=0.1," * 700),
+    "Accept-Language": get("Accept-Language: " + "en;q=0.1," * 800),
+    "Last-Event-ID": get(f"Last-Event-ID: {LONG}"),
+    "Cookie": get("Cookie: " + "a=b;" * 2000),
+    "Range": get("Range: bytes=" + "0-," * 2000),
+    "User-Agent": get(f"User-Agent: {LONG}"),
+    "Origin": get(f"Origin: https://{LONG}"),
+    "X-Forwarded-For": get("X-Forwarded-For: " + "203.0.113.7," * 600),
+    "Forwarded": get("Forwarded: " + 'for="[::1]";' * 600),
+    "parameters of a media type": post(TEXT, "text/plain" + ";a=b" * 2000, b"hi"),
+    "charset": post(TEXT, f"text/plain; charset={LONG}", b"hi"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_much_that_is_within_its_bound_is_answered_soon(rill: Rill, upstream: Upstream, name: str) -> None:
+    begun = time.monotonic()
+    heard = exchange(rill.port, ANSWERED[name])
+    assert time.monotonic() - begun < SOON_SECONDS
+    assert (heard.statuses, heard.in_step) == ([200, 200], True)
+    assert len(prompts(upstream)) == 1
+
+
+def test_a_long_event_id_is_answered_as_a_short_one(rill: Rill, upstream: Upstream) -> None:
+    heard = exchange(rill.port, get(f"Last-Event-ID: {LONG}", path="/chat/stream?message=first"))
+    assert (heard.statuses, upstream.requests) == ([204, 200], [])
+
+
+def test_a_long_request_id_is_never_repeated(rill: Rill, upstream: Upstream) -> None:
+    assert b"xxxx" not in exchange(rill.port, get(f"X-Request-Id: {LONG}")).data
+    assert "xxxx" not in rill.output()
+
+
+TOKENS = {
+    "Bearer": f"Authorization: Bearer {LONG}",
+    "Bearer of spaces": "Authorization: Bearer " + " " * 8000 + "x",
+    "Bearer of bytes": "Authorization: Bearer " + "\xff" * 8000,
+    "x-api-key": f"x-api-key: {LONG}",
+    "Basic": "Authorization: Basic " + b64encode(b"a:" + b"x" * 5990).decode(),
+    "Basic of colons": "Authorization: Basic " + b64encode(b":" * 5990).decode(),
+    "Basic without a colon": "Authorization: Basic " + b64encode(b"x" * 5990).decode(),
+    "Basic that is no base64": "Authorization: Basic " + "%" * 8000,
+    "Basic that is too short": "Authorization: Basic " + "A" * 7997,
+    "Basic of bytes": "Authorization: Basic " + b64encode(b":" + b"\xff" * 5990).decode(),
+    "Digest of fields": "Authorization: Digest " + 'a="b",' * 1300,
+    "Digest of quotes": "Authorization: Digest " + 'a="' * 2600,
+    "a scheme": f"Authorization: {LONG}",
+    "eight keys": "\r\n".join([f"x-api-key: {LONG}"] * 8),
+}
+
+
+@pytest.mark.parametrize("way", TOKENS)
+def test_a_huge_token_is_a_401_soon_and_never_repeated(rill: Rill, upstream: Upstream, way: str) -> None:
+    said = len(rill.output())
+    begun = time.monotonic()
+    head = f"GET /stream?q=first HTTP/1.1\r\nHost: x\r\n{TOKENS[way]}\r\n\r\n".encode("latin-1")
+    heard = exchange(rill.port, head)
+    assert time.monotonic() - begun < SOON_SECONDS
+    assert heard.statuses == [401, 200]
+    assert "xxxx" not in heard.data.decode() + rill.output()[said:]
+    assert upstream.requests == []
+
+
+def test_one_who_may_not_ask_is_refused_before_a_body_of_any_length_is_read(rill: Rill, upstream: Upstream) -> None:
+    head = request_bytes("POST", TEXT, {"Content-Length": "1000000"})
+    with rill.ask("POST", TEXT, {"Content-Length": "1000000", "Expect": "100-continue"}) as asked:
+        assert asked.status in (100, 401)
+    heard = exchange(rill.port, head + b"a" * 1_000_000)
+    assert (heard.statuses, heard.in_step, upstream.requests) == ([401, 200], True, [])

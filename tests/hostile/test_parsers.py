@@ -1,0 +1,487 @@
+"""Whatever a parser is given, it returns what is within its bounds or says in few words what is wrong.
+
+The pure parsers are asked directly, those of the request's head and body over the wire.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import upstream as wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw import Heard, exchange, play, untroubled
+from server import Rill, request_bytes
+from upstream import Upstream
+
+from rill.access import Tokens
+from rill.dialects.anthropic import read_messages
+from rill.dialects.fields import read_json_object
+from rill.dialects.openai import read_completion
+from rill.dialects.text import read_fields, read_json, read_text
+from rill.events import End, Event, Text
+from rill.limits import Rate
+from rill.problems import Problem
+from rill.prompt import Prompt
+from rill.reader import Reader
+from rill.settings import BadSettings, Settings, read_settings
+
+many = settings(deadline=None, max_examples=200)
+some = settings(deadline=None, max_examples=60)
+
+OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_MODELS="small,large")  # type: ignore[arg-type]
+MAX_MESSAGES = 10_000
+# Every piece of an input that a refusal could repeat begins with this.
+SAID = "what-a-caller-said"
+MOST_WORDS = 300
+
+
+# What comes in
+
+NAMES = (
+    *("q", "message", "prompt", "messages", "system", "model", "max_tokens", "temperature", "role", "content", "parts"),
+    *("type", "text", "image_url", "url", "top_p", "stop", "n", "stream", "stream_options", "include_usage", "tools"),
+    *("max_completion_tokens", "response_format", "modalities", "tool_calls", "seed", "user", "assistant", "small"),
+)
+anything = st.text(alphabet=st.characters(exclude_categories=[]), max_size=20)
+words = st.sampled_from([*NAMES, SAID, SAID * 20, "", " ", "\x00", "\ud800", "data:image/png;base64,AAAA"]) | anything
+numbers = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([0, -1, 1, 32768, 32769, 2**31, 2**53 + 1, 2**64, 10**400, 1e308, -0.0, 5e-324])
+)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=12,
+)
+HI = [{"role": "user", "content": "hi"}]
+VALID: list[dict[str, Any]] = [
+    {"q": "hi", "system": "be brief", "model": "small", "max_tokens": 5, "temperature": 0.5},
+    {"messages": [{"role": "system", "content": "x"}, *HI, {"role": "assistant", "parts": [{"type": "text"}]}, *HI]},
+    {"model": "small", "max_tokens": 5, "messages": HI, "stream": True, "system": [{"type": "text", "text": "x"}]},
+    {
+        "model": "large",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url"}]}],
+        "max_completion_tokens": 5,
+        "temperature": 2,
+        "stop": ["a", "b"],
+        "stream_options": {"include_usage": True},
+        "response_format": {"type": "text"},
+    },
+]
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> Any:
+    """A valid request, of which up to three pieces are replaced, added or taken away."""
+    request = json.loads(json.dumps(draw(st.sampled_from(VALID))))
+    for _ in range(draw(st.integers(0, 3))):
+        place = request
+        while isinstance(place, dict | list) and place:
+            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+            if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
+                break
+            place = place[key]
+        if not isinstance(place, dict | list) or not place:
+            continue
+        if draw(st.booleans()):
+            place[key] = draw(values)
+        elif isinstance(place, dict):
+            place[draw(words)] = place.pop(key) if draw(st.booleans()) else draw(values)
+        else:
+            place.append(place[key])
+    return request
+
+
+@st.composite
+def spliced(draw: st.DrawFn) -> bytes:
+    """The bytes of a request, into which others are put, or of which some are taken."""
+    data = json.dumps(draw(changed() | values), ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.integers(0, 3))):
+        begin, length = draw(st.integers(0, len(data))), draw(st.integers(0, 5))
+        tokens = [b"1e999", b"NaN", b"-Infinity", b"9" * 4400, b"[" * 300, b'"\\ud800"', b"\xff", b"\x00", b'",', b"{}"]
+        data = data[:begin] + draw(st.sampled_from(tokens) | st.binary(max_size=5)) + data[begin + length :]
+    return data
+
+
+bodies = (
+    spliced() | st.binary(max_size=200) | st.lists(values | st.just(SAID), max_size=3).map(json.dumps).map(str.encode)
+)
+
+
+# What comes of it
+
+
+def check_refusal(problem: Problem) -> None:
+    """It is the caller's fault, told in few words that are not its own."""
+    assert 400 <= problem.status < 500
+    assert 0 < len(problem.detail) <= MOST_WORDS
+    assert SAID not in problem.detail
+    json.dumps(problem.as_json()).encode()
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """It can be sent, and is within its bounds."""
+    assert prompt.model in ("small", "large", OURS.model)
+    assert type(prompt.max_tokens) is int
+    assert 1 <= prompt.max_tokens <= OURS.max_tokens_cap
+    assert len(prompt.messages) <= MAX_MESSAGES
+    assert not {"model", "messages", "max_tokens"} & set(prompt.options)
+    json.dumps([*prompt.messages, prompt.options], ensure_ascii=False).encode()
+    if not prompt.verbatim:
+        assert all(message["role"] in ("user", "assistant") for message in prompt.messages)
+        assert all(isinstance(message["content"], str | list) for message in prompt.messages)
+        assert prompt.options.get("temperature", 0) is not None
+        assert 0 <= prompt.options.get("temperature", 0) <= 1
+
+
+READERS: dict[str, Callable[[bytes], Prompt]] = {
+    "text": lambda body: read_json(body, OURS),
+    "openai": lambda body: read_completion(body, OURS),
+    "anthropic": lambda body: read_messages(body, {"Anthropic-Beta": "x", "Authorization": SAID}, {"beta": "y"}, OURS),
+}
+
+
+def refusal_of(ask: Callable[[], object]) -> Problem | None:
+    """The Problem that is raised, if one is; anything else fails the test."""
+    try:
+        ask()
+    except Problem as problem:
+        return problem
+    return None
+
+
+def read(reader: Callable[[], Prompt]) -> Prompt | None:
+    """The prompt, or None where it was refused as it should be."""
+    try:
+        prompt = reader()
+    except Problem as problem:
+        check_refusal(problem)
+        return None
+    check_prompt(prompt)
+    return prompt
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@given(request=changed())
+@many
+def test_a_request_that_is_nearly_valid_is_a_prompt_or_a_refusal(dialect: str, request: Any) -> None:
+    body = json.dumps(request).encode()
+    prompt = read(lambda: READERS[dialect](body))
+    assert SAID not in str(prompt and dict(prompt.headers))
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@given(body=bodies)
+@many
+def test_any_bytes_are_a_prompt_or_a_refusal(dialect: str, body: bytes) -> None:
+    read(lambda: READERS[dialect](body))
+
+
+@given(body=bodies)
+@many
+def test_any_bytes_are_a_json_object_or_a_refusal(body: bytes) -> None:
+    try:
+        fields = read_json_object(body)
+    except Problem as problem:
+        check_refusal(problem)
+    else:
+        assert type(fields) is dict
+        json.dumps(fields, ensure_ascii=False).encode()
+
+
+encodable = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
+fields = st.dictionaries(st.sampled_from(NAMES), encodable | numbers.map(str) | st.just(SAID), max_size=5)
+
+
+@given(said=fields)
+@many
+def test_any_fields_of_a_query_or_form_are_a_prompt_or_a_refusal(said: Mapping[str, str]) -> None:
+    read(lambda: read_fields(said, OURS))
+
+
+@given(body=st.binary(max_size=50) | encodable.map(str.encode), options=fields)
+@many
+def test_any_text_is_the_prompt_itself_or_a_refusal(body: bytes, options: Mapping[str, str]) -> None:
+    prompt = read(lambda: read_text(body, options, OURS))
+    assert prompt is None or prompt.messages == [{"role": "user", "content": body.decode()}]
+
+
+# Who asks
+
+secrets = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=",="), min_size=1)
+
+
+@given(secret=secrets.map(str.strip).filter(bool), sent=st.none() | encodable | secrets)
+@many
+def test_only_the_very_token_gets_in(secret: str, sent: str | None) -> None:
+    tokens = Tokens((f"alice={secret}",))
+    assert tokens.name_of(secret, "127.0.0.1") == "alice"
+    problem = refusal_of(lambda: tokens.name_of(sent, "127.0.0.1"))
+    assert (problem is None) == (sent == secret)
+    assert problem is None or problem.status == 401
+
+
+@given(address=st.ip_addresses().map(str) | encodable)
+@many
+def test_any_address_is_some_caller(address: str) -> None:
+    name = Tokens(()).name_of(None, address)
+    assert name
+    assert name.isascii()
+    assert len(name) <= 50
+    Rate("1/minute").count(name)
+
+
+# What is set
+
+SETTINGS = [str(field.validation_alias) for field in Settings.model_fields.values()]
+written = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+ODD_VALUES = [
+    *("1", "0", "true", "1_000", " 1", "+1", "1e3", "1e999", "nan", "-inf", "0x1", "9" * 5000, "\u0661", "1\n2"),
+    *("60/minute", "1 per 2 hours", "5/second;1/day", "1/0 minute", "9" * 50 + "/day", "-1/year", "/", "1/1/1"),
+    *("a=b", "a=b,a=c", "=", ",", "a,*", "sha256:", f"x=sha256:{'a' * 64}", f"{SAID}={SAID},{SAID}", SAID, "*"),
+    *("http://x", "https://[::1]:9", "http://[x", "http://x:0", "http://u:p@x/y?z#f", "//x", "redis://", "redis:"),
+]
+settable = written | numbers.map(str) | st.sampled_from(ODD_VALUES)
+
+
+@given(env=st.dictionaries(st.sampled_from(SETTINGS), settable, max_size=4))
+@many
+def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_the_fault(env: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*SETTINGS, "DYNO"):
+            patch.delenv(name, raising=False)
+        for name, value in {"ANTHROPIC_API_KEY": "sk-test", **env}.items():
+            patch.setenv(name, value)
+        try:
+            found = read_settings()
+        except BadSettings as bad:
+            line = str(bad)
+            assert any(name in line for name in (*env, "RILL_MAX_TOKENS"))
+            assert "\n" not in line
+            assert SAID not in line
+            return
+    Rate(found.rate).count("alice")
+    assert all(Tokens((entry,)).name_of(_secret_of(entry), "") for entry in found.tokens if "sha256:" not in entry)
+    assert 1 <= found.max_tokens <= found.max_tokens_cap
+    assert found.check(None, None) == (found.model, found.max_tokens)
+    assert found.first_event_seconds > 0
+    assert found.drain_seconds < float("inf")
+
+
+def _secret_of(entry: str) -> str:
+    name, equals, secret = entry.partition("=")
+    return secret if equals else name
+
+
+# What the upstream says
+
+RECORDED = sorted(wire.expected())
+EVENTS = (
+    b"\n",
+    b"\r",
+    b"\n\n",
+    b"data:",
+    b"data: {}\n\n",
+    b"event: error\n",
+    b"\xff",
+    b"\x00",
+    b"1e999",
+    b"NaN",
+    b"null",
+)
+
+
+@st.composite
+def changed_streams(draw: st.DrawFn) -> bytes:
+    """A recorded answer with some bytes put in, taken away or said twice."""
+    data = wire.recorded(draw(st.sampled_from(RECORDED)))
+    for _ in range(draw(st.integers(1, 4))):
+        begin, length = draw(st.integers(0, len(data))), draw(st.integers(0, 50))
+        piece = draw(st.sampled_from(EVENTS) | st.binary(max_size=5) | st.just(data[begin : begin + 200]))
+        data = data[:begin] + piece + data[begin + length :]
+    return data
+
+
+def take(data: bytes, size: int) -> tuple[str, list[Event], str | None]:
+    """The text, the other events, and the name of the problem of an answer that comes in reads of this size."""
+    reader = Reader()
+    taken: list[Event] = []
+    for begin in range(0, len(data), size):
+        taken += reader.feed(data[begin : begin + size])
+        if reader.ended or reader.problem:
+            break
+    else:
+        taken += reader.finish()
+    assert reader.ended != (reader.problem is not None)
+    json.dumps(reader.usage)
+    text = "".join(event.text for event in taken if isinstance(event, Text))
+    text.encode()
+    return text, [event for event in taken if isinstance(event, End)], reader.problem and reader.problem.name
+
+
+@given(data=changed_streams(), size=st.integers(1, 3000))
+@some
+def test_a_changed_answer_ends_once_or_is_a_problem_and_the_same_in_reads_of_any_size(data: bytes, size: int) -> None:
+    text, ends, problem = take(data, size)
+    assert (len(ends), problem is None) in ((1, True), (0, False))
+    assert take(data, len(data)) == (text, ends, problem)
+
+
+@given(body=bodies | values.map(lambda usage: json.dumps({"type": "message", "usage": usage}).encode()))
+@many
+def test_a_message_that_comes_whole_is_an_end_or_a_problem(body: bytes) -> None:
+    reader = Reader()
+    problem = refusal_of(lambda: json.dumps(reader.read_message(body).usage))
+    assert (problem is None) == reader.ended
+    assert problem is None or problem.status == 502
+
+
+ADVICE = {
+    "nothing": "",
+    "less than nothing": "-1",
+    "a word": "soon",
+    "nan": "nan",
+    "inf": "inf",
+    "a number without end": "1e400",
+    "a great number": "1e300",
+    "5,000 digits": "9" * 5000,
+    "two numbers": "5, 6",
+    "hexadecimal": "0x10",
+    "a date that is over": "Wed, 21 Oct 2015 07:28:00 GMT",
+    "the first date": "Mon, 01 Jan 0001 00:00:00 -0000",
+    "the last date": "Fri, 31 Dec 9999 23:59:59 -2300",
+    "a year too great": "Mon, 01 Jan 99999999999 00:00:00 GMT",
+    "a second too great": "Mon, 01 Jan 2020 0:0:99999999999999999999 GMT",
+    "a zone too great": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999",
+    "a date that is none": "Thu, 99 Foo 2020 25:61:61 GMT",
+    "a long word": "x" * 8000,
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_whatever_retry_after_an_upstream_sends_ours_is_a_number(rill: Rill, upstream: Upstream, name: str) -> None:
+    headers = {"retry-after": ADVICE[name], "x-should-retry": "false"}
+    upstream.script(wire.error(429, "rate_limit_error", "later", headers))
+    with rill.ask("GET", "/stream?q=first") as asked:
+        assert (asked.status, asked.headers["retry-after"].isdigit()) == (429, True)
+
+
+COUNTS = {
+    "words": "many",
+    "a list": [1],
+    "an object": {"a": 1},
+    "a fraction": 1.5,
+    "less than none": -5,
+    "true": True,
+    "null": None,
+    "more than a float holds": 10**400,
+}
+ASKED = {
+    "text": ("/stream", {}),
+    "sse": ("/stream", {"Accept": "text/event-stream"}),
+    "openai": ("/v1/chat/completions", {"Content-Type": "application/json"}),
+    "anthropic": ("/v1/messages", {"Content-Type": "application/json"}),
+}
+QUESTION = json.dumps(
+    {"model": "small", "max_tokens": 5, "messages": HI, "stream": True, "stream_options": {"include_usage": True}}
+).encode()
+
+
+@pytest.mark.parametrize("dialect", ASKED)
+@pytest.mark.parametrize("name", COUNTS)
+def test_an_upstream_that_counts_oddly_breaks_no_answer(
+    rill: Rill, upstream: Upstream, name: str, dialect: str
+) -> None:
+    usage = {"input_tokens": COUNTS[name], "output_tokens": COUNTS[name]}
+    ending = wire.event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage) + wire.event("message_stop")
+    opening = wire.event("message_start", message={"model": "m", "usage": usage})
+    upstream.script(wire.head(), wire.send(opening, wire.text("ok"), ending), wire.end())
+    path, headers = ASKED[dialect]
+    with rill.ask("POST", path, {"Content-Type": "application/json", **headers}, QUESTION) as asked:
+        assert asked.status == 200
+        assert b"ok" in asked.read_rest()
+        assert asked.ended == "clean"
+
+
+# The head and the body of a request, over the wire
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unharmed(service: Rill) -> Iterator[None]:
+    """The server of all these examples is as well after them as it was before."""
+    with untroubled(service):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def answering(module_upstream: Upstream) -> None:
+    """The upstream answers whatever an example asks."""
+    module_upstream.always(play)
+
+
+sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0"))
+schemes = st.sampled_from([b"Bearer ", b"bearer", b"Basic ", b"BASIC  ", b"Digest ", b"Basic Og==", b"Basic YTpi", b""])
+
+
+def ask(rill: Rill, head: bytes, body: bytes = b"") -> Heard:
+    """Asks with these lines, and a length where there is a body."""
+    length = b"Content-Length: %d\r\n" % len(body) if body else b""
+    return exchange(rill.port, b"%b\r\nHost: x\r\n%b\r\n%b" % (head, length, body))
+
+
+@given(name=st.sampled_from([b"Authorization", b"x-api-key", b"X-Request-Id", b"Accept"]), scheme=schemes, value=sent)
+@some
+def test_any_credentials_are_read_without_a_fault(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
+    heard = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
+    assert heard.statuses in ([400], [200, 200])
+
+
+media_types = st.sampled_from(
+    [
+        *(b"text/plain", b"text/plain; charset=\xff", b"application/json", b"application/x+json", b"image/png", b""),
+        *(b"application/x-www-form-urlencoded", b"multipart/form-data", b"multipart/form-data; boundary=x", b"/", b";"),
+        *(b"multipart/form-data; boundary=\xff", b'multipart/form-data; boundary="', b"multipart/form-data; boundary="),
+    ]
+)
+PARTS = (
+    *(b"--x", b"--x--", b"\r\n", b"\n", b'Content-Disposition: form-data; name="q"', b'; filename="a"', b"hi", b"q=hi"),
+    *(b"Content-Transfer-Encoding: base64", b"Content-Type: text/plain; charset=utf-7", b"Content-Length: -1", b"&q=%"),
+    *(b"\xff", b"\x00", b'"', b"name*=utf-8''q", b"&max_tokens=1e9", b'{"q": "hi"}', b"=", b"&", b"%ED%A0%80", b"+"),
+)
+typed = st.lists(st.sampled_from(PARTS) | st.binary(max_size=5), max_size=12).map(b"".join) | bodies
+
+
+@given(media_type=media_types | sent, body=typed)
+@many
+def test_any_body_of_any_type_is_answered_or_refused(service: Rill, media_type: bytes, body: bytes) -> None:
+    heard = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
+    assert heard.statuses[0] in (200, 400, 413, 415)
+    assert heard.in_step == (heard.statuses != [400])
+
+
+@given(
+    query=st.binary(max_size=60).map(lambda value: bytes(33 + byte % 94 for byte in value)),
+    path=st.sampled_from(["/stream", "/chat/stream", "/v1/messages"]),
+)
+@some
+def test_any_url_is_answered_or_refused(service: Rill, query: bytes, path: str) -> None:
+    method = b"POST" if path.startswith("/v1") else b"GET"
+    heard = ask(service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b"")
+    assert (heard.statuses[0] in (200, 400, 403, 404), heard.in_step) == (True, True)
+
+
+@given(beta=sent, version=sent)
+@some
+def test_any_header_that_is_passed_on_reaches_the_upstream_or_is_refused(
+    service: Rill, beta: bytes, version: bytes
+) -> None:
+    head = b"POST /v1/messages HTTP/1.1\r\nanthropic-beta: %b\r\nanthropic-version: %b" % (beta, version)
+    heard = ask(service, head, QUESTION)
+    assert heard.statuses in ([200, 200], [400])
+
+
+def test_it_serves_after_all_of_that(rill: Rill) -> None:
+    assert exchange(rill.port, request_bytes("GET", "/stream?q=first")).statuses == [200, 200]

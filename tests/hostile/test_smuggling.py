@@ -1,0 +1,188 @@
+"""No request is understood in two ways: what could be is refused, and nothing behind it is read.
+
+A proxy in front decides where one request ends by its own reading; where ours differs, one caller's bytes become
+another's request. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
+"""
+
+import pytest
+from raw import exchange, prompts, send_and_leave
+from server import Rill, request_bytes
+from upstream import Upstream
+from vectors import CLOSED, HIDDEN, READ, REFUSED, chunks
+
+REFUSALS = {400, 414, 417, 431, 501, 505}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(
+    rill: Rill, upstream: Upstream, name: str
+) -> None:
+    heard = exchange(rill.port, REFUSED[name])
+    assert len(heard.statuses) == 1
+    assert heard.statuses[0] in REFUSALS
+    assert b"<" not in heard.data
+    assert b"smuggled" not in heard.data
+    assert not heard.in_step
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_has_one_meaning_is_read_so_and_the_next_request_begins_where_it_ends(
+    rill: Rill, upstream: Upstream, name: str
+) -> None:
+    data, meant = READ[name]
+    heard = exchange(rill.port, data)
+    assert heard.in_step
+    assert heard.statuses[-1] == 200
+    assert prompts(upstream) == meant
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_nothing_behind_a_request_that_ends_its_connection_is_read(rill: Rill, upstream: Upstream, name: str) -> None:
+    heard = exchange(rill.port, CLOSED[name] + HIDDEN)
+    assert len(heard.statuses) == 1
+    assert not heard.in_step
+    assert upstream.requests == []
+
+
+# Also where nobody reads the body: wrong method, no route, no view that wants one.
+UNREAD = {
+    "GET /stream?q=first": (200, ["first"]),
+    "GET /healthz": (200, []),
+    "HEAD /stream?q=first": (200, []),
+    "OPTIONS /stream": (200, []),
+    "POST /healthz": (405, []),
+    "PUT /stream": (405, []),
+    "TRACE /stream?q=first": (405, []),
+    "POST /nowhere": (404, []),
+}
+BODIES = {
+    "length": b"Content-Length: %d\r\n\r\n%b" % (len(HIDDEN), HIDDEN),
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN),
+}
+
+
+@pytest.mark.parametrize("framing", BODIES)
+@pytest.mark.parametrize("line", UNREAD)
+def test_a_request_within_a_body_that_nobody_reads_is_never_asked(
+    rill: Rill, upstream: Upstream, line: str, framing: str
+) -> None:
+    status, meant = UNREAD[line]
+    heard = exchange(rill.port, f"{line} HTTP/1.1\r\nHost: x\r\n".encode() + BODIES[framing])
+    assert (heard.statuses, heard.in_step) == ([status, 200], True)
+    assert prompts(upstream) == meant
+
+
+@pytest.mark.parametrize("line", UNREAD)
+def test_a_body_that_nobody_reads_and_that_is_broken_gets_no_second_answer(
+    rill: Rill, upstream: Upstream, line: str
+) -> None:
+    status, meant = UNREAD[line]
+    broken = b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + HIDDEN
+    heard = exchange(rill.port, f"{line} HTTP/1.1\r\nHost: x\r\n".encode() + broken)
+    assert (heard.statuses, heard.in_step) == ([status], False)
+    assert prompts(upstream) == meant
+
+
+HUGE = {
+    "64 bits and one": b"1" + b"0" * 15 + b"5",
+    "as great as 64 bits": b"F" * 16,
+    "more than 64 bits": b"1" + b"0" * 16 + b"5",
+    "128 bits": b"F" * 32,
+    "8,000 digits": b"F" * 8000,
+}
+
+
+@pytest.mark.parametrize("size", HUGE)
+def test_a_chunk_size_never_overflows_so_what_follows_is_its_data(rill: Rill, upstream: Upstream, size: str) -> None:
+    heard = send_and_leave(rill.port, chunks(HUGE[size] + b"\r\nhello\r\n0\r\n\r\n"))
+    assert heard.statuses in ([], [400], [413])
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("length", [b"9" * 30, b"1" + b"0" * 4298, b"18446744073709551621"])
+def test_a_length_never_overflows_so_what_follows_is_its_body(rill: Rill, upstream: Upstream, length: bytes) -> None:
+    head = b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\nhello"
+    heard = send_and_leave(rill.port, head + HIDDEN)
+    assert heard.statuses == [413]
+    assert upstream.requests == []
+
+
+def without_colons(value: str) -> str:
+    """An id that pytest-xdist does not take for a path to a module."""
+    return value.replace("::", "..")
+
+
+GOOD_HOSTS = [
+    "x",
+    "X.example.",
+    "127.0.0.1:8000",
+    "[::1]",
+    "[2001:db8::7]:443",
+    "a_b.internal:80",
+    "x:",
+    "xn--fsq.example",
+]
+
+
+@pytest.mark.parametrize("host", GOOD_HOSTS, ids=without_colons)
+def test_any_one_host_that_is_one_is_answered(rill: Rill, upstream: Upstream, host: str) -> None:
+    heard = exchange(rill.port, request_bytes("GET", "/stream?q=first", {"Host": host}))
+    assert (heard.statuses, heard.in_step, prompts(upstream)) == ([200, 200], True, ["first"])
+
+
+def test_http_1_0_needs_no_host(rill: Rill, upstream: Upstream) -> None:
+    heard = exchange(rill.port, b"GET /stream?q=first HTTP/1.0\r\n\r\n")
+    assert (heard.statuses, prompts(upstream)) == ([200], ["first"])
+
+
+ABSOLUTE = ["http://x/stream", "http://y/stream", "https://y:9/stream", "HTTP://X/stream", "http://[::1]:80/stream"]
+
+
+@pytest.mark.parametrize("target", ABSOLUTE, ids=without_colons)
+def test_a_target_with_its_own_host_is_the_same_route_whatever_host_says(
+    rill: Rill, upstream: Upstream, target: str
+) -> None:
+    heard = exchange(rill.port, request_bytes("GET", f"{target}?q=first", {"Host": "x"}))
+    assert (heard.statuses, heard.in_step, prompts(upstream)) == ([200, 200], True, ["first"])
+    assert b"http" not in heard.data.lower().replace(b"http/1.1", b"")
+
+
+@pytest.mark.parametrize("target", ["http://x", "http://x?q=first", "http://x/"])
+def test_a_target_that_is_only_a_host_is_the_front_page_and_no_redirect(
+    rill: Rill, upstream: Upstream, target: str
+) -> None:
+    heard = exchange(rill.port, request_bytes("GET", target, {"Host": "y"}))
+    assert (heard.statuses, heard.in_step) == ([200, 200], True)
+    assert b"Location" not in heard.data
+    assert upstream.requests == []
+
+
+# A path is compared byte for byte once it is decoded: nothing in front that looks at paths can be led past itself.
+OTHER_PATHS = [
+    "/stream/",
+    "/stream%2f",
+    "/stream%00",
+    "/stream;x",
+    "/./stream",
+    "/x/../stream",
+    "/%2e/stream",
+    "/Stream",
+]
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS)
+def test_a_path_that_only_looks_like_a_route_is_none(rill: Rill, upstream: Upstream, path: str) -> None:
+    heard = exchange(rill.port, request_bytes("GET", f"{path}?q=first"))
+    assert (heard.statuses, heard.in_step, upstream.requests) == ([404, 200], True, [])
+
+
+def test_a_header_split_by_an_encoded_line_end_splits_no_answer(rill: Rill, upstream: Upstream) -> None:
+    hidden = "%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
+    for data in (
+        request_bytes("GET", f"/nowhere{hidden}"),
+        request_bytes("GET", f"/stream?q=first&model={hidden}", {"X-Request-Id": hidden}),
+    ):
+        heard = exchange(rill.port, data)
+        assert len(heard.statuses) == 2
+        assert b"Set-Cookie" not in heard.data
