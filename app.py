@@ -74,7 +74,8 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without a word.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
-    write_logs()
+    # What a command prints is its answer.
+    write_logs(sys.stderr if click.get_current_context(silent=True) else sys.stdout)
     service = Service(settings)
     app.extensions["drain"] = service.drain
     app.config["DRAIN_SECONDS"] = settings.drain_seconds

@@ -7,8 +7,9 @@ Data flows one way, and each room has one job:
 `prompt` is what is asked, `events` what an answer is made of, `problems` what can go wrong, and `settings` what may
 be set. Under them lie `reader` (bytes of the Messages API -> events), `transport` (the HTTP client under the SDK),
 `upstream` (Prompt -> events), `endings` (why an answer ended, and how its caller learns it), `access` and `limits`
-(who may ask, and how much), `telemetry` (one line an answer), `offline` (a model that needs no key) and `server`
-(the gunicorn worker).
+(who may ask, and how much), `telemetry` (a line and the numbers of each answer), `terminal` (an answer without a
+server), `offline` (a model that needs no key) and `server` (the gunicorn worker). `page` is what a browser gets at `/`,
+and `openapi.json` the routes for machines.
 
 The import rule: `prompt`, `events` and `problems` import the standard library only. Every other room may import
 those three and `settings`; siblings don't import each other, but that `upstream` reads through `reader` and

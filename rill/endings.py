@@ -246,8 +246,8 @@ class Delivery:
     """The body of a response: the bytes of an answer as they come, and its true ending.
 
     The server iterates it and closes it. `on_close` is called once, with the ending, whether or not the body was ever
-    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded, `end` or
-    `problem` is what the upstream said or did at last.
+    begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded; `end` is
+    what the upstream said at last, or `problem` what stood in the way of that.
     """
 
     def __init__(
@@ -303,10 +303,10 @@ class Delivery:
             self.ending, problem = self._interruption.why or "", self._interruption.problem()
         except Problem as error:
             self.ending, problem = ENDINGS.get(error.name, "upstream_error"), error
-            self.problem = error
         except Exception:
             log.exception("an answer failed")
             self.ending, problem = "internal_error", Problem("internal")
+        self.problem = problem
         last = frames.fail(problem)
         if last is None:
             if reset:

@@ -3,6 +3,9 @@
 import sys
 import time
 from collections.abc import Iterable
+from io import TextIOWrapper
+
+import gevent
 
 from rill.events import End, Event, Text
 from rill.problems import Problem
@@ -14,6 +17,10 @@ WHOLE, REFUSED, CUT, STOPPED = 0, 1, 3, 130
 def show(reads: Iterable[list[Event]]) -> int:
     """Prints the text of the answer and its statistics, and returns the exit code."""
     begun, characters, end, code, why = time.monotonic(), 0, None, WHOLE, ""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # What the terminal has no character for is no reason to stop.
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # gevent would print it before it is raised here.
     try:
         for events in reads:
             for event in events:
@@ -23,6 +30,8 @@ def show(reads: Iterable[list[Event]]) -> int:
                     sys.stdout.flush()
                 elif isinstance(event, End):
                     end = event
+                    if event.stop_reason == "refusal" and not characters:
+                        raise Problem("refused", event.explanation)
     except Problem as problem:
         code, why = (CUT if characters else REFUSED), problem.detail
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -26,6 +26,8 @@ from rill.settings import Settings
 from rill.transport import GeventTransport, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
+# Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.
+SPARE_SECONDS = 5.0
 ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.5
 # A longer Retry-After is the caller's to keep: a request that sleeps here helps nobody.
@@ -49,9 +51,13 @@ class Upstream:
             base_url=base_url,
             max_retries=0,
             timeout=httpx2.Timeout(
-                connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=settings.idle_seconds
+                connect=CONNECT_SECONDS,
+                write=WRITE_SECONDS,
+                pool=POOL_SECONDS,
+                read=settings.idle_seconds + SPARE_SECONDS,
             ),
-            http_client=_build_http_client(base_url, streams),
+            # The offline model is in this very process, where no proxy reaches it.
+            http_client=_build_http_client(base_url, streams, proxied=not settings.offline),
             open_telemetry=None if _is_traced() else False,
         )
 
@@ -122,6 +128,9 @@ class Answer:
         self._streamed = prompt.streamed or not prompt.verbatim
         self._secrets = secrets
         self._reader = Reader()
+        # The SDK's span of the call ends when the SDK has read the body, which it never does here.
+        observer = getattr(stream.response.stream, "stream_observer", None)
+        self._end_span: Callable[..., None] = observer.end if observer else lambda how, error=None: None
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
 
@@ -134,15 +143,17 @@ class Answer:
         """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
         try:
             yield from self._read_stream() if self._streamed else self._read_whole()
-        except httpx2.TimeoutException as error:
-            raise Problem("upstream_silent") from error
-        except httpx2.RemoteProtocolError as error:
-            raise Problem("upstream_truncated") from error
+            self._end_span("read")
         except httpx2.TransportError as error:
-            raise Problem("upstream_failed") from error
+            self._end_span("failed", error)
+            raise _problem_of_break(error) from error
+        except Problem as problem:
+            self._end_span("failed", problem)
+            raise
 
     def close(self) -> None:
         self._body.close()
+        self._end_span("closed")
 
     def _read_stream(self) -> Iterator[list[Event]]:
         reader = self._reader
@@ -179,14 +190,23 @@ class Answer:
                 pass
 
 
+def _problem_of_break(error: httpx2.TransportError) -> Problem:
+    if isinstance(error, httpx2.TimeoutException):
+        return Problem("upstream_silent")
+    return Problem("upstream_truncated" if isinstance(error, httpx2.RemoteProtocolError) else "upstream_failed")
+
+
 def _is_traced() -> bool:
     """Whether the process has a tracer: without one, the SDK's spans would cost each request and go nowhere."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    try:
+        return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    except Exception:  # OTEL_PYTHON_TRACER_PROVIDER names one that is not installed; what is raised then is anybody's.
+        return False
 
 
-def _build_http_client(base_url: str, connections: int) -> httpx2.Client:
+def _build_http_client(base_url: str, connections: int, proxied: bool) -> httpx2.Client:
     url = httpx2.URL(base_url)
-    proxy = proxy_of_environment(url)
+    proxy = proxy_of_environment(url) if proxied else None
     if proxy is None or proxy.scheme == "http":
         return httpx2.Client(transport=GeventTransport(url, connections, proxy), trust_env=False)
     log.warning("the proxy of the environment is not an http one: using the SDK's own transport, which is slower")

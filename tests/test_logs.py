@@ -1,0 +1,313 @@
+"""The log: one line an answer with the same fields each time, hardly anything else, and never what was said."""
+
+import json
+import logging
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from io import StringIO
+from typing import Any
+
+import psutil
+import pytest
+import upstream as wire
+from server import ROOT, Rill, StartRill, rill_env
+from upstream import Step, Upstream
+
+from rill.telemetry import TALKATIVE, write_logs
+
+WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+SSE = {"Accept": "text/event-stream"}
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
+WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
+
+
+@pytest.fixture(scope="module")
+def rill(module_upstream: Upstream) -> Iterator[Rill]:
+    with Rill(rill_env(module_upstream)) as running:
+        yield running
+
+
+def lines_of(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.split("\n")[:-1] if line.startswith("{")]
+
+
+def line_about(rill: Rill, name: str) -> dict[str, Any]:
+    """Wait for the one line about the answer to the request of that id."""
+    deadline = time.monotonic() + 10
+    while not (found := [line for line in lines_of(rill.output()) if line.get("request_id") == name]):
+        assert time.monotonic() < deadline, rill.output()
+        time.sleep(0.02)
+    (line,) = found
+    return line
+
+
+# The line of an answer
+
+
+def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
+        asked.read_rest()
+    line = line_about(rill, "whole")
+    table = WATCHING.split("## The line of an answer")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
+    duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "first_text_ms", "timestamp"))
+    assert duration >= first_text >= 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", timestamp)
+    assert line == {
+        "event": "answer",
+        "request_id": "whole",
+        "upstream_request_id": wire.REQUEST_ID,
+        "caller": "127.0.0.1",
+        "dialect": "text",
+        "model": "claude-sonnet-5-5",
+        "status": 200,
+        "ending": "done",
+        "stop_reason": "end_turn",
+        "cancelled": False,
+        "input_tokens": 12,
+        "output_tokens": 7,
+        "bytes": 9,
+        "level": "info",
+    }
+
+
+def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+    for name in ("good", "bad"):
+        with rill.ask("GET", "/stream?q=canary-prompt", {"X-Request-Id": name}) as asked:
+            asked.read_rest()
+    line = line_about(rill, "bad")
+    assert list(line) == list(line_about(rill, "good"))
+    assert (line["status"], line["ending"], line["bytes"], line["cancelled"]) == (400, "bad_request", 0, False)
+    unknown = ("upstream_request_id", "stop_reason", "first_text_ms", "input_tokens", "output_tokens")
+    assert [line[name] for name in unknown] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("rest", "ending"),
+    [
+        ((wire.close(),), "truncated"),
+        ((wire.send(wire.stream_error()), wire.end()), "upstream_error"),
+    ],
+    ids=["cut", "error"],
+)
+def test_what_the_upstream_broke_off_is_not_said_to_be_cancelled(
+    rill: Rill, upstream: Upstream, rest: tuple[Step, ...], ending: str
+) -> None:
+    upstream.script(*BEGUN, *rest)
+    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": ending}) as asked:
+        asked.read_rest()
+    line = line_about(rill, ending)
+    assert (line["ending"], line["cancelled"]) == (ending, False)
+
+
+def every(seconds: float, event: bytes) -> tuple[Step, ...]:
+    """The event again and again, for longer than any deadline of these tests."""
+    return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
+
+
+def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_IDLE_SECONDS="1", RILL_TOTAL_SECONDS="2")
+    scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
+    with ExitStack() as stack:
+        asked = []
+        for name, rest in scripts.items():
+            upstream.script(*BEGUN, *rest, wire.silence())
+            asked.append(stack.enter_context(rill.ask("GET", "/stream?q=hi", {"X-Request-Id": name})))
+            assert asked[-1].next_chunk() == b"some "
+        for each in asked:
+            each.read_rest()
+    told = {name: line_about(rill, name) for name in scripts}
+    assert {name: line["ending"] for name, line in told.items()} == {
+        "silence": "idle_timeout",
+        "pings": "idle_timeout",
+        "talk": "total_timeout",
+    }
+    assert [line["cancelled"] for line in told.values()] == [True] * 3
+
+
+def test_the_line_of_an_answer_whose_caller_left_says_that_it_was_broken_off(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, wire.silence())
+    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "left"}) as asked:
+        assert asked.next_chunk() == b"some "
+    line = line_about(rill, "left")
+    assert (line["ending"], line["cancelled"], line["status"], line["bytes"]) == ("client_gone", True, 200, 5)
+
+
+def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *WHOLE)
+    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "held"}) as asked:
+        asked.read_until(b"\n\n")
+        begun = time.monotonic()
+        time.sleep(0.2)
+        held = time.monotonic() - begun
+        upstream.open("text")
+        asked.read_rest()
+    line = line_about(rill, "held")
+    assert line["duration_ms"] >= line["first_text_ms"] >= held * 1000 - 1
+
+
+def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
+    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "mute"}) as asked:
+        asked.read_rest()
+    line = line_about(rill, "mute")
+    assert (line["first_text_ms"], line["stop_reason"], line["ending"]) == (None, "tool_use", "done")
+
+
+# All that is written
+
+
+def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
+    rill = start_rill()
+    for number in range(3):
+        upstream.script(*BEGUN, *WHOLE)
+        with rill.ask("GET", "/stream?q=canary", {"X-Request-Id": f"answer-{number}"}) as asked:
+            asked.read_rest()
+        line_about(rill, f"answer-{number}")
+    for path in ("/stream", "/canary", "/stream?q=canary&max_tokens=0", "/readyz", "/metrics", "/"):
+        with rill.ask("GET", path, {"Connection": "close"}) as asked:
+            asked.read_rest()
+    assert rill.stop().exit_code == 0
+    written = rill.output().split("\n")[:-1]
+    assert [line["request_id"] for line in lines_of(rill.output())] == ["answer-0", "answer-1", "answer-2"]
+    others = [line for line in written if not line.startswith("{")]
+    said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
+    assert said == [
+        "Starting gunicorn",
+        "Listening at: http://",
+        "Using worker: rill.server.Worker",
+        "Booting worker with pid:",
+        "Handling signal: term",
+        "Worker exiting",
+        "Shutting down: Master",
+    ]
+    assert "canary" not in rill.output()
+
+
+# For humans
+
+
+def read_line(terminal: int, wanted: bytes) -> str:
+    """What is written to a terminal, up to the end of the first line that is wanted."""
+    got, deadline = b"", time.monotonic() + 20
+    while not (wanted in got and got.endswith(b"\n")):
+        assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], got
+        got += os.read(terminal, 65536)
+    return got.decode()
+
+
+def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    terminal, end = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8", **rill_env(upstream)}
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=end, stderr=subprocess.DEVNULL) as gunicorn:
+        os.close(end)
+        try:
+            port = wait_for_port(gunicorn.pid)
+            curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary"]
+            assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
+            written = read_line(terminal, b"answer")
+        finally:
+            gunicorn.terminate()
+    os.close(terminal)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", written)
+    assert plain != written, "no colours"
+    (line,) = [each for each in plain.splitlines() if "answer" in each]
+    assert not line.startswith("{")
+    assert "ending=done" in line
+    assert "canary" not in line
+
+
+def wait_for_port(pid: int) -> int:
+    """The port that gunicorn's master listens on, once a worker serves there."""
+    master, deadline = psutil.Process(pid), time.monotonic() + 20
+    while time.monotonic() < deadline:
+        ports = [each.laddr.port for each in master.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]
+        if ports and master.children():
+            return int(ports[0])
+        time.sleep(0.02)
+    raise AssertionError("gunicorn does not listen")
+
+
+# What goes wrong inside
+
+
+class Screen(StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
+    """Write the service's log to a stream, for one test."""
+    names = ("rill", *TALKATIVE)
+    before = [(logging.getLogger(name), vars(logging.getLogger(name)).copy()) for name in names]
+    threads = logging.logThreads
+
+    def write_to(stream: StringIO) -> logging.Logger:
+        write_logs(stream)
+        return logging.getLogger("rill.somewhere")
+
+    yield write_to
+    logging.logThreads = threads
+    for logger, was in before:
+        vars(logger).update(was)
+        logger.setLevel(was["level"])  # also forgets which levels were found to be on
+
+
+def fail(words: str) -> None:
+    """Raise an error with a cause, both of which repeat what was said."""
+    try:
+        raise KeyError(words)
+    except KeyError as error:
+        error.add_note(words)
+        raise ValueError(f"cannot take {words}") from error
+
+
+@pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
+def test_an_error_inside_is_logged_with_its_place_and_without_its_words(
+    logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
+) -> None:
+    written = stream()
+    try:
+        fail("canary" + "-prompt")
+    except ValueError:
+        logs(written).exception("a request failed")
+    said = written.getvalue()
+    assert "canary-prompt" not in said
+    assert "a request failed" in said
+    assert "test_logs.py" in said
+    assert "in fail" in said
+    assert "ValueError" in said
+    assert said.count("\n") == 1 if stream is StringIO else said.count("\n") > 1
+
+
+def test_a_line_break_in_what_is_logged_makes_no_second_line(logs: Callable[[StringIO], logging.Logger]) -> None:
+    written = StringIO()
+    logs(written).warning("a model named %s", 'x"\n{"event": "answer"}')
+    assert written.getvalue().count("\n") == 1
+    assert json.loads(written.getvalue())["event"] == 'a model named x"\n{"event": "answer"}'
+
+
+@pytest.mark.parametrize("name", TALKATIVE)
+def test_libraries_that_would_log_prompts_are_kept_from_it(
+    logs: Callable[[StringIO], logging.Logger], name: str
+) -> None:
+    logging.getLogger(name).setLevel(logging.DEBUG)
+    logs(StringIO())
+    assert not logging.getLogger(name).isEnabledFor(logging.INFO)

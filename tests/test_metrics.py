@@ -1,0 +1,611 @@
+"""The numbers of /metrics: right whichever worker tells them, few, and none of them a secret."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import upstream as wire
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from server import ROOT, Conversation, Rill, StartRill, rill_env
+from upstream import Step, Upstream
+
+from rill.endings import CAUSES, ENDINGS
+from rill.problems import KINDS, Problem
+from rill.telemetry import Telemetry
+
+ALICE, BOB, CAROL = ({"x-api-key": f"secret-of-{name}"} for name in ("alice", "bob", "carol"))
+TOKENS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
+MODEL = "claude-sonnet-5-5"
+WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+# Not to be tried again, so that a refusal is told at once.
+AT_ONCE = {"x-should-retry": "false"}
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+class Numbers(dict[Series, float]):
+    """What /metrics told: the name and the labels of each series -> its number."""
+
+    def of(self, name: str, **labels: str) -> float:
+        """The sum of all series of that name that have those labels."""
+        return sum(
+            number for (known, pairs), number in self.items() if known == name and pairs.issuperset(labels.items())
+        )
+
+    def since(self, before: "Numbers") -> "Numbers":
+        """What has been added."""
+        return Numbers({series: n - before.get(series, 0) for series, n in self.items() if n != before.get(series, 0)})
+
+    def named(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
+        """The series of one name, by their labels."""
+        return {pairs: number for (known, pairs), number in self.items() if known == name}
+
+
+def read_numbers(text: str) -> Numbers:
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    numbers = Numbers({(each.name, frozenset(each.labels.items())): each.value for each in samples})
+    assert len(numbers) == len(samples), "a series stands there twice"
+    return numbers
+
+
+def scrape(rill: Rill, headers: Mapping[str, str] = ALICE) -> Numbers:
+    with rill.ask("GET", "/metrics", {**headers, "Connection": "close"}) as asked:
+        assert asked.status == 200
+        assert asked.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        return read_numbers(asked.read_rest().decode())
+
+
+def wait_for(look: Callable[[], Numbers], condition: Callable[[Numbers], bool]) -> Numbers:
+    """Look until the condition holds: an answer is counted a moment after its end."""
+    deadline = time.monotonic() + 10
+    while not condition(numbers := look()):
+        assert time.monotonic() < deadline, numbers
+        time.sleep(0.02)
+    return numbers
+
+
+@contextmanager
+def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
+    """What so many answers add to the numbers while the context lasts; filled in at its end."""
+    before, added = scrape(rill), Numbers()
+    yield added
+
+    def is_over(numbers: Numbers) -> bool:
+        return numbers.since(before).of("rill_answers_total") >= answers
+
+    added.update(wait_for(lambda: scrape(rill), is_over).since(before))
+
+
+@pytest.fixture(scope="module")
+def rill(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server for named callers, whose answers of a second's silence are ended."""
+    env = {"RILL_TOKENS": TOKENS, "RILL_MODELS": "claude-opus-5", "RILL_STREAMS": "2", "RILL_STREAMS_PER_CALLER": "1"}
+    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY": "2000"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pair(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server of two workers, for everybody and every model."""
+    with Rill({**rill_env(module_upstream), "WEB_CONCURRENCY": "2", "RILL_TRUSTED_PROXIES": "1"}) as running:
+        running.wait_for_workers(2)
+        yield running
+
+
+# The dialects, and how a test asks in each
+
+BODY = {"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+SSE = {"Accept": "text/event-stream"}
+
+
+def ask(rill: Rill, dialect: str, headers: Mapping[str, str] = ALICE, **fields: object) -> Conversation:
+    if dialect in ("text", "sse"):
+        return rill.ask("GET", "/stream?q=hi", {**headers, **(SSE if dialect == "sse" else {})})
+    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
+    body = json.dumps({**BODY, **fields}).encode()
+    return rill.ask("POST", path, {**headers, "Content-Type": "application/json"}, body)
+
+
+DIALECTS = pytest.mark.parametrize("dialect", ["text", "sse", "anthropic", "openai"])
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
+HELD = (*BEGUN, wire.gate("rest"))
+REST: dict[str, tuple[Step, ...]] = {
+    "done": (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end()),
+    "truncated": (wire.close(),),
+    "upstream_error": (wire.send(wire.stream_error()), wire.end()),
+}
+
+
+def series(**labels: str) -> frozenset[tuple[str, str]]:
+    return frozenset(labels.items())
+
+
+# Answers
+
+
+@DIALECTS
+@pytest.mark.parametrize("ending", REST)
+def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
+    rill: Rill, upstream: Upstream, dialect: str, ending: str
+) -> None:
+    upstream.script(*BEGUN, *REST[ending])
+    with counted(rill) as added, ask(rill, dialect) as asked:
+        body = asked.read_rest()
+    labels = {"caller": "alice", "model": MODEL}
+    assert added.named("rill_answers_total") == {series(**labels, dialect=dialect, ending=ending): 1}
+    assert added.named("rill_tokens_total") == {
+        series(**labels, direction="input"): 12,
+        series(**labels, direction="output"): 7 if ending == "done" else 1,
+    }
+    assert added.named("rill_sent_bytes_total") == {series(dialect=dialect): len(body)}
+    for name in ("first_event", "first_text", "duration"):
+        assert added.named(f"rill_{name}_seconds_count") == {series(dialect=dialect): 1}
+    assert added.of("rill_refusals_total") == 0
+
+
+@DIALECTS
+def test_an_answer_whose_caller_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
+    upstream.script(*HELD)
+    with counted(rill) as added:
+        with ask(rill, dialect) as asked:
+            asked.read_until(b"some ")
+        upstream.wait_until_left()
+    labels = {"caller": "alice", "model": MODEL}
+    assert added.named("rill_answers_total") == {series(**labels, dialect=dialect, ending="client_gone"): 1}
+    assert added.of("rill_tokens_total", direction="input") == 12
+    assert added.of("rill_upstream_errors_total") == 0
+
+
+def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
+    rill, names = start_rill(RILL_IDLE_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
+    pings = [step for _ in range(100) for step in (wire.pause(0.1), wire.send(wire.ping()))]
+    with counted(rill, 8) as added, ExitStack() as stack:
+        asked = []
+        for rest in ([], pings):
+            upstream.always(*BEGUN, *rest, wire.silence())
+            for name in names:
+                asked.append(stack.enter_context(ask(rill, name)))
+                asked[-1].read_until(b"some ")
+        for each in asked:
+            each.read_rest()
+    told = {series(caller="", dialect=name, model=MODEL, ending="idle_timeout"): 2.0 for name in names}
+    assert added.named("rill_answers_total") == told
+    assert added.named("rill_upstream_errors_total") == {series(type="silent"): 8}
+
+
+def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
+    message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
+    upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
+    with counted(rill) as added, ask(rill, "anthropic", stream=False) as asked:
+        body = asked.read_rest()
+    assert json.loads(body) == message
+    assert added.of("rill_answers_total", dialect="anthropic", ending="done") == 1
+    assert added.of("rill_sent_bytes_total", dialect="anthropic") == len(body)
+    assert (added.of("rill_tokens_total", direction="input"), added.of("rill_tokens_total", direction="output")) == (
+        5,
+        6,
+    )
+
+
+def test_each_caller_and_each_model_has_its_own_count(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *REST["done"])
+    with counted(rill, 2) as added:
+        for headers, model in ((ALICE, MODEL), (BOB, "claude-opus-5")):
+            with ask(rill, "openai", headers, model=model) as asked:
+                asked.read_rest()
+    assert added.named("rill_answers_total") == {
+        series(caller="alice", dialect="openai", model=MODEL, ending="done"): 1,
+        series(caller="bob", dialect="openai", model="claude-opus-5", ending="done"): 1,
+    }
+
+
+# Times
+
+
+def test_an_answer_without_text_has_a_first_event_and_no_first_text(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
+    with counted(rill) as added, ask(rill, "sse") as asked:
+        asked.read_rest()
+    assert added.of("rill_first_event_seconds_count") == added.of("rill_duration_seconds_count") == 1
+    assert added.of("rill_first_text_seconds_count") == 0
+
+
+def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *REST["done"])
+    with counted(rill) as added, ask(rill, "sse") as asked:
+        assert asked.read_until(b"\n\n")
+        begun = time.monotonic()
+        time.sleep(0.2)
+        held = time.monotonic() - begun
+        upstream.open("text")
+        asked.read_rest()
+    first_event, first_text = (added.of(f"rill_first_{what}_seconds_sum") for what in ("event", "text"))
+    assert first_text - first_event > held - 0.001
+    assert added.of("rill_duration_seconds_sum") >= first_text
+    assert added.of("rill_first_text_seconds_bucket", le="0.1") == 0
+    assert added.of("rill_first_text_seconds_bucket", le="+Inf") == 1
+
+
+# Open answers
+
+
+def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*HELD, *REST["done"])
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    with ask(rill, "text") as asked:
+        assert asked.next_chunk() == b"some "
+        assert scrape(rill).of("rill_open_streams") == 1
+        upstream.open("rest")
+        assert asked.read_rest() == b"text"
+        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+
+
+def test_an_open_answer_is_counted_until_its_caller_leaves(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*HELD)
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    with ask(rill, "sse") as asked:
+        asked.read_until(b"some ")
+        assert scrape(rill).of("rill_open_streams") == 1
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+
+
+# Several workers
+
+
+@contextmanager
+def only(rill: Rill, chosen: psutil.Process) -> Iterator[None]:
+    """Let one worker alone accept connections: the others stand still."""
+    others = [each for each in rill.workers() if each != chosen]
+    try:
+        for each in others:
+            each.suspend()
+        yield
+    finally:
+        for each in others:
+            each.resume()
+
+
+def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
+    """The worker that holds the other end of a connection."""
+    port = asked.socket.getsockname()[1]
+    (found,) = [
+        worker
+        for worker in rill.workers()
+        if any(each.raddr and each.raddr.port == port for each in worker.net_connections("tcp4"))
+    ]
+    return found
+
+
+def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *REST["done"])
+    first, second = pair.wait_for_workers(2)
+    with counted(pair, 3) as added:
+        for worker, answers in ((first, 1), (second, 2)):
+            for _ in range(answers):
+                with only(pair, worker), ask(pair, "text") as asked:
+                    assert (asked.read_rest(), server_of(pair, asked)) == (b"some text", worker)
+    assert added.named("rill_answers_total") == {series(caller="", dialect="text", model=MODEL, ending="done"): 3}
+    told = []
+    for worker in (first, second):
+        with only(pair, worker), pair.ask("GET", "/metrics") as asked:
+            numbers = read_numbers(asked.read_until(b'rill_answers_total{caller="",dialect="text"').decode())
+            assert server_of(pair, asked) == worker
+            told.append(numbers.of("rill_answers_total"))
+    assert told[0] == told[1] >= 3
+
+
+def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted(
+    pair: Rill, upstream: Upstream
+) -> None:
+    upstream.always(*HELD, *REST["done"])
+    first, second = pair.wait_for_workers(2)
+    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") == 0)
+    with ExitStack() as stack:
+        for worker in (first, first, second):
+            with only(pair, worker):
+                asked = stack.enter_context(ask(pair, "text"))
+                assert asked.next_chunk() == b"some "
+        assert scrape(pair).of("rill_open_streams") == 3
+        first.kill()
+        numbers = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") < 3)
+        assert numbers.of("rill_open_streams") == 1
+        assert numbers.of("rill_answers_total") == before.of("rill_answers_total")
+        upstream.open("rest")
+        assert asked.read_rest() == b"text"
+        wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") == 0)
+
+
+# What went wrong
+
+
+@pytest.mark.parametrize(
+    ("steps", "type"),
+    [
+        ((wire.error(529, "overloaded_error", "no", AT_ONCE),), "overloaded"),
+        ((wire.error(429, "rate_limit_error", "no", {"retry-after": "60"}),), "rate_limited"),
+        ((wire.error(401, "authentication_error", "no"),), "refused"),
+        ((wire.error(500, "api_error", "no", AT_ONCE),), "failed"),
+        ((*BEGUN[:1], wire.close()), "truncated"),
+        ((*BEGUN, wire.close()), "truncated"),
+        ((*BEGUN, wire.reset()), "failed"),
+        ((*BEGUN, wire.send(wire.stream_error()), wire.end()), "overloaded"),
+        ((*BEGUN, wire.send(b"data: {]\n\n"), wire.end()), "failed"),
+    ],
+    ids=["529", "429", "401", "500", "nothing came", "cut", "reset", "error event", "no JSON"],
+)
+def test_an_error_of_the_upstream_is_counted_by_its_type(
+    rill: Rill, upstream: Upstream, steps: tuple[Step, ...], type: str
+) -> None:
+    upstream.script(*steps)
+    with counted(rill) as added, ask(rill, "text") as asked:
+        asked.read_rest()
+    assert added.named("rill_upstream_errors_total") == {series(type=type): 1}
+    refused = asked.status != 200
+    assert added.named("rill_refusals_total") == ({series(cause=f"upstream_{type}"): 1} if refused else {})
+
+
+def test_what_the_upstream_says_of_the_prompt_is_no_error_of_the_upstream(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
+    with counted(rill) as added, ask(rill, "text") as asked:
+        assert asked.status == 400
+    assert added.of("rill_upstream_errors_total") == 0
+    assert added.named("rill_refusals_total") == {series(cause="bad_request"): 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status", "cause"),
+    [
+        ("GET", "/stream?q=hi", {}, b"", 401, "unauthorized"),
+        ("GET", "/stream", ALICE, b"", 400, "bad_request"),
+        ("POST", "/stream", ALICE, b"x" * 2001, 413, "too_large"),
+        ("GET", "/stream?q=hi&model=gpt", ALICE, b"", 403, "forbidden"),
+        ("GET", "/nothing", ALICE, b"", 404, "not_found"),
+        ("PUT", "/stream", ALICE, b"", 405, "wrong_method"),
+    ],
+)
+def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
+    rill: Rill, method: str, path: str, headers: dict[str, str], body: bytes, status: int, cause: str
+) -> None:
+    before = scrape(rill)
+    with rill.ask(method, path, headers, body) as asked:
+        assert asked.status == status
+    added = scrape(rill).since(before)
+    assert added == {("rill_refusals_total", series(cause=cause)): 1}
+
+
+def test_one_answer_too_many_is_counted_as_its_callers_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(*HELD, *REST["done"])
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    with counted(rill, 4) as added, ask(rill, "text") as first, ask(rill, "text", BOB) as second:
+        assert first.next_chunk() == b"some "
+        with ask(rill, "text", CAROL) as refused:
+            assert refused.status == 503
+        second.close()
+        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 1)
+        with ask(rill, "text") as refused:
+            assert refused.status == 429
+        upstream.open("rest")
+        first.read_rest()
+    assert added.named("rill_refusals_total") == {series(cause="full"): 1, series(cause="rate_limited"): 1}
+
+
+def test_a_caller_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *REST["done"])
+    rill = start_rill(RILL_RATE="2/hour")
+    statuses = []
+    for _ in range(4):
+        with ask(rill, "text") as asked:
+            statuses.append(asked.status)
+            asked.read_rest()
+    assert statuses == [200, 200, 429, 429]
+    assert scrape(rill).named("rill_refusals_total") == {series(cause="rate_limited"): 2}
+
+
+# Who may read them, and what is never in them
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": "secret-of-mallory"}])
+def test_the_numbers_are_for_those_who_may_ask(rill: Rill, headers: dict[str, str]) -> None:
+    with rill.ask("GET", "/metrics", headers) as asked:
+        assert asked.status == 401
+        assert b"rill_" not in asked.read_rest()
+
+
+def test_the_numbers_are_told_to_a_scraper_that_sends_a_bearer_token(rill: Rill) -> None:
+    assert scrape(rill, {"Authorization": "Bearer secret-of-bob"}).of("rill_open_streams") >= 0
+
+
+def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *REST["done"])
+    worker = pair.wait_for_workers(2)[0]
+    with only(pair, worker), counted(pair) as added, ask(pair, "anthropic", model="claude-of-my-own") as asked:
+        asked.read_rest()
+    labels = {"caller": "", "model": "other"}
+    assert added.named("rill_answers_total") == {series(**labels, dialect="anthropic", ending="done"): 1}
+    assert added.named("rill_tokens_total").keys() == {
+        series(**labels, direction="input"),
+        series(**labels, direction="output"),
+    }
+
+
+def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *REST["done"])
+
+    def ask_from(number: int) -> None:
+        address = {"X-Forwarded-For": f"10.0.{number // 250}.{number % 250}", "User-Agent": f"agent {number}"}
+        with ask(pair, "anthropic", address, model=f"model-{number}") as asked:
+            asked.read_rest()
+        with pair.ask("GET", f"/{number}", address) as asked:
+            assert asked.status == 404
+
+    with counted(pair):
+        ask_from(0)
+    counted_last = {"model": "other", "direction": "output"}
+    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_tokens_total", **counted_last) > 0)
+    for number in range(1, 101):
+        ask_from(number)
+    after = wait_for(
+        lambda: scrape(pair), lambda numbers: numbers.since(before).of("rill_answers_total", model="other") >= 100
+    )
+    assert after.of("rill_refusals_total", cause="not_found") >= 101
+    assert after.keys() == before.keys()
+
+
+def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
+    start_rill: StartRill, upstream: Upstream, tmp_path: Path
+) -> None:
+    rill = start_rill(RILL_TOKENS="alice=secret-of-alice", TMPDIR=str(tmp_path), RILL_SYSTEM="canary-system")
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("canary-answer")), *REST["done"])
+    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+    headers = {**ALICE, "X-Request-Id": "canary-id", "User-Agent": "canary-agent"}
+    for model in ("canary-model", "canary-other"):
+        with rill.ask("GET", f"/stream?q=canary-prompt&model={model}", headers) as asked:
+            assert b"canary" in asked.read_rest()
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_answers_total") == 2)
+    with rill.ask("GET", "/metrics", ALICE) as asked:
+        told = asked.read_until(b"rill_refusals_total{")
+    (directory,) = tmp_path.glob("rill-metrics-*")
+    kept = b"".join(file.read_bytes() for file in directory.iterdir())
+    assert b"rill_answers_total" in told
+    assert b"rill_answers_total" in kept
+    for secret in (b"canary", b"secret-of", b"sk-test-key"):
+        assert secret not in told
+        assert secret not in kept
+
+
+def test_the_files_of_the_numbers_are_gone_after_the_stop(start_rill: StartRill, tmp_path: Path) -> None:
+    rill = start_rill(TMPDIR=str(tmp_path))
+    assert [path.name.startswith("rill-metrics-") for path in tmp_path.iterdir()] == [True]
+    assert rill.stop().exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_gunicorn_the_numbers_are_those_of_the_process() -> None:
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    telemetry = Telemetry(named=False, models=[MODEL])
+    telemetry.count_refusal(Problem("full"))
+    assert read_numbers(telemetry.render().decode()).of("rill_refusals_total", cause="full") == 1
+
+
+# What the documents say of them
+
+
+def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
+    """The labels that each metric has once all has happened."""
+    upstream.script(*BEGUN, *REST["done"])
+    upstream.script(wire.error(529, "overloaded_error", "no", AT_ONCE))
+    for _ in range(2):
+        with ask(rill, "text") as asked:
+            asked.read_rest()
+    look = wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_upstream_errors_total") >= 1)
+    found: dict[str, set[str]] = {}
+    for name, pairs in look:
+        found.setdefault(name, set()).update(label for label, _ in pairs)
+    return found
+
+
+def metric_of(name: str) -> str:
+    """The metric whose series this is."""
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstream) -> None:
+    served: dict[str, set[str]] = {}
+    for name, labels in labels_by_name(rill, upstream).items():
+        served.setdefault(metric_of(name), set()).update(labels - {"le"})
+    section = WATCHING.split("## The numbers")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(rill_\w+)` \|([^|]*)\|", section, re.MULTILINE)
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
+
+
+def test_the_types_of_upstream_errors_are_all_that_there_are() -> None:
+    (row,) = re.findall(r"^\| `rill_upstream_errors_total` \| `type` \| (.*) \|$", WATCHING, re.MULTILINE)
+    known = {name.removeprefix("upstream_") for name in KINDS if name.startswith("upstream_")}
+    assert set(re.findall(r"`(\w+)`", row)) == known
+
+
+# Those that an answer can have once it has begun.
+STARTED_ENDINGS = {*CAUSES, *ENDINGS.values(), "done", "upstream_error", "internal_error"} - {"upstream_timeout"}
+
+
+def test_the_table_of_endings_is_that_of_the_service() -> None:
+    section = WATCHING.split("## How an answer ended")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_ENDINGS
+
+
+def expressions() -> dict[str, str]:
+    """Every PromQL expression of the alerts and the dashboard, by where it stands."""
+    found = {}
+    for group in yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]:
+        for rule in group["rules"]:
+            found[f"alert {rule['alert']}"] = rule["expr"]
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text("utf-8"))
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
+    return found
+
+
+# What PromQL itself brings, as far as it is used.
+WORDS = {"by", "sum", "rate", "histogram_quantile", "le", "increase", "scalar"}
+
+
+def test_alerts_and_dashboard_ask_only_for_what_the_service_tells(rill: Rill, upstream: Upstream) -> None:
+    served = labels_by_name(rill, upstream)
+    known = {label for labels in served.values() for label in labels}
+    asked = expressions()
+    assert len(asked) >= 11
+    for place, expression in asked.items():
+        bare = re.sub(r'"[^"]*"', "", expression)
+        names = set(re.findall(r"\brill_\w+", bare))
+        assert names, place
+        assert names <= served.keys(), place
+        labels = set(re.findall(r"\b([a-z_]+)\s*(?:=~|!~|!=|=)", bare))
+        for grouped in re.findall(r"\bby\s*\(([^)]*)\)", bare):
+            labels |= set(re.findall(r"\w+", grouped))
+        assert labels <= {label for name in names for label in served[name]}, place
+        others = set(re.findall(r"\b[a-z_]+\b", re.sub(r"\[[^\]]*\]", "", bare))) - names - known
+        assert others <= WORDS, place
+
+
+def test_alerts_and_dashboard_name_only_endings_and_causes_that_there_are() -> None:
+    named = set()
+    for place, expression in expressions().items():
+        for label, known in (("ending", STARTED_ENDINGS), ("cause", set(KINDS))):
+            for values in re.findall(rf'\b{label}(?:=~|!~|!=|=)"([^"]*)"', expression):
+                assert set(values.split("|")) <= known, place
+                named |= set(values.split("|"))
+    # No way for an answer to be cut is forgotten.
+    assert named >= STARTED_ENDINGS - {"client_gone"}
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text("utf-8"))
+    assert dashboard["schemaVersion"] >= 36
+    assert dashboard["id"] is None
+    (variable,) = dashboard["templating"]["list"]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 8
+    for panel in panels:
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert 0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"]
+
+
+def test_every_alert_says_how_long_how_bad_and_what_to_do() -> None:
+    (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
+    assert len(group["rules"]) >= 3
+    for rule in group["rules"]:
+        assert rule["for"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert f"`{rule['alert']}`" in WATCHING

@@ -1,0 +1,125 @@
+"""A tracer of the process gets a span for each call of the Messages API; without one, nothing is done for it."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import upstream as wire
+from server import Rill, rill_env
+from upstream import Step, Upstream
+
+HERE = str(Path(__file__).parent)
+ASK = "/stream?q=canary-prompt&system=canary-system"
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("canary-answer ")))
+WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop()), wire.end())
+
+
+def traced(upstream: Upstream, **env: str) -> Rill:
+    """A server with the tracer of tests/traced.py."""
+    return Rill({**rill_env(upstream), **env}, ("--pythonpath", HERE), app="traced:app")
+
+
+@pytest.fixture(scope="module")
+def rill(module_upstream: Upstream) -> Iterator[Rill]:
+    with traced(module_upstream) as running:
+        yield running
+
+
+def spans(rill: Rill) -> list[dict[str, Any]]:
+    """All that the tracer was told so far: a line where a span begins, and one where it ends."""
+    return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith('{"span"')]
+
+
+def span_sent(upstream: Upstream) -> str:
+    """The span that the latest request says it belongs to: https://www.w3.org/TR/trace-context/"""
+    return upstream.requests[-1].headers["traceparent"].split("-")[2]
+
+
+def wait_for_end(rill: Rill, span: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    while not (found := [each for each in spans(rill) if each["span"] == span and each["what"] == "ended"]):
+        assert time.monotonic() < deadline, f"span {span} never ended: {spans(rill)}"
+        time.sleep(0.02)
+    (ended,) = found
+    return ended
+
+
+@pytest.mark.parametrize("headers", [{}, {"Accept": "text/event-stream"}], ids=["text", "SSE"])
+@pytest.mark.parametrize(
+    ("rest", "status", "error"),
+    [
+        (WHOLE, "OK", None),
+        ((wire.close(),), "ERROR", "connection_error"),
+        ((wire.reset(),), "ERROR", "connection_error"),
+        ((wire.end(),), "ERROR", "client_error"),
+        ((wire.send(wire.stream_error()), wire.end()), "ERROR", "client_error"),
+    ],
+    ids=["whole", "cut", "reset", "truncated", "error event"],
+)
+def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
+    rill: Rill, upstream: Upstream, headers: dict[str, str], rest: tuple[Step, ...], status: str, error: str | None
+) -> None:
+    upstream.script(*BEGUN, wire.gate("rest"), *rest)
+    with rill.ask("GET", ASK, headers) as asked:
+        asked.read_until(b"canary-answer")
+        span = span_sent(upstream)
+        assert [each["what"] for each in spans(rill) if each["span"] == span] == ["begun"]
+        upstream.open("rest")
+        asked.read_rest()
+    ended = wait_for_end(rill, span)
+    assert (ended["status"], ended["attributes"].get("error.type")) == (status, error)
+
+
+def test_the_span_of_an_answer_whose_caller_left_ends_with_it_and_is_no_error(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, wire.silence())
+    with rill.ask("GET", ASK) as asked:
+        assert asked.next_chunk() == b"canary-answer "
+    upstream.wait_until_left()
+    assert wait_for_end(rill, span_sent(upstream))["status"] == "UNSET"
+
+
+def test_the_span_of_an_answer_that_came_whole_ends_with_it(rill: Rill, upstream: Upstream) -> None:
+    message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
+    upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
+    question = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "canary-prompt"}]}
+    with rill.ask("POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(question).encode()) as asked:
+        assert json.loads(asked.read_rest()) == message
+    assert wait_for_end(rill, span_sent(upstream))["status"] == "OK"
+
+
+def test_each_attempt_has_a_span_of_its_own(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.error(500, "api_error", "canary-words"))
+    upstream.script(*BEGUN, *WHOLE)
+    with rill.ask("GET", ASK) as asked:
+        assert asked.read_rest() == b"canary-answer text"
+    first, second = (request.headers["traceparent"].split("-")[2] for request in upstream.requests)
+    assert [wait_for_end(rill, span)["status"] for span in (first, second)] == ["ERROR", "OK"]
+
+
+def test_a_span_names_the_model_and_the_request_and_holds_no_word_of_it(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+    for _ in range(2):
+        with rill.ask("GET", ASK) as asked:
+            assert b"canary" in asked.read_rest()
+        told = wait_for_end(rill, span_sent(upstream))["attributes"]
+        assert told["gen_ai.request.model"] == "claude-sonnet-5-5"
+        assert told["anthropic.request.id"] == wire.REQUEST_ID
+    assert all("canary" not in json.dumps(each) and "sk-test-key" not in json.dumps(each) for each in spans(rill))
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"TRACER": "late"}, {"TRACER": "late", "OTEL_PYTHON_TRACER_PROVIDER": "not_installed"}],
+    ids=["none", "one that is not installed"],
+)
+def test_where_the_service_finds_no_tracer_it_never_begins_a_span(upstream: Upstream, env: dict[str, str]) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    with traced(upstream, **env) as rill, rill.ask("GET", ASK) as asked:
+        assert asked.read_rest() == b"canary-answer text"
+        # A tracer that came later would be asked, had the SDK been left to look for one.
+        assert spans(rill) == []
+    assert "traceparent" not in upstream.requests[-1].headers
