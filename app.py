@@ -86,13 +86,16 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Exception, service.refuse)
     add_ask_command(app, service)
     if settings.cors_origins:
+        app.config["VARIES_BY_ORIGIN"] = "*" not in settings.cors_origins
         # Tokens travel in headers that a page sets itself: cookies and a browser's own credentials are never asked for.
         CORS(
             app,
-            origins=list(settings.cors_origins),
+            origins=[origin if origin == "*" else exactly(origin) for origin in settings.cors_origins],
             methods=["GET", "HEAD", "POST"],
             expose_headers=EXPOSED_HEADERS,
             send_wildcard=True,
+            always_send=False,
+            vary_header=False,
             max_age=600,
         )
     return app
@@ -114,6 +117,11 @@ def add_ask_command(app: Flask, service: "Service") -> None:
         write_logs(sys.stderr, logging.ERROR)
         fields = {"q": sys.stdin.read() if prompt == "-" else prompt, **options}
         sys.exit(terminal.show(service.read_answer(fields)))
+
+
+def exactly(origin: str) -> re.Pattern[str]:
+    """What matches this origin and no other: flask_cors takes the brackets of an IPv6 address for a pattern's."""
+    return re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
 
 
 class Service:
@@ -392,6 +400,8 @@ def complete_headers(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     if request.path == "/stream":
         response.vary.add("Accept")
+    if current_app.config.get("VARIES_BY_ORIGIN"):
+        response.vary.add("Origin")
     return response
 
 

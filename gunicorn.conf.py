@@ -86,6 +86,10 @@ def when_ready(server):
         )
 
 
+def pre_request(worker, req):
+    """Says nothing: gunicorn's own tells the path at --log-level debug."""
+
+
 def post_worker_init(worker):
     """Hides what was loaded from the collector, and lets it look less often: a pause is felt by every stream."""
     gc.collect()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gevent.lock import BoundedSemaphore
 from limits import parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
@@ -36,13 +37,13 @@ class Rate:
         self._limit = parse(rate)
         self._own = SlidingWindowCounterRateLimiter(Counters())
         self._shared = SlidingWindowCounterRateLimiter(_open_redis(redis_url)) if redis_url else None
+        self._turns = BoundedSemaphore(REDIS_CONNECTIONS)
         self._lost = False
         self._ask_redis_at = 0.0  # monotonic, in seconds
 
     def count(self, caller: str) -> None:
         """Counts one request; raises Problem where it is one too many."""
-        shared = self._shared if time.monotonic() >= self._ask_redis_at else None
-        wait = self._hit_redis(shared, caller) if shared else self._hit(self._own, caller)
+        wait = self._hit_redis(self._shared, caller) if self._shared else self._hit(self._own, caller)
         if wait is None:
             return
         seconds = max(1, math.ceil(wait))
@@ -59,36 +60,38 @@ class Rate:
         return window.get_window_stats(self._limit, caller).reset_time - time.time()
 
     def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, caller: str) -> float | None:
-        was_lost = self._lost
-        if was_lost:
-            self._ask_redis_at = (
-                time.monotonic() + RETRY_SECONDS
-            )  # One caller looks whether it is back; no other waits.
-        try:
-            wait = self._hit(shared, caller)
-        except StorageError as error:
-            if not self._lost:
-                why = type(error.storage_error).__name__
-                log.warning("Redis is lost (%s): this worker counts RILL_RATE for itself", why)
-            self._lost, self._ask_redis_at = True, time.monotonic() + RETRY_SECONDS
-            return self._hit(self._own, caller)
-        if was_lost:
-            log.warning("Redis is back: it counts RILL_RATE for all workers again")
-            self._lost, self._ask_redis_at = False, 0.0
-        return wait
+        # In a burst each waits for its turn, which is no sign that Redis is lost: its timeouts begin with the turn.
+        with self._turns:
+            if time.monotonic() < self._ask_redis_at:
+                return self._hit(self._own, caller)
+            was_lost = self._lost
+            if was_lost:
+                # One caller looks whether it is back; no other waits.
+                self._ask_redis_at = time.monotonic() + RETRY_SECONDS
+            try:
+                wait = self._hit(shared, caller)
+            except StorageError as error:
+                if not self._lost:
+                    why = type(error.storage_error).__name__
+                    log.warning("Redis is lost (%s): this worker counts RILL_RATE for itself", why)
+                self._lost, self._ask_redis_at = True, time.monotonic() + RETRY_SECONDS
+                return self._hit(self._own, caller)
+            if was_lost:
+                log.warning("Redis is back: it counts RILL_RATE for all workers again")
+                self._lost, self._ask_redis_at = False, 0.0
+            return wait
 
 
 def _open_redis(url: str) -> RedisStorage:
     """The counters in Redis; it is connected to at the first count."""
     # 3 MB of a worker's memory, which one without REDIS_URL does not spend.
-    from redis import BlockingConnectionPool
+    from redis import ConnectionPool
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    pool = BlockingConnectionPool.from_url(
+    pool = ConnectionPool.from_url(
         url.replace("redis+unix://", "unix://"),
         max_connections=REDIS_CONNECTIONS,
-        timeout=REDIS_SECONDS,
         socket_connect_timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         retry=Retry(NoBackoff(), 1),  # What was kept may have been closed meanwhile.

@@ -6,6 +6,7 @@ costs the same at any length.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jiter
@@ -19,12 +20,15 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 class Reader:
     """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
 
-    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed.
+    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit` tells
+    of an `error` event that repeats one of the `secrets`: it must not be passed on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Sequence[str] = ()) -> None:
+        self._secrets = secrets
         self.usage: dict[str, Any] = {}
         self.ended = False
+        self.unfit = False
         self.problem: Problem | None = None
         self._unfinished: list[bytes] = []
         self._unfinished_bytes = 0
@@ -153,7 +157,8 @@ class Reader:
         elif kind == "error":
             error = _mapping(message.get("error"))
             problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
-            problem.in_stream = True
+            self.unfit = any(secret in str(message) for secret in self._secrets)
+            problem.in_stream = not self.unfit
             raise problem
         return None
 

@@ -209,7 +209,10 @@ class Worker(GeventWorker):
             status = its_status if isinstance(exc, kind) else status
         self.log.warning("A request could not be read: %s", type(exc).__name__)
         words = HELP.get(status, f"{status[4:]}.\n").encode()
-        head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        head = (
+            f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            "Cache-Control: no-store, no-transform\r\nX-Content-Type-Options: nosniff\r\n"
+        )
         with suppress(OSError):
             client.sendall(f"{head}Content-Length: {len(words)}\r\n\r\n".encode() + words)
 

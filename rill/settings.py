@@ -3,7 +3,7 @@
 import os
 import re
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from limits import parse as parse_rate
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -14,6 +14,8 @@ from rill.problems import Problem
 Names = Annotated[tuple[str, ...], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
+
+REDIS_OPTIONS = {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname"}
 
 
 def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
@@ -79,7 +81,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "redis+unix://")):
+        if value is not None and not _is_redis_url(value):
             raise ValueError("should be as redis://host:6379/0, rediss:// with TLS, or redis+unix:///path")
         if value and value.startswith("rediss://") and "DYNO" in os.environ and "ssl_cert_reqs" not in value:
             # Its certificate is signed by itself: https://devcenter.heroku.com/articles/connecting-heroku-redis
@@ -139,6 +141,16 @@ class Settings(BaseSettings):
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens_cap}.")
         return model or self.model, max_tokens or self.max_tokens
+
+
+def _is_redis_url(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        place = url.path if url.scheme == "redis+unix" else url.hostname and url.port != 0
+        known = parse_qs(url.query, keep_blank_values=True).keys() <= REDIS_OPTIONS
+    except ValueError:  # Of a port that is none; its words repeat what may be a password with a slash in it.
+        return False
+    return url.scheme in ("redis", "rediss", "redis+unix") and bool(place) and known
 
 
 class BadSettings(Exception):

@@ -19,7 +19,7 @@ import httpx2
 from opentelemetry import trace
 
 from rill.events import Bytes, Event, Silence
-from rill.problems import Problem, upstream_problem
+from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
 from rill.settings import Settings
@@ -107,11 +107,14 @@ class Upstream:
             body = error.body if isinstance(error.body, dict) else {}
             detail = body.get("error")
             detail = detail if isinstance(detail, dict) else {}
-            log.warning("the upstream says %d %s", error.status_code, detail.get("type"))
+            kind = str(detail.get("type"))
+            log.warning(
+                "the upstream says %d %s", error.status_code, kind if kind in UPSTREAM_TYPES else "of no known type"
+            )
             message = detail.get("message")
             message = message if isinstance(message, str) else ""
-            problem = upstream_problem(str(detail.get("type")), message or None, error.status_code, _retry_after(error))
-            problem.upstream_headers = _headers_of(error.response)
+            problem = upstream_problem(kind, message or None, error.status_code, _retry_after(error))
+            problem.upstream_headers = _headers_of(error.response, self._secrets)
             return problem.conceal(self._secrets)
         return Problem(
             "upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_failed"
@@ -122,12 +125,12 @@ class Answer:
     """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment."""
 
     def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt, secrets: Sequence[str]) -> None:
-        self.request_id = stream.request_id
-        self.headers = _headers_of(stream.response)
+        self.headers = _headers_of(stream.response, secrets)
+        self.request_id = self.headers.get("request-id")
         self._verbatim = prompt.verbatim
         self._streamed = prompt.streamed or not prompt.verbatim
         self._secrets = secrets
-        self._reader = Reader()
+        self._reader = Reader(secrets)
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
         self._end_span: Callable[..., None] = observer.end if observer else lambda how, error=None: None
@@ -163,8 +166,10 @@ class Answer:
                 yield [Silence(working=False)]
                 continue
             events = reader.finish() if data is None else reader.feed(data)
+            if reader.unfit and data:
+                data = data[: max(0, data.rfind(b"event: error"))]  # The dialect tells it in words of ours.
             if self._verbatim and data:
-                events.insert(0, Bytes(self._conceal(data) if reader.problem else data))
+                events.insert(0, Bytes(data))
             if events:
                 yield events
             if reader.problem:
@@ -178,11 +183,6 @@ class Answer:
             yield [Silence(working=bool(data))]
         body = b"".join(chunks)
         yield [Bytes(body), self._reader.read_message(body)]
-
-    def _conceal(self, data: bytes) -> bytes:
-        for secret in self._secrets:
-            data = data.replace(secret.encode(), b"[key]")
-        return data
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
@@ -234,12 +234,14 @@ def _may_pass(error: anthropic.APIError) -> bool:
     )
 
 
-def _headers_of(response: httpx2.Response) -> dict[str, str]:
-    """What of the upstream's headers is of use to a caller who speaks its dialect."""
+def _headers_of(response: httpx2.Response, secrets: Sequence[str]) -> dict[str, str]:
+    """What of the upstream's headers is of use to a caller who speaks its dialect, but none that repeats a secret."""
     return {
         name: value
         for name, value in response.headers.items()
-        if (name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-")) and value.isascii()
+        if (name in ("request-id", "retry-after") or name.startswith("anthropic-ratelimit-"))
+        and value.isascii()
+        and not any(secret in value for secret in secrets)
     }
 
 

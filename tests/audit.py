@@ -1,4 +1,4 @@
-"""Known holes in what requirements.txt pins: exit code 1 where there are any, and a word where nobody could be asked."""
+"""Known holes in what requirements.txt pins: exit code 1 where there are any, a word where nobody could be asked."""
 
 import json
 import subprocess

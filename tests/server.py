@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from leaks import HEARD, Heard, Leak, find_leaks, heard_by
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,10 @@ class Rill:
         return self._process.wait(timeout)
 
     def stop(self) -> Stopped:
-        """Send SIGTERM and wait for all processes to end; after 40 s kill the group and raise."""
+        """Send SIGTERM and wait for all processes to end; after 40 s kill the group and raise.
+
+        Raises Leak if the server has said anything that it must not.
+        """
         if self._stopped:
             return self._stopped
         began = time.monotonic()
@@ -139,7 +143,13 @@ class Rill:
                 raise AssertionError(f"SIGTERM did not stop the server in {STOP_SECONDS} s:\n{self.output()}")
             time.sleep(0.05)
         self._stopped = Stopped(time.monotonic() - began, self._process.returncode)
+        self._assert_silent()
         return self._stopped
+
+    def _assert_silent(self) -> None:
+        leaks = find_leaks(self.output(), heard_by(self.port, self.env))
+        if leaks:
+            raise Leak("\n".join([f"gunicorn {self.app} {' '.join(self.arguments)} at {self.url} said:", *leaks]))
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
@@ -154,13 +164,13 @@ class Rill:
         except BaseException:
             if BUSY_PORT in self.output():
                 self.signal(signal.SIGKILL)  # it would wait five seconds for the port
-            self.stop()
-            self._output.close()
+            self.__exit__()
             raise
         return self
 
     def _launch(self) -> None:
         self.port = self.choose_port()
+        HEARD[self.port] = Heard()
         self._stopped = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
         place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
@@ -240,6 +250,7 @@ class Conversation:
     """
 
     def __init__(self, port: int, request: bytes, timeout: float = 10) -> None:
+        self._heard = HEARD.get(port, Heard())
         self.socket = raw_request(port, request, timeout)
         self.ended: str | None = None
         self._inbox = bytearray()
@@ -312,6 +323,7 @@ class Conversation:
     def _begin(self, request: bytes) -> None:
         self.ended, self._status, self._headers = None, None, {}
         self._method = request.split(b" ", 1)[0]
+        self._heard.note_credentials(request)
 
     def _read_head(self) -> None:
         if self._status is not None or self.ended:

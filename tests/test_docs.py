@@ -17,7 +17,8 @@ from app import create_app
 from rill.problems import KINDS
 from rill.settings import Settings
 
-README = (ROOT / "README.md").read_text("utf-8")
+READMES = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md")}
+README = READMES["README.md"]
 DECISIONS = (ROOT / "docs" / "decisions.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -88,6 +89,32 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert "\n".join(table[2:]) == "\n".join(setting_rows())
 
 
+def test_the_readmes_show_the_same_examples() -> None:
+    examples = [re.findall(r"^```.*?^```$", text, re.DOTALL | re.MULTILINE) for text in READMES.values()]
+    assert examples[0] == examples[1]
+
+
+def test_the_readmes_name_the_same_things_in_the_same_sections() -> None:
+    """Whatever stands in backticks, every setting, every status and every number of bytes, seconds or tokens."""
+    sections = [
+        re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split("\n## ") for text in READMES.values()
+    ]
+    assert len(sections[0]) == len(sections[1])
+    for english, chinese in zip(*sections, strict=True):
+        assert names_in(english) == names_in(chinese)
+
+
+def names_in(section: str) -> set[str]:
+    found = re.findall(r"`[^`]+`|\b[A-Z]+_[A-Z_]+\b|(?<![\w.])\d[\d,.]*\d(?!\w)", section)
+    return {" ".join(name.split()) for name in found}
+
+
+def test_the_settings_of_the_chinese_readme_are_those_of_the_english() -> None:
+    tables = [re.findall(r"^\| ([A-Z]\w+_?\w*) \| (.*?) \|", text, re.MULTILINE) for text in READMES.values()]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == len(Settings.model_fields)
+
+
 def test_every_route_is_in_the_readme() -> None:
     app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
     told = set(re.findall(r"^\| `([A-Z]+) (\S+?)`", README, re.MULTILINE))
@@ -126,7 +153,10 @@ def test_ci_runs_what_the_readme_tells() -> None:
     assert all(f"make {target}" in README for target in ran)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md", "CHANGELOG.md"])
+DOCUMENTS = [*READMES, "CHANGELOG.md", "SECURITY.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_is_named_exists(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     named = re.findall(r"`((?:rill|tests|docs|bench)/[\w./-]*|[\w.-]+\.(?:py|toml|txt|md)|Procfile|LICENSE)`", text)

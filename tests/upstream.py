@@ -25,6 +25,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from leaks import HEARD, Heard
+
 RECORDED = Path(__file__).parent / "recorded"
 REQUEST_ID = "req_011CXv7QmZr3TtYk8NdPfJ2w"
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -216,6 +218,7 @@ class Answer:
 
     def write(self, data: bytes) -> None:
         """Put bytes on the wire as they are."""
+        self.upstream.heard.note_answer(data)
         self.connection.write(data)
 
     def write_chunk(self, data: bytes) -> None:
@@ -256,6 +259,7 @@ class Upstream:
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
+        self.heard = HEARD[self.port] = Heard()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Upstream":
@@ -399,6 +403,7 @@ class Upstream:
         with self._changed:
             answer = Answer(self, request, connection)
             connection.over = self._over
+            self.heard.note_prompt(request.body)
             self.requests.append(request)
             self.answers.append(answer)
             self._changed.notify_all()

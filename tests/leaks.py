@@ -1,0 +1,140 @@
+"""What no server may ever say: the keys, tokens, prompts and answers that a test used, in whatever form.
+
+A server of the tests is looked over when it stops (`Rill.stop`); what it was asked and answered is noted meanwhile.
+"""
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+# Shorter ones are words that any line may hold.
+SHORTEST = 8
+# The beginning of a text is enough to know it by.
+LONGEST = 60
+# Of so many texts of one kind; a fuzzer's hundred thousand would say no more.
+MOST = 500
+
+# The parts of a message that are names, not words of anybody's.
+NAMES = {"type", "role", "media_type", "name", "id", "tool_use_id"}
+SAID = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
+CREDENTIALS = re.compile(rb"^(?:authorization:[ \t]*(bearer|basic)|(x-api-key):)[ \t]*([^\r\n]*)", re.I | re.M)
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+# What callers choose and every line about an answer may tell.
+CHOSEN = re.compile(r'"(?:request_id|model)": "(?:[^"\\]|\\.)*"')
+
+
+class Leak(AssertionError):
+    """A server said what it must not."""
+
+
+class Heard:
+    """The secrets that went over the wire at one port, each with its kind."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
+        self._noted: Counter[str] = Counter()
+
+    def note_credentials(self, request: bytes) -> None:
+        """Note the tokens in the head of a request."""
+        for scheme, _, value in CREDENTIALS.findall(request[:20_000].partition(b"\r\n\r\n")[0]):
+            self._note(value.decode("latin-1"), "caller's token")
+            with suppress(ValueError):
+                password = b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == b"basic" else b""
+                self._note(password.decode(), "caller's token")
+
+    def note_prompt(self, body: bytes) -> None:
+        """Note what the body of a request to the Messages API asks."""
+        with suppress(ValueError, RecursionError):
+            fields = json.loads(body)
+            asked = [fields.get("system"), fields.get("messages")] if isinstance(fields, dict) else []
+            for text in strings_in(asked):
+                self._note(text, "prompt")
+
+    def note_answer(self, data: bytes) -> None:
+        """Note the texts of an answer, or the words of an error."""
+        if self._noted["answer"] >= MOST:
+            return
+        for text in SAID.findall(data[:4096]):
+            with suppress(ValueError):
+                self._note(json.loads(b'"%b"' % text), "answer")
+
+    def _note(self, text: str, kind: str) -> None:
+        known = max(LONE_SURROGATES.split(text.strip()), key=len)[:LONGEST]
+        fits = len(known) >= SHORTEST and len(set(known)) > 4
+        if fits and known not in self.kinds and self._noted[kind] < MOST:
+            self._noted[kind] += 1
+            self.kinds[known] = kind
+
+
+HEARD: dict[int, Heard] = {}
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every string of parsed JSON that may be somebody's words."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from strings_in(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            if name not in NAMES:
+                yield from strings_in(each)
+
+
+def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
+    """The secrets that a server is given by its environment, each with its kind."""
+    found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
+    for entry in env.get("RILL_TOKENS", "").split(","):
+        found[entry.partition("=")[2] or entry] = "caller's token"
+    with suppress(ValueError):
+        found[unquote(urlsplit(env.get("REDIS_URL", "")).password or "")] = "password of Redis"
+    found[env.get("RILL_SYSTEM", "")[:LONGEST]] = "system prompt"
+    return {secret: kind for secret, kind in found.items() if len(secret) >= SHORTEST}
+
+
+def heard_by(port: int, env: Mapping[str, str]) -> dict[str, str]:
+    """All that the server at `port`, with this environment, must not say, each with its kind."""
+    ports = [port]
+    with suppress(ValueError):  # of a port that is none
+        ports.append(urlsplit(env.get("ANTHROPIC_BASE_URL", "")).port or 0)
+    said = [item for each in ports if each in HEARD for item in list(HEARD[each].kinds.items())]
+    return {**dict(said), **secrets_of(env)}
+
+
+def forms(secret: str) -> set[str]:
+    """The secret in every way in which a line may hold it."""
+    written = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
+    written |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.encode().hex()}
+    for before in range(3):  # where it stands in what is encoded changes its letters, and those at its edges
+        encoded = b64encode(b"\0" * before + secret.encode()).decode().rstrip("=")
+        written.add(encoded[4 if before else 0 : -1])
+    return written
+
+
+def find_leaks(output: str, secrets: Mapping[str, str]) -> list[str]:
+    """What kind of secret is in which line of the output."""
+    output = output.replace("\\n", "\n")
+    without_chosen = CHOSEN.sub("", output)
+    leaks = []
+    for secret, kind in secrets.items():
+        said = kind in ("prompt", "answer")
+        for form in forms(secret):
+            if line := line_with(form, without_chosen if said else output, whole=said and secret.isalnum()):
+                leaks.append(f"the {kind} {secret!r}, as {form!r}, in the line {line[:500]!r}")
+                break
+    return leaks
+
+
+def line_with(form: str, output: str, whole: bool) -> str:
+    """The first line that holds these letters; `whole`: not as part of a word, as Overloaded is of OverloadedError."""
+    at = output.find(form)
+    if at >= 0 and whole:
+        found = re.search(rf"(?<!\w){re.escape(form)}(?!\w)", output)
+        at = found.start() if found else -1
+    return "" if at < 0 else output[output.rfind("\n", 0, at) + 1 :].partition("\n")[0]

@@ -1,0 +1,138 @@
+"""A real redis-server for tests: a child process on a port, or a socket file, of its own."""
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+import redis
+
+START_SECONDS = 10
+# Below the ports that systems give to those who ask for any, so that nobody takes one while its server is down.
+PORTS = range(20_000, 32_000)
+
+
+class RedisServer:
+    """redis-server while the context is entered; `kill` and `start` lose it and bring it back at the same address."""
+
+    def __init__(self, folder: Path, password: str = "", socket_file: bool = False, certificate: Path | None = None):
+        """`certificate` is a file with a key and its certificate: then it speaks TLS, and nothing else."""
+        if not shutil.which("redis-server"):
+            pytest.skip("redis-server is not installed")
+        self.folder = folder
+        self.password = password
+        self.path = folder / "redis.sock" if socket_file else None
+        self.certificate = certificate
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        # The port is free when it is chosen; if another process takes it first, the server ends and another is chosen.
+        for _ in range(4):
+            self.port = choose_port()
+            with suppress(RuntimeError):
+                self.start()
+                return self
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        """What REDIS_URL is set to, with the password."""
+        return self.url_with(self.password)
+
+    def url_with(self, password: str) -> str:
+        """The URL with another password."""
+        credentials = f":{password}@" if password else ""
+        if self.path:
+            return f"redis+unix://{credentials}{self.path}"
+        return f"{'rediss' if self.certificate else 'redis'}://{credentials}127.0.0.1:{self.port}/0"
+
+    def client(self) -> "redis.Redis":
+        """A client of the test's own."""
+        if self.path:
+            return redis.Redis(unix_socket_path=str(self.path), password=self.password or None)
+        return redis.Redis(
+            port=self.port, password=self.password or None, ssl=bool(self.certificate), ssl_cert_reqs="none"
+        )
+
+    def callers(self) -> int:
+        """How many connections it has, without the one that asks."""
+        with self.client() as client:
+            return len(client.client_list()) - 1
+
+    def kept(self) -> int:
+        """How many keys it holds."""
+        with self.client() as client:
+            return int(str(client.dbsize()))
+
+    def start(self) -> None:
+        """Start it, and wait until it answers; raise RuntimeError if it ends instead."""
+        self._process = subprocess.Popen(
+            ["redis-server", *self._options()], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            with suppress(redis.RedisError), self.client() as client:
+                client.ping()
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"redis-server does not start: {self.kill()}")
+
+    def kill(self) -> str:
+        """End it at once, so that it has no time to say goodbye; return what it said."""
+        process, self._process = self._process, None
+        if not process:
+            return ""
+        process.kill()
+        return process.communicate()[0].decode()
+
+    def hang(self) -> None:
+        """Let it accept connections and answer nothing, until `go_on`."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _options(self) -> list[str]:
+        options = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+        if self.password:
+            options += ["--requirepass", self.password]
+        if self.path:
+            return [*options, "--port", "0", "--unixsocket", str(self.path)]
+        if not self.certificate:
+            return [*options, "--port", str(self.port)]
+        tls = {"tls-port": self.port, "tls-cert-file": self.certificate, "tls-key-file": self.certificate}
+        more = {**tls, "tls-ca-cert-file": self.certificate, "tls-auth-clients": "no", "port": 0}
+        return [*options, *(part for name, value in more.items() for part in (f"--{name}", str(value)))]
+
+
+def speaks_tls() -> bool:
+    """Whether the redis-server of this machine was built with TLS."""
+    refused = subprocess.run(["redis-server", "--tls-port", "1", "--port", "0"], capture_output=True, timeout=10)
+    return b"Bad directive" not in refused.stdout + refused.stderr
+
+
+def choose_port() -> int:
+    """A port that nobody listens on."""
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

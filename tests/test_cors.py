@@ -1,0 +1,351 @@
+"""RILL_CORS_ORIGINS: which pages of other origins may ask, and that a browser lets them read whatever they are told."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from email.message import Message
+
+import pytest
+import upstream as wire
+from server import Rill, StartFailed, StartRill, rill_env
+from upstream import Upstream
+
+APP = "https://app.example"
+LOCAL = "http://localhost:3000"
+IPV6 = "http://[2001:db8::7]:8080"
+TOKEN = "wonder-land"
+MODEL = "claude-sonnet-5-5"
+EXPOSED = {"retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"}
+ALLOWED_ORIGIN = "access-control-allow-origin"
+
+# None of these is in RILL_CORS_ORIGINS, however much it looks like it.
+STRANGERS = {
+    "null": "null",
+    "another": "https://other.example",
+    "a prefix": "https://app.exampl",
+    "a suffix": "https://app.example.evil.example",
+    "a suffix without a dot": "https://app.examples",
+    "a sub-domain": "https://evil.app.example",
+    "a parent": "https://example",
+    "something before it": "https://evilapp.example",
+    "any letter for the dot": "https://appXexample",
+    "another scheme": "http://app.example",
+    "another port": "https://app.example:8443",
+    "no port": "http://localhost",
+    "a port that begins alike": "http://localhost:30001",
+    "a path": "https://app.example/",
+    "a user": "https://app.example@evil.example",
+    "two": "https://app.example https://evil.example",
+    "two with a comma": "https://app.example, https://evil.example",
+    "a pattern": "https://.*",
+    "a star": "*",
+    "one letter of the IPv6 address": "http://2:8080",
+    "IPv6 without its brackets": "http://2001:db8::7:8080",
+}
+
+
+def environment(upstream: Upstream, origins: str) -> dict[str, str]:
+    tokens = {"RILL_TOKENS": f"alice={TOKEN},bob=builder-bob", "RILL_MODELS": MODEL, "RILL_MAX_BODY": "1000"}
+    return {**rill_env(upstream), **tokens, "RILL_RATE": "1000/hour", "RILL_CORS_ORIGINS": origins}
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """A service for three origins, whose tokens and bounds are soon met."""
+    with Rill(environment(module_upstream, f"{APP},{LOCAL} , {IPV6}")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def one(module_upstream: Upstream) -> Iterator[Rill]:
+    """A service for one origin, written as nobody's browser writes it."""
+    env = {**environment(module_upstream, "HTTPS://App.Example"), "RILL_RATE": "1/hour"}
+    with Rill(env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def anybody(module_upstream: Upstream) -> Iterator[Rill]:
+    """A service for every origin."""
+    with Rill(environment(module_upstream, "*")) as running:
+        yield running
+
+
+def send(
+    service: Rill, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+) -> tuple[int, Message, str]:
+    """The status, all headers (some come more than once) and the body."""
+    with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)) as connection:
+        connection.request(method, path, body or None, dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read().decode()
+
+
+def members(headers: Message, name: str) -> set[str]:
+    """The members of a list, lower-case, on however many lines it came."""
+    return {each.strip().lower() for line in headers.get_all(name, []) for each in line.split(",") if each.strip()}
+
+
+def cors_names(headers: Message) -> set[str]:
+    return {name.lower() for name in headers if name.lower().startswith("access-control-")}
+
+
+def assert_open_to(origin: str, headers: Message) -> None:
+    """A browser shows the answer, and the headers that matter, to a page of this origin."""
+    assert headers.get_all(ALLOWED_ORIGIN) == [origin]
+    assert members(headers, "access-control-expose-headers") >= EXPOSED
+    assert "access-control-allow-credentials" not in headers
+    assert ("origin" in members(headers, "vary")) == (origin != "*")
+
+
+JSON = {"Content-Type": "application/json"}
+ALICE = {"Authorization": f"Bearer {TOKEN}"}
+CHAT = json.dumps({"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}).encode()
+COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/messages"
+# What is sent -> the status that it meets before the upstream is asked.
+REFUSED = {
+    "400": ("GET", "/stream", ALICE, b"", 400),
+    "400 Messages": ("POST", MESSAGES, {**ALICE, **JSON}, b"{", 400),
+    "400 OpenAI": ("POST", COMPLETIONS, {**ALICE, **JSON}, b"{", 400),
+    "401": ("GET", "/stream?q=hi", {}, b"", 401),
+    "401 Messages": ("POST", MESSAGES, JSON, CHAT, 401),
+    "401 OpenAI": ("POST", COMPLETIONS, JSON, CHAT, 401),
+    "401 models": ("GET", "/v1/models", {}, b"", 401),
+    "403": ("GET", "/stream?q=hi&model=other", ALICE, b"", 403),
+    "403 prefetch": ("GET", "/stream?q=hi", {**ALICE, "Sec-Purpose": "prefetch"}, b"", 403),
+    "403 Messages": ("POST", MESSAGES, {**ALICE, **JSON}, CHAT.replace(MODEL.encode(), b"other"), 403),
+    "404": ("GET", "/nowhere", {}, b"", 404),
+    "404 /v1/": ("GET", "/v1/nowhere", {}, b"", 404),
+    "405": ("DELETE", "/stream", {}, b"", 405),
+    "405 Messages": ("GET", MESSAGES, {}, b"", 405),
+    "413": ("POST", "/stream", ALICE, b"a" * 1001, 413),
+    "413 OpenAI": ("POST", COMPLETIONS, {**ALICE, **JSON}, b" " * 1001, 413),
+    "415": ("POST", "/stream", {**ALICE, "Content-Type": "image/png"}, b"hi", 415),
+}
+ANSWERED = {
+    "/stream": ("GET", "/stream?q=hi", {}, b""),
+    "/stream as events": ("GET", "/stream?q=hi", {"Accept": "text/event-stream"}, b""),
+    "POST /stream": ("POST", "/stream", {}, b"hi"),
+    "/chat/stream": ("GET", "/chat/stream?message=hi", {}, b""),
+    MESSAGES: ("POST", MESSAGES, JSON, CHAT.replace(b"{", b'{"stream": true, ', 1)),
+    COMPLETIONS: ("POST", COMPLETIONS, JSON, CHAT),
+    "/v1/models": ("GET", "/v1/models", {}, b""),
+}
+
+
+# A page of an origin that is listed
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_listed_origin_may_read_every_answer(service: Rill, upstream: Upstream, name: str) -> None:
+    upstream.always(*wire.answer("ok"))
+    method, path, headers, body = ANSWERED[name]
+    status, told, _ = send(service, method, path, {**ALICE, **headers, "Origin": APP}, body)
+    assert status == 200
+    assert_open_to(APP, told)
+    assert ("accept" in members(told, "vary")) == path.startswith("/stream")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_listed_origin_may_read_every_refusal(service: Rill, upstream: Upstream, name: str) -> None:
+    method, path, headers, body, expected = REFUSED[name]
+    status, told, text = send(service, method, path, {**headers, "Origin": LOCAL}, body)
+    assert (status, bool(text)) == (expected, True)
+    assert_open_to(LOCAL, told)
+    assert "accept" in members(told, "vary") or path.startswith("/v1/")
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", ["/stream?q=hi", MESSAGES, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("code", "type", "status"), [(529, "overloaded_error", 503), (401, "authentication_error", 502)]
+)
+def test_a_listed_origin_may_read_what_the_upstream_refuses(
+    service: Rill, upstream: Upstream, path: str, code: int, type: str, status: int
+) -> None:
+    upstream.always(wire.error(code, type, "no", {"x-should-retry": "false", "retry-after": "30"}))
+    method, body = ("POST", CHAT) if path.startswith("/v1/") else ("GET", b"")
+    told_status, told, _ = send(service, method, path, {**ALICE, **(JSON if body else {}), "Origin": APP}, body)
+    assert told_status == status
+    assert status != 503 or told["retry-after"] == "30"
+    assert_open_to(APP, told)
+
+
+def test_a_listed_origin_may_read_that_it_asks_too_often(one: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    for path in ("/stream?q=hi", "/stream?q=hi", "/chat/stream?message=hi", COMPLETIONS):
+        method, body = ("POST", CHAT) if path == COMPLETIONS else ("GET", b"")
+        status, told, _ = send(one, method, path, {**ALICE, "Origin": APP}, body)
+        assert_open_to(APP, told)
+    assert status == 429
+    assert members(told, "access-control-expose-headers") >= {
+        name.lower() for name in told if name.lower().startswith("ratelimit-")
+    }
+    assert {"retry-after", "ratelimit-limit"} <= {name.lower() for name in told}
+
+
+@pytest.mark.parametrize("origin", [APP, LOCAL, IPV6], ids=["https", "a port", "IPv6"])
+def test_each_listed_origin_is_told_only_itself(service: Rill, origin: str) -> None:
+    _, told, _ = send(service, "GET", "/healthz", {"Origin": origin})
+    assert_open_to(origin, told)
+
+
+PREFLIGHTS = [
+    ("/stream", "POST", "authorization,content-type"),
+    ("/stream?q=hi", "GET", "x-api-key"),
+    ("/chat/stream", "GET", "authorization"),
+    (MESSAGES, "POST", "anthropic-beta,anthropic-dangerous-direct-browser-access,anthropic-version,x-api-key"),
+    (COMPLETIONS, "POST", "authorization,content-type,x-stainless-lang,x-stainless-retry-count"),
+    ("/v1/models", "GET", "x-api-key,anthropic-version"),
+    ("/stream", "POST", "content-type,x-request-id"),
+]
+
+
+@pytest.mark.parametrize(("path", "method", "wanted"), PREFLIGHTS)
+def test_a_preflight_of_a_listed_origin_needs_no_token_and_lets_its_headers_through(
+    service: Rill, upstream: Upstream, path: str, method: str, wanted: str
+) -> None:
+    asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted, "Origin": APP}
+    status, told, text = send(service, "OPTIONS", path, asked)
+    assert (status, text) == (200, "")
+    assert told.get_all(ALLOWED_ORIGIN) == [APP]
+    assert members(told, "access-control-allow-headers") == set(wanted.split(","))
+    assert members(told, "access-control-allow-methods") == {"get", "head", "post"}
+    assert 1 <= int(told["access-control-max-age"]) <= 7200
+    assert "access-control-allow-credentials" not in told
+    assert "origin" in members(told, "vary")
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "TRACE"])
+def test_a_preflight_for_another_method_is_not_granted(service: Rill, method: str) -> None:
+    _, told, _ = send(service, "OPTIONS", "/stream", {"Access-Control-Request-Method": method, "Origin": APP})
+    assert method.lower() not in members(told, "access-control-allow-methods")
+
+
+# A page of any other origin
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_another_origin_is_told_nothing(service: Rill, name: str) -> None:
+    origin = STRANGERS[name]
+    asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key", "Origin": origin}
+    for method, path in (("GET", "/healthz"), ("GET", "/stream"), ("OPTIONS", "/stream"), ("GET", "/nowhere")):
+        _, told, _ = send(service, method, path, asked)
+        assert cors_names(told) == set()
+        assert "origin" in members(told, "vary")  # what is kept of this answer is not for those who may read it
+
+
+def test_a_request_of_no_page_at_all_is_told_of_no_origin(service: Rill) -> None:
+    for path in ("/healthz", "/stream"):
+        _, told, _ = send(service, "GET", path, {})
+        assert cors_names(told) == set()
+        assert "origin" in members(told, "vary")
+
+
+def test_an_answer_depends_on_the_origin_even_where_only_one_is_listed(one: Rill) -> None:
+    for origin, told_origin in ((APP, [APP]), ("https://other.example", None)):
+        _, told, _ = send(one, "GET", "/healthz", {"Origin": origin})
+        assert (told.get_all(ALLOWED_ORIGIN), "origin" in members(told, "vary")) == (told_origin, True)
+
+
+# Every origin, and none
+
+
+@pytest.mark.parametrize("origin", [APP, "null", "http://anything.example:81"])
+def test_a_star_opens_to_every_origin_but_never_to_its_credentials(
+    anybody: Rill, upstream: Upstream, origin: str
+) -> None:
+    upstream.always(*wire.answer("ok"))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    for method, path, headers in (
+        ("GET", "/stream?q=hi", ALICE),
+        ("GET", "/stream", {}),
+        ("OPTIONS", "/stream", asked),
+    ):
+        _, told, _ = send(anybody, method, path, {"Origin": origin, "Cookie": "a=b", **headers})
+        assert_open_to("*", told)
+        assert "set-cookie" not in told
+        assert method == "OPTIONS" or "accept" in members(told, "vary")
+
+
+def test_where_nothing_is_set_no_origin_is_told_anything(start_rill: StartRill, upstream: Upstream) -> None:
+    closed = start_rill(RILL_CORS_ORIGINS="")
+    upstream.always(*wire.answer("ok"))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key", "Origin": APP}
+    for method, path in (("GET", "/stream?q=hi"), ("GET", "/stream"), ("OPTIONS", "/stream"), ("GET", "/nowhere")):
+        _, told, _ = send(closed, method, path, asked)
+        assert cors_names(told) == set()
+        assert "origin" not in members(told, "vary")
+
+
+# A page that asks in its visitor's name
+
+
+FOREIGN = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+ASKED_BY_A_SITE = {
+    "a form's fetch": ("POST", {**FOREIGN, "Sec-Fetch-Dest": "empty", "Origin": "https://evil.example"}),
+    "an image": ("GET", {**FOREIGN, "Sec-Fetch-Dest": "image"}),
+    "a frame": ("GET", {**FOREIGN, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}),
+    "a form that is sent": ("POST", {**FOREIGN, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}),
+    "a sister site": ("GET", {**FOREIGN, "Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "image"}),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_BY_A_SITE)
+def test_a_page_of_another_site_is_not_billed_for(service: Rill, upstream: Upstream, name: str) -> None:
+    method, headers = ASKED_BY_A_SITE[name]
+    status, told, text = send(service, method, "/stream?q=hi", {**ALICE, **headers})
+    assert (status, "RILL_CORS_ORIGINS" in text) == (403, True)
+    assert cors_names(told) == set()
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Dest": "document"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "empty", "Origin": "https://APP.example"},
+        {},
+    ],
+    ids=["the page", "the address bar", "a link", "a listed origin", "no browser"],
+)
+def test_whoever_is_no_other_sites_page_may_ask(service: Rill, upstream: Upstream, headers: dict[str, str]) -> None:
+    upstream.always(*wire.answer("ok"))
+    assert send(service, "GET", "/stream?q=hi", {**ALICE, **headers})[0] == 200
+
+
+def test_where_every_origin_may_ask_any_page_may(anybody: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    for name in ("an image", "a frame", "a sister site"):
+        method, headers = ASKED_BY_A_SITE[name]
+        assert send(anybody, method, "/stream?q=hi", {**ALICE, **headers})[0] == 200
+
+
+# What is no origin
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "app.example",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://*.example",
+        "https://app[0-9].example",
+        "https://(app|web).example",
+        f"{APP},nonsense",
+        "null",
+    ],
+)
+def test_what_is_no_origin_stops_the_start_in_one_line_that_says_what_it_should_be(value: str) -> None:
+    with ExitStack() as running, pytest.raises(StartFailed) as refused:
+        running.enter_context(Rill({"RILL_OFFLINE": "1", "RILL_CORS_ORIGINS": value}))
+    said = refused.value.output.strip()
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith("rill: ")
+    assert "RILL_CORS_ORIGINS" in said
+    assert "https://app.example" in said

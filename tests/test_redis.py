@@ -1,0 +1,363 @@
+"""RILL_RATE counted in a real Redis for all workers and services, and by each worker alone while Redis is lost."""
+
+import itertools
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+import upstream as wire
+from redis_server import RedisServer, speaks_tls
+from server import Conversation, Rill, StartFailed, StartRill, request_bytes, rill_env
+from upstream import Upstream
+
+PASSWORD = "open-sesame-4711"
+RATE = 5
+# What it may keep open to Redis in each worker.
+CONNECTIONS = 8
+# Far more than it takes to learn that Redis is lost, and far less than a caller would call a hang.
+PATIENCE = 3.0
+LOST, BACK = "Redis is lost", "Redis is back"
+
+_addresses = itertools.count(1)
+
+
+class Told(NamedTuple):
+    """A status, and after how many seconds it came."""
+
+    status: int | None
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis with a password, which tests may lose and bring back."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def house(module_upstream: Upstream) -> Callable[..., dict[str, str]]:
+    """The environment of a service whose callers may ask RATE times an hour, each known by the address it claims."""
+
+    def build(**more: str) -> dict[str, str]:
+        rate = {"RILL_RATE": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_STREAMS_PER_CALLER": "1000"}
+        return {**rill_env(module_upstream), **rate, **more}
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def service(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    with Rill(house(REDIS_URL=redis.url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    """A second service on the same Redis."""
+    with Rill(house(REDIS_URL=redis.url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def crowd(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    """A service of two workers on the same Redis, whose callers have tokens."""
+    tokens = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
+    with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_TOKENS=tokens)) as running:
+        running.wait_for_workers(2)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def answers(upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+
+
+def new_address() -> str:
+    """The address of a caller that has never asked."""
+    high, low = divmod(next(_addresses), 250)
+    return f"198.51.{high}.{low}"
+
+
+def ask(service: Rill, caller: str) -> Told:
+    """Ask once, as the caller with this address or token, on a connection of its own."""
+    name = "X-Forwarded-For" if caller[0].isdigit() else "x-api-key"
+    began = time.monotonic()
+    with service.ask("GET", "/stream?q=hi", {name: caller, "Connection": "close"}) as asked:
+        status = asked.status
+        asked.read_rest()
+        return Told(status, time.monotonic() - began)
+
+
+def statuses(services: list[Rill], caller: str, times: int) -> list[int | None]:
+    """Ask so many times, of each service in turn."""
+    return [ask(service, caller).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)
+
+
+def wait_until_said(service: Rill, words: str, since: int) -> None:
+    """Ask, for nothing is looked at otherwise, until the service has said these words."""
+
+    def is_said() -> bool:
+        ask(service, new_address())
+        return words in service.output()[since:]
+
+    wait_until(is_said, lambda: f"never said {words!r}:\n{service.output()[since:][-3000:]}")
+
+
+def warm(service: Rill) -> int:
+    """Count once in Redis, and return how much the service has said until then."""
+    assert ask(service, new_address()).status == 200
+    return len(service.output())
+
+
+@contextmanager
+def load(service: Rill, told: list[Told], threads: int = 4) -> Iterator[None]:
+    """Some callers who ask one after the other, each time from an address that never asked before."""
+    over = threading.Event()
+
+    def go_on_asking() -> None:
+        while not over.wait(0.03):
+            told.append(ask(service, new_address()))
+
+    running = [threading.Thread(target=go_on_asking) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in running:
+            thread.join(20)
+
+
+ALLOWED, REFUSED = [200] * RATE, [429] * 2
+
+
+# One count
+
+
+def test_two_services_with_one_redis_share_the_count_of_an_address(service: Rill, another: Rill) -> None:
+    assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
+
+
+def test_addresses_that_are_one_caller_are_one_in_redis_too(service: Rill, another: Rill) -> None:
+    assert statuses([service], "2001:db8:1:2::1", RATE) == ALLOWED
+    assert statuses([another], "2001:db8:1:2:ffff::9", 1) == [429]
+
+
+def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: RedisServer) -> None:
+    before = redis.kept()
+    assert statuses([crowd], "wonder-land", RATE + 5) == ALLOWED + [429] * 5
+    assert statuses([crowd], "builder-bob", RATE + 1) == [*ALLOWED, 429]
+    assert redis.kept() == before + 2
+    with redis.client() as client:
+        kept = b" ".join(client.scan_iter())
+    assert b"alice" in kept
+    assert b"wonder-land" not in kept
+
+
+def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, another: Rill) -> None:
+    caller = new_address()
+    statuses([service], caller, RATE)
+    with another.ask("GET", "/stream?q=hi", {"X-Forwarded-For": caller}) as refused:
+        assert refused.status == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 3600
+        assert refused.headers["ratelimit-limit"] == str(RATE)
+        assert f"{RATE} per 1 hour" in refused.read_rest().decode()
+
+
+def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer) -> None:
+    warm(service)
+    with redis.client() as client:
+        assert all(client.ttl(key) > 0 for key in client.scan_iter())
+
+
+def test_a_service_without_redis_url_counts_alone(start_rill: StartRill, redis: RedisServer) -> None:
+    alone = start_rill(RILL_RATE=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", REDIS_URL="")
+    before, callers = redis.kept(), redis.callers()
+    assert statuses([alone], new_address(), RATE + 2) == ALLOWED + REFUSED
+    assert (redis.kept(), redis.callers()) == (before, callers)
+
+
+# Redis lost
+
+
+def test_redis_killed_and_back_under_load_fails_nobody_and_is_told_once(
+    service: Rill, another: Rill, redis: RedisServer
+) -> None:
+    since, told = warm(service), list[Told]()
+    warm(another)
+    with load(service, told):
+        wait_until(lambda: len(told) > 5, lambda: "nobody is answered")
+        redis.kill()
+        try:
+            wait_until_said(service, LOST, since)
+            caller = new_address()
+            assert statuses([service], caller, RATE + 2) == ALLOWED + REFUSED
+            assert statuses([another], caller, 1) == [200]  # each counts for itself, and none lets everybody in
+        finally:
+            redis.start()
+        wait_until_said(service, BACK, since)
+        wait_until_said(another, BACK, 0)
+    assert {each.status for each in told} == {200}
+    assert max(each.seconds for each in told) < PATIENCE
+    assert (service.output()[since:].count(LOST), service.output()[since:].count(BACK)) == (1, 1)
+    assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
+    assert "Traceback" not in service.output()
+
+
+def test_a_redis_that_hangs_costs_a_moment_and_then_nothing(service: Rill, redis: RedisServer) -> None:
+    since, told = warm(service), list[Told]()
+    with load(service, told, threads=12):
+        wait_until(lambda: len(told) > 20, lambda: "nobody is answered")
+        redis.hang()
+        try:
+            wait_until_said(service, LOST, since)
+            began = time.monotonic()
+            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REFUSED
+            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REFUSED
+            assert time.monotonic() - began < PATIENCE
+        finally:
+            redis.go_on()
+        wait_until_said(service, BACK, since)
+    assert {each.status for each in told} == {200}
+    assert max(each.seconds for each in told) < PATIENCE
+    assert (service.output()[since:].count(LOST), service.output()[since:].count(BACK)) == (1, 1)
+
+
+def test_many_starts_at_once_keep_few_connections_and_leak_none(
+    service: Rill, upstream: Upstream, redis: RedisServer
+) -> None:
+    since = warm(service)
+    (worker,) = service.workers()
+    many, begun = 200, redis.kept()
+    upstream.always(
+        wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("all"), wire.send(wire.stop()), wire.end()
+    )
+    with ExitStack() as stack:
+        requests = [request_bytes("GET", "/stream?q=hi", {"X-Forwarded-For": new_address()}) for _ in range(many)]
+        asked = [stack.enter_context(Conversation(service.port, request, 30)) for request in requests]
+        assert [each.next_chunk() for each in asked] == [b"a"] * many
+        assert redis.kept() == begun + many
+        assert connections_of(worker.pid, redis) <= CONNECTIONS
+        upstream.open("all")
+        assert [(each.read_rest(), each.ended) for each in asked] == [(b"", "clean")] * many
+    assert LOST not in service.output()[since:]
+    for _ in range(2):
+        with redis.client() as client:
+            client.client_kill_filter(_type="normal", skipme=True)  # what is kept is gone, and nobody notices
+        assert ask(service, new_address()).status == 200
+    assert connections_of(worker.pid, redis) <= CONNECTIONS
+    assert LOST not in service.output()[since:]
+
+
+def connections_of(pid: int, redis: RedisServer) -> int:
+    """How many connections a process holds to Redis, open or not yet closed."""
+    found = psutil.Process(pid).net_connections("tcp4")
+    return sum(bool(each.raddr) and each.raddr.port == redis.port for each in found)
+
+
+# How REDIS_URL is meant
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file with a key and a certificate that it signed itself."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    if not shutil.which("redis-server") or not speaks_tls():
+        pytest.skip("a redis-server that speaks TLS is not installed")
+    made = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
+    return made
+
+
+@pytest.fixture(scope="module")
+def tls_redis(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD, certificate=certificate) as running:
+        yield running
+
+
+def assert_counts_in(redis: RedisServer, service: Rill) -> None:
+    before = redis.kept()
+    assert statuses([service], new_address(), RATE + 1) == [*ALLOWED, 429]
+    assert redis.kept() == before + 1
+    assert LOST not in service.output()
+    assert PASSWORD not in service.output()
+
+
+def assert_counts_alone(redis: RedisServer, service: Rill, *passwords: str) -> None:
+    before = redis.kept()
+    assert statuses([service], new_address(), RATE + 1) == [*ALLOWED, 429]
+    assert redis.kept() == before
+    assert service.output().count(LOST) == 1
+    assert not [each for each in passwords if each in service.output()]
+
+
+def test_a_redis_at_a_socket_file_counts(house: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    with RedisServer(tmp_path, PASSWORD, socket_file=True) as redis, Rill(house(REDIS_URL=redis.url)) as service:
+        assert_counts_in(redis, service)
+
+
+def test_a_wrong_password_is_a_redis_that_is_lost(house: Callable[..., dict[str, str]], redis: RedisServer) -> None:
+    wrong = "close-sesame-4712"
+    with Rill(house(REDIS_URL=redis.url_with(wrong))) as service:
+        assert_counts_alone(redis, service, wrong, PASSWORD)
+
+
+def test_a_certificate_that_nobody_signed_is_not_trusted(
+    house: Callable[..., dict[str, str]], tls_redis: RedisServer
+) -> None:
+    with Rill(house(REDIS_URL=tls_redis.url)) as service:
+        assert_counts_alone(tls_redis, service, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("query", "more"),
+    [("?ssl_cert_reqs=none", {}), ("", {"DYNO": "web.1"})],
+    ids=["where that is said", "where the platform is known for it"],
+)
+def test_a_certificate_that_nobody_signed_is_taken(
+    house: Callable[..., dict[str, str]], tls_redis: RedisServer, query: str, more: dict[str, str]
+) -> None:
+    with Rill(house(REDIS_URL=f"{tls_redis.url}{query}", **more)) as service:
+        assert_counts_in(tls_redis, service)
+
+
+BAD_URLS = {
+    "http": f"http://:{PASSWORD}@127.0.0.1:6379/0",
+    "a port that is none": f"redis://:{PASSWORD}@127.0.0.1:{PASSWORD}/0",
+    "a password with a slash": f"redis://:pass/{PASSWORD}@127.0.0.1:6379/0",
+    "an option that is no number": f"redis://:{PASSWORD}@127.0.0.1:6379/0?socket_timeout={PASSWORD}",
+    "an option that there is not": f"redis://:{PASSWORD}@127.0.0.1:6379/0?{PASSWORD}=1",
+}
+
+
+@pytest.mark.parametrize("name", BAD_URLS)
+def test_a_redis_url_that_cannot_be_stops_the_start_in_one_line_that_does_not_repeat_it(name: str) -> None:
+    with ExitStack() as running, pytest.raises(StartFailed) as refused:
+        running.enter_context(Rill({"RILL_OFFLINE": "1", "REDIS_URL": BAD_URLS[name]}))
+    said = refused.value.output.strip()
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith("rill: ")
+    assert "REDIS_URL" in said
+    assert "redis://" in said  # what it should be
+    assert PASSWORD not in said
+    assert "127.0.0.1" not in said
