@@ -206,10 +206,27 @@ class _Body(HTTPSocketPoolResponse):
     def _receive(self) -> None:
         data = self._sock.recv(READ_BYTES)
         self.feed(data)
+        if data and isinstance(self._sock, ssl.SSLSocket):
+            self._receive_records()
         if self.message_complete:
             self.release()
         elif not data:
             raise HTTPConnectionClosed("The connection was closed in mid-body.")
+
+    def _receive_records(self) -> None:
+        """Feeds what came behind: OpenSSL reads one record at a time, and a token is mostly a record of its own."""
+        timeout = self._sock.gettimeout()
+        self._sock.settimeout(0)
+        try:
+            while not self.message_complete and len(self._body_buffer) < READ_BYTES:
+                data = self._sock.recv(READ_BYTES)
+                if not data:
+                    break
+                self.feed(data)
+        except OSError:
+            pass  # Nothing more has come; what else it may be, the next read meets again, behind what is fed.
+        finally:
+            self._sock.settimeout(timeout)
 
     def _on_message_begin(self) -> None:
         if self._final:

@@ -729,6 +729,28 @@ def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
         assert next(client) is None
 
 
+def test_over_tls_all_records_that_wait_are_one_read(start_client: StartClient, certificate: Path) -> None:
+    with Upstream(tls=tls_of(certificate)) as own:
+        pieces = [wire.send(piece) for piece in (b"one", b"two", b"three")]
+        own.script(wire.head(), wire.gate("pieces"), *pieces, wire.gate("rest"), wire.send(b"four"), wire.end())
+        client = start_client(read_on, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
+        assert next(client) == "open"
+        own.wait_at_gate("pieces")
+        own.open("pieces")
+        own.wait_at_gate("rest")
+        assert next(client) == "onetwothree"
+        own.open("rest")
+        assert next(client) == "four"
+
+
+def read_on(url: str) -> Iterator[Any]:
+    """Opens an answer, then reads once at each step."""
+    body = body_of(send(open_client(url), url))
+    yield "open"
+    while True:
+        yield read_piece(body)
+
+
 def read_exactly(url: str, size: int) -> Iterator[Any]:
     body = body_of(send(open_client(url), url))
     got = 0

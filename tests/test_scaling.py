@@ -1,0 +1,306 @@
+"""docs/scaling.md says what was measured, and what the simulation and the arithmetic make of that."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from statistics import NormalDist, fmean
+
+import pytest
+import upstream as wire
+from redis_server import RedisServer
+from server import ROOT, Rill, StartRill
+from upstream import Upstream
+
+from bench import simulate
+from bench.simulate import LEAST, RANDOM, TURNS, TWO, Cell
+
+PAGE = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text("utf-8")
+SECONDS = simulate.TOKENS / simulate.RATE  # of an answer, on average
+PORTS = 60_999 - 32_768 + 1  # Linux's ip_local_port_range, as it comes
+ONE_WORKER_MB = 275 - 5_000 * simulate.STREAM_MB  # open5000, MB, without its streams
+REDIS_CALLS = 10_000  # a second: half of what one Redis carried
+ROUTER_CPU = 13e-6  # a token
+ROUTINGS = pytest.mark.parametrize("routing", [RANDOM, TURNS, TWO, LEAST])
+
+
+# The simulation agrees with what can be reckoned on paper
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
+    first, again, other = (Cell(100, 4, RANDOM, seed=seed).run(60, 2, 10) for seed in (1, 1, 2))
+    assert vars(first)["cores"] == vars(again)["cores"]
+    assert (first.asked, first.cut, first.counts) == (again.asked, again.cut, again.counts)
+    assert first.counts != other.counts
+
+
+@ROUTINGS
+def test_open_streams_are_the_arrivals_times_their_length(routing: str) -> None:
+    cell = Cell(500, 10, routing, places=10_000).run(600)  # Little's law
+    assert cell.asked / 600 == pytest.approx(500 / SECONDS, rel=0.02)
+    assert fmean(cell.counts) == pytest.approx(500, rel=0.03)
+
+
+@pytest.mark.parametrize(("streams", "places"), [(10, 10), (10, 15), (40, 30)])
+def test_a_worker_refuses_as_many_as_erlang_says(streams: int, places: int) -> None:
+    blocking = 1.0  # https://en.wikipedia.org/wiki/Erlang_(unit)#Erlang_B_formula
+    for place in range(1, places + 1):
+        blocking = streams * blocking / (place + streams * blocking)
+    cell = Cell(streams, 1, places=places).run(200_000 // streams)
+    assert cell.refused / cell.asked == pytest.approx(blocking, abs=0.015)
+
+
+def test_random_routing_overloads_workers_as_often_as_poisson_says() -> None:
+    streams, starts = NormalDist(150, math.sqrt(150)), NormalDist(15, math.sqrt(15))
+    core = streams * (simulate.RATE * simulate.TOKEN) + starts * simulate.START
+    cell = Cell(15_000, 100, RANDOM, places=10_000).run(30)
+    over = fmean(busy > simulate.BUSY for busy in cell.cores)
+    assert over == pytest.approx(1 - core.cdf(simulate.BUSY), abs=0.03)
+
+
+def test_the_better_the_routing_the_less_busy_is_the_busiest_worker() -> None:
+    worst = [max(Cell(3_000, 30, routing).run(60).cores) for routing in (RANDOM, TURNS, TWO, LEAST)]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] > 1.2 * worst[3]
+
+
+@ROUTINGS
+def test_cores_are_as_busy_as_their_tokens_and_starts(routing: str) -> None:
+    cell = Cell(2_000, 20, routing).run(300)
+    expected = 100 * (simulate.RATE * simulate.TOKEN + simulate.START / SECONDS)
+    assert fmean(cell.cores) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_lost_machine_cuts_all_that_was_open_on_it_and_each_caller_asks_again() -> None:
+    calm, lost = Cell(1_000, 10).run(60), Cell(1_000, 10).run(60, stop=5)
+    assert lost.cut == lost.stopped == pytest.approx(500, rel=0.1)
+    assert lost.asked == pytest.approx(calm.asked + lost.cut, rel=0.03)
+    assert len(lost.cores) == 60 * 5
+
+
+def left_after(seconds: float) -> float:
+    """The share of the answers open at a moment that are still open so much later: the log-normal's residual life."""
+    normal, log = NormalDist(), math.log(seconds * simulate.RATE)
+    longer = normal.cdf((simulate.MIDDLE + simulate.SIGMA**2 - log) / simulate.SIGMA)
+    return longer - seconds / SECONDS * normal.cdf((simulate.MIDDLE - log) / simulate.SIGMA)
+
+
+@pytest.mark.parametrize("drain", [5, 20, 60])
+def test_a_drain_cuts_as_many_as_outlive_it(drain: int) -> None:
+    cell = Cell(10_000, 100, places=10_000).run(drain + 5, stop=50, drain=drain)
+    assert cell.cut / cell.stopped == pytest.approx(left_after(drain), abs=0.02)
+
+
+def test_a_worker_that_was_replaced_serves_again() -> None:
+    cell = Cell(500, 5, TWO).run(60, stop=1, drain=10)
+    still_to_end = [life == cell.life[worker] for _, what, worker, life in cell.events if what == "leave"]
+    assert sum(cell.open) == sum(still_to_end)  # what was cut ends only once
+    assert len(cell.cores) == 60 * 5 - 2  # the two seconds in which it boots
+    assert cell.open[0] > 50
+
+
+# The figures are those that were measured
+
+
+def measured(scenario: str, column: str) -> float:
+    """A figure of Rill's in the table of docs/performance.md."""
+    heads, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(PERFORMANCE, "| scenario"))
+    [row] = [row for row in rows if row[:2] == [scenario, "Rill"]]
+    return float(row[heads.index(column)].replace(",", ""))
+
+
+def table_of(text: str, start: str) -> list[str]:
+    """The lines of the table whose head begins so."""
+    lines = text[text.index(f"\n{start}") + 1 :].splitlines()
+    return lines[: next((at for at, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+
+
+def test_the_simulation_runs_on_what_the_page_of_performance_measured() -> None:
+    assert measured("steady1000", "CPU µs/token") == pytest.approx(simulate.TOKEN_CPU * 1e6)
+    assert measured("open5000", "KB/stream") == pytest.approx(simulate.STREAM_MB * 1e3)
+    two_workers = simulate.REST_MB + 10_000 * simulate.STREAM_MB
+    assert measured("two_workers10k", "MB") == pytest.approx(two_workers)
+    assert measured("open5000", "MB") == pytest.approx(ONE_WORKER_MB + 5_000 * simulate.STREAM_MB)
+    starts = re.search(r"the difference that the\s+starts make is ([\d.]+) ms a start for Rill", PERFORMANCE)
+    assert starts
+    assert float(starts[1]) == pytest.approx(simulate.START_CPU * 1e3)
+
+
+def costs() -> Iterator[str]:
+    """The table of costs, by the simulation's own figures."""
+    rows = PAGE.split("## What a stream costs")[1].split("## ")[0]
+    yield from re.findall(r"^\| [^|]+ \| ([^|]+) \|", rows, re.MULTILINE)[1:]
+
+
+def test_the_page_tells_the_figures_that_the_simulation_runs_on() -> None:
+    assert list(costs()) == [
+        f"{simulate.TOKEN_CPU * 1e6:.0f} µs of a core",
+        f"{simulate.START_CPU * 1e3:.1f} ms of a core",
+        f"{simulate.STREAM_MB * 1e3:.0f} KB",
+        f"{ONE_WORKER_MB:.0f} MB",
+        f"{simulate.REST_MB:.0f} MB",
+        f"{simulate.TLS_TOKEN_CPU * 1e6:.0f} µs a token, {simulate.TLS_START_CPU * 1e3:.1f} ms a new connection",
+        f"{simulate.TLS_STREAM_MB * 1e3:.0f} KB a stream",
+        f"{simulate.REDIS_START_CPU * 1e3:.1f} ms a start",
+    ]
+
+
+# The tables are what the simulation and the arithmetic give
+
+
+@pytest.fixture(scope="module")
+def simulated() -> list[str]:
+    """What `python bench/simulate.py` prints."""
+    command = [sys.executable, "bench/simulate.py"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_table_of_the_page_is_the_one_that_the_simulation_prints(simulated: list[str]) -> None:
+    assert table_of(PAGE, "| open streams") == simulated
+
+
+def streams_table() -> Iterator[str]:
+    """How many streams a worker and a machine hold, by the tokens of each."""
+    stream = simulate.STREAM_MB + simulate.TLS_STREAM_MB
+    dyno, machine = (512 - ONE_WORKER_MB) / stream, (4_000 - simulate.REST_MB) / stream
+    for rate in (0.5, 1, 2, 10, 20, 60, 100):
+        core = simulate.BUSY / rate / (simulate.TOKEN + simulate.START / simulate.TOKENS)
+        small = {"CPU": core, "memory": dyno}
+        large = {"CPU": 2 * core, "memory": machine, "ports": PORTS}
+        ends = [min(of, key=of.__getitem__) for of in (small, large)]
+        cells = [f"{rate:g}", f"{core:,.0f}", f"{min(small.values()):,.0f}", ends[0]]
+        yield f"| {' | '.join([*cells, f'{min(large.values()):,.0f}', ends[1]])} |"
+
+
+def test_the_table_of_streams_is_what_the_costs_give() -> None:
+    assert table_of(PAGE, "| tokens/s of each")[2:] == list(streams_table())
+
+
+def sizes_table(simulated: list[str]) -> Iterator[str]:
+    """What three sizes need; the machines as simulated."""
+    machines = {}
+    for line in simulated:
+        scale, what, _, count, *_ = (cell.strip() for cell in line.split("|")[1:-1])
+        if what.endswith(("one to spare", "one a cell to spare")):
+            machines[scale] = int(count.replace(",", ""))
+    scales = {int(scale.replace(",", "")): count for scale, count in machines.items() if scale != "5,000"}
+    starts = {scale: scale / SECONDS for scale in scales}
+    cells = {scale: max(1, scale // simulate.CELL) for scale in scales}
+    yield from (
+        sized("starts a second", "calculated", starts.values()),
+        sized("tokens a second", "calculated", (scale * simulate.RATE for scale in scales)),
+        sized("output tokens a minute", "calculated", (scale * simulate.RATE * 60 for scale in scales)),
+        sized("cells", "chosen", cells.values()),
+        sized("machines, one a cell to spare", "simulated", scales.values()),
+        sized("streams on each", "calculated", (scale / count for scale, count in scales.items())),
+        sized("Redis calls a second", "calculated", starts.values()),
+        sized("Redises", "calculated", (math.ceil(each / REDIS_CALLS) for each in starts.values())),
+        sized("connections to Redis, at most", "calculated", (16 * count for count in scales.values())),
+        sized("shared addresses to leave from", "calculated", (math.ceil(scale / PORTS) for scale in scales)),
+        sized("cores of the routers", "calculated", (scale * simulate.RATE * ROUTER_CPU for scale in scales)),
+    )
+
+
+def sized(what: str, known: str, values: Iterable[float]) -> str:
+    """A row of the table of sizes."""
+    return f"| {what} | {' | '.join(f'{value:,.0f}' for value in values)} | {known} |"
+
+
+def test_the_table_of_sizes_is_what_the_simulation_and_the_costs_give(simulated: list[str]) -> None:
+    assert table_of(PAGE, "| | 1,000 open")[2:] == list(sizes_table(simulated))
+
+
+def test_the_sentences_of_the_page_are_of_the_same_run(simulated: list[str]) -> None:
+    page, rows = " ".join(PAGE.split()), [[cell.strip() for cell in line.split("|")[1:-1]] for line in simulated]
+    machines = {(size, way): int(count) for size, what, way, count, *_ in rows if what == "nothing" and size == "5,000"}
+    few, many = machines["5,000", TWO], machines["5,000", RANDOM]
+    assert machines["5,000", LEAST] == few
+    assert f"random routing needs {many} machines where these need {few}:" in page
+    small, large = (float(row[7].rstrip("%")) for row in rows if row[1].endswith("none to spare"))
+    assert f"over 70% for {small:.0f}% of the next 30 s (1,000 streams) or {large:.0f}% (5,000)" in page
+    core = simulate.BUSY / simulate.RATE / (simulate.TOKEN + simulate.START / simulate.TOKENS)
+    assert f"a core carries {core:.0f} streams of {simulate.RATE} tokens a second" in page
+    short, long = ((few + 1) * (drain + simulate.BOOT_SECONDS) / 60 for drain in (20, 120))
+    assert f"{few + 1} machines take {short:.0f} minutes with 20 s, and {long:.0f} with 120 s" in page
+
+
+def test_the_page_tells_how_many_answers_outlive_a_drain() -> None:
+    told = re.findall(r"a drain of (\d+) s cuts ([\d.]+)%", " ".join(PAGE.split()))
+    assert len(told) >= 3
+    assert told == [(seconds, f"{left_after(int(seconds)):.1%}"[:-1]) for seconds, _ in told]
+
+
+# What the page says of Redis, and how it measured, is so
+
+
+def snippet(of: str) -> str:
+    """The Python block that names this."""
+    [block] = [block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if of in block]
+    return str(block)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+def script_calls(redis: RedisServer) -> int:
+    """How often a script has run in it."""
+    with redis.client() as client:
+        return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+def test_redis_is_asked_once_a_request_however_long_the_answer(
+    redis: RedisServer, upstream: Upstream, start_rill: StartRill
+) -> None:
+    rill = start_rill(REDIS_URL=redis.url)
+    upstream.always(*wire.answer("one"))
+    ask(rill)  # the first also loads the script
+    before = script_calls(redis)
+    ask(rill)
+    assert script_calls(redis) == before + 1
+    upstream.always(*wire.answer(*(f"word {number} " for number in range(200))))
+    assert "word 199" in ask(rill)
+    assert script_calls(redis) == before + 2
+
+
+def test_redis_is_asked_twice_where_the_caller_is_refused(
+    redis: RedisServer, upstream: Upstream, start_rill: StartRill
+) -> None:
+    rill = start_rill(REDIS_URL=redis.url, RILL_RATE="1/hour")
+    upstream.always(*wire.answer("one"))
+    for _ in range(2):
+        ask(rill)  # the first refusal also loads its script
+    before = script_calls(redis)
+    assert ask(rill).startswith("At most 1 per 1 hour")
+    assert script_calls(redis) == before + 2
+
+
+def ask(rill: Rill) -> str:
+    """A whole answer."""
+    with rill.ask("GET", "/stream?q=hi") as asked:
+        return asked.read_rest().decode()
+
+
+def test_the_snippet_that_measures_redis_runs(redis: RedisServer) -> None:
+    command = [sys.executable, "-", redis.url, "200"]
+    ran = subprocess.run(command, input=snippet("rill.limits"), cwd=ROOT, capture_output=True, text=True, check=False)
+    # So few callers may need less memory than Redis happens to give back meanwhile.
+    assert re.fullmatch(r"\d+ µs in Redis, \d+ µs here, -?\d+ bytes a caller\n", ran.stdout), ran.stderr
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_the_snippet_that_measures_a_start_runs() -> None:
+    command, env = [sys.executable, "-", "20"], {"PYTHONPATH": "bench", "PATH": os.environ["PATH"]}
+    for _ in range(4):  # A port that is free when it is chosen may be taken when it is used.
+        ran = subprocess.run(
+            command, input=snippet("servers.serving"), cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        if "did not start" not in ran.stderr:
+            break
+    assert re.fullmatch(r"[\d.]+ ms a start\n[\d.]+ ms a start over TLS\n", ran.stdout), ran.stderr
