@@ -249,7 +249,8 @@ class Service:
             raise Problem("draining", retry_after=1)
         record = Record(g.request_id, dialect.name, caller, prompt.model)
         with ExitStack() as held:
-            held.enter_context(self.telemetry.watch(record))
+            self.telemetry.begin(record)
+            held.callback(self.telemetry.end, record)
             try:
                 held.enter_context(self._places.take(caller))
                 return self._ask(prompt, dialect, record, held)
@@ -267,7 +268,7 @@ class Service:
             # Its first byte is its last: it comes when all of it is written.
             deadlines = replace(deadlines, first_event=deadlines.idle)
         interruption = held.enter_context(closing(Interruption(deadlines, client)))
-        held.callback(note_times, record, interruption)
+        record.watch = interruption
         held.enter_context(self.drain.watch(interruption))
         frames: Frames = dialect.open_frames(prompt, g.request_id)
         media_type, headers = dialect.media_type, {}
@@ -298,12 +299,6 @@ class Service:
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
         return Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
-
-
-def note_times(record: Record, interruption: Interruption) -> None:
-    """What the watch over an answer knows of it."""
-    record.first_event, record.first_text = interruption.first_event, interruption.first_text
-    record.cancelled = interruption.why is not None
 
 
 def show_page(file: str) -> flask.Response:

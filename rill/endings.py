@@ -94,6 +94,26 @@ class Interruption:
     `first_text` are when the model's first work and words came: monotonic, in seconds, None until then.
     """
 
+    # Thousands are open at once, and a dict for each would weigh.
+    __slots__ = (
+        "_begun",
+        "_client",
+        "_closed",
+        "_deadlines",
+        "_greenlet",
+        "_heard",
+        "_loop",
+        "_pipelined",
+        "_timer",
+        "_watcher",
+        "_worked",
+        "first_event",
+        "first_text",
+        "nudge",
+        "overdue",
+        "why",
+    )
+
     def __init__(self, deadlines: Deadlines, client: Client | None) -> None:
         self.why: str | None = None
         self.overdue = False
@@ -249,6 +269,9 @@ class Delivery:
     begun; `reset`, where given, before a cut that only a reset can show. `bytes_sent` counts what was yielded; `end` is
     what the upstream said at last, or `problem` what stood in the way of that.
     """
+
+    # Thousands are open at once, and a dict for each would weigh.
+    __slots__ = ("_chunks", "_interruption", "_on_close", "_reset", "bytes_sent", "end", "ending", "problem")
 
     def __init__(
         self,

@@ -20,9 +20,27 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 class Reader:
     """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
 
-    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit` tells
-    of an `error` event that repeats one of the `secrets`: it must not be passed on.
+    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit`
+    tells of an `error` event that repeats one of the `secrets`: it must not be passed on.
     """
+
+    # Thousands are open at once, and a dict for each would weigh.
+    __slots__ = (
+        "_data",
+        "_data_bytes",
+        "_high_surrogate",
+        "_secrets",
+        "_stop",
+        "_surrogates",
+        "_text",
+        "_unfinished",
+        "_unfinished_bytes",
+        "_working",
+        "ended",
+        "problem",
+        "unfit",
+        "usage",
+    )
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secrets = secrets

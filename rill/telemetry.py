@@ -5,10 +5,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -58,9 +57,28 @@ def _tell_where(exc_info: ExcInfo) -> str:
     return "".join(traceback.format_tb(exc_info[2])) + exc_info[0].__name__
 
 
+class Watch(Protocol):
+    """The watch over an answer: when its first event and text came (monotonic, in seconds), and what ended it early."""
+
+    first_event: float | None
+    first_text: float | None
+    why: str | None
+
+
+class NoWatch:
+    """That over an answer which was never asked for."""
+
+    first_event: float | None = None
+    first_text: float | None = None
+    why: str | None = None
+
+
+NO_WATCH = NoWatch()
+
+
 @dataclass(slots=True)
 class Record:
-    """What is known of one answer; times are monotonic, in seconds."""
+    """What is known of one answer; `begun` is monotonic, in seconds."""
 
     request_id: str
     dialect: str
@@ -71,15 +89,13 @@ class Record:
     stop_reason: str | None = None
     upstream_request_id: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
-    cancelled: bool = False
+    watch: Watch = NO_WATCH
     bytes_sent: int = 0
     begun: float = field(default_factory=time.monotonic)
-    first_event: float | None = None
-    first_text: float | None = None
 
     def as_fields(self) -> dict[str, Any]:
         """The fields of the log line."""
-        first_text_ms = None if self.first_text is None else round((self.first_text - self.begun) * 1000)
+        first_text = self.watch.first_text
         return {
             "request_id": self.request_id,
             "upstream_request_id": self.upstream_request_id,
@@ -89,8 +105,8 @@ class Record:
             "status": self.status,
             "ending": self.ending,
             "stop_reason": self.stop_reason,
-            "cancelled": self.cancelled,
-            "first_text_ms": first_text_ms,
+            "cancelled": self.watch.why is not None,
+            "first_text_ms": None if first_text is None else round((first_text - self.begun) * 1000),
             "duration_ms": round((time.monotonic() - self.begun) * 1000),
             "input_tokens": self.usage.get("input_tokens"),
             "output_tokens": self.usage.get("output_tokens"),
@@ -126,16 +142,15 @@ class Telemetry:
         self._upstream_errors = Counter("rill_upstream_errors", meaning, ["type"], registry=registry)
         self._refusals = Counter("rill_refusals", "Requests that got no answer, by cause", ["cause"], registry=registry)
 
-    @contextmanager
-    def watch(self, record: Record) -> Iterator[None]:
-        """Counts an answer as open for as long as the context lasts, then writes its line and counts what it was."""
+    def begin(self, record: Record) -> None:
+        """Counts an answer as open, until `end`."""
         self._open.inc()
-        try:
-            yield
-        finally:
-            self._open.dec()
-            log.info("answer", extra=record.as_fields())
-            self._count(record)
+
+    def end(self, record: Record) -> None:
+        """Writes the answer's line, and counts what it was."""
+        self._open.dec()
+        log.info("answer", extra=record.as_fields())
+        self._count(record)
 
     def count_refusal(self, problem: Problem) -> None:
         """Counts a request that got no answer."""
@@ -161,10 +176,12 @@ class Telemetry:
         self._answers.labels(caller, dialect, model, record.ending).inc()
         self._duration.labels(dialect).observe(time.monotonic() - record.begun)
         self._bytes.labels(dialect).inc(record.bytes_sent)
-        if record.first_event is not None:
-            self._first_event.labels(dialect).observe(record.first_event - record.begun)
-        if record.first_text is not None:
-            self._first_text.labels(dialect).observe(record.first_text - record.begun)
+        for came, histogram in (
+            (record.watch.first_event, self._first_event),
+            (record.watch.first_text, self._first_text),
+        ):
+            if came is not None:
+                histogram.labels(dialect).observe(came - record.begun)
         for direction in ("input", "output"):
             tokens = record.usage.get(f"{direction}_tokens")
             if isinstance(tokens, int) and 0 < tokens < 2**53:

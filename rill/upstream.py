@@ -124,6 +124,19 @@ class Upstream:
 class Answer:
     """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment."""
 
+    # Thousands are open at once, and a dict for each would weigh.
+    __slots__ = (
+        "_body",
+        "_end_span",
+        "_reader",
+        "_secrets",
+        "_streamed",
+        "_verbatim",
+        "headers",
+        "nudge",
+        "request_id",
+    )
+
     def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt, secrets: Sequence[str]) -> None:
         self.headers = _headers_of(stream.response, secrets)
         self.request_id = self.headers.get("request-id")
@@ -133,7 +146,7 @@ class Answer:
         self._reader = Reader(secrets)
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
-        self._end_span: Callable[..., None] = observer.end if observer else lambda how, error=None: None
+        self._end_span: Callable[..., None] = observer.end if observer else _end_no_span
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
 
@@ -188,6 +201,10 @@ class Answer:
         with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
             while self._body.read() is not None:
                 pass
+
+
+def _end_no_span(how: str, error: Exception | None = None) -> None:
+    pass
 
 
 def _problem_of_break(error: httpx2.TransportError) -> Problem:
