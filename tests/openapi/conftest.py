@@ -1,0 +1,92 @@
+"""The server that a campaign asks, whose offline model answers at once, and what is looked at when it is over."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from server import Rill
+
+STREAMS = 20
+# RILL_MAX_TOKENS_CAP is left alone: the bounds in the description are those of the defaults.
+SETTINGS = {
+    "RILL_OFFLINE": "1",
+    "RILL_OFFLINE_RATE": "0",
+    "RILL_RATE": "1000000/second",
+    "RILL_MODELS": "*",
+    "RILL_MAX_TOKENS": "64",
+    "RILL_STREAMS": str(STREAMS),
+    "RILL_STREAMS_PER_CALLER": str(STREAMS),
+}
+TOKEN = "a-token-of-alice"
+HEADERS = {"x-api-key": TOKEN, "Connection": "close"}
+# Whole, this answer would take 200 seconds: its first words cannot have waited for the last.
+SLOW = "/stream?q=rate%3D5+tokens%3D1000&max_tokens=1000"
+
+
+@pytest.fixture(scope="class")
+def offline_service(request: pytest.FixtureRequest) -> Iterator[Rill]:
+    """The server of a test class, which says whether it needs a token."""
+    tokens = {"RILL_TOKENS": f"alice={TOKEN}"} if request.cls.needs_token else {}
+    with Rill({**SETTINGS, **tokens}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def token() -> str:
+    """The token of a server that needs one."""
+    return TOKEN
+
+
+@pytest.fixture
+def rill(offline_service: Rill) -> Iterator[Rill]:
+    """The server; afterwards it is healthy, every place is free, no descriptor is held, and nothing broke."""
+    take_every_place(offline_service)
+    before = descriptors(offline_service)
+    yield offline_service
+    with offline_service.ask("GET", "/healthz", {"Connection": "close"}) as asked:
+        assert asked.status == 200
+    take_every_place(offline_service)
+    gc.collect()  # The campaign's own connection is closed by nobody else.
+    wait_until(
+        lambda: descriptors(offline_service) <= before,
+        lambda: f"{descriptors(offline_service)} descriptors, {before} before",
+    )
+    output = offline_service.output()
+    assert [line for line in output.splitlines() if '"level": "error"' in line or "[ERROR]" in line] == []
+    assert "Traceback" not in output
+
+
+def take_every_place(rill: Rill) -> None:
+    """Hold as many answers as there are places, each of which streams, and see the next one refused."""
+    with ExitStack() as stack:
+        asked = [stack.enter_context(rill.ask("GET", SLOW, HEADERS)) for _ in range(STREAMS)]
+        assert [each.status for each in asked] == [200] * STREAMS
+        assert all(each.next_chunk() and each.ended is None for each in asked)
+        with rill.ask("GET", SLOW, HEADERS) as refused:
+            assert refused.status == 503
+            assert refused.headers["retry-after"] == "1"
+    wait_until(lambda: open_streams(rill) == 0, lambda: f"{open_streams(rill)} streams are open")
+
+
+def open_streams(rill: Rill) -> float:
+    """How many the server counts."""
+    with rill.ask("GET", "/metrics", HEADERS) as asked:
+        assert asked.status == 200
+        lines = asked.read_rest().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("rill_open_streams "))
+
+
+def descriptors(rill: Rill) -> int:
+    """How many the one worker holds."""
+    (worker,) = rill.workers()
+    return worker.num_fds()
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    """Wait until the condition holds, or fail with what `what` says then."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)

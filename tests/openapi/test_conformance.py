@@ -1,0 +1,256 @@
+"""The service against its description: thousands of requests that schemathesis makes of it, good ones and bad ones.
+
+They go to a real server over a real socket, and each answer is held against what the description says of it.
+"""
+
+import json
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.failures import AcceptedNegativeData, Failure
+from schemathesis.core.parameters import ParameterLocation
+from schemathesis.core.transport import Response
+from schemathesis.engine import events, from_schema
+from schemathesis.generation.case import Case
+from schemathesis.hooks import HookContext
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.schemas import BaseSchema
+from server import ROOT, Rill
+
+DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
+ANSWERED_SECONDS = 10
+# What refuses a bad request; 413 where it is bad by its length.
+REFUSALS = ["400", "401", "403", "405", "413", "414", "415", "431"]
+# Where events are asked for, nothing else in a request with it is looked at.
+LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
+ASKING = ("/stream", "/chat/stream")
+DIALECTS = ("/v1/messages", "/v1/chat/completions")
+# These are read as pydantic reads them: 0 or "no" for false, true or "1" for 1.
+LENIENT = {
+    "max_tokens": (int, type(None)),
+    "max_completion_tokens": (int, type(None)),
+    "temperature": (int, float, type(None)),
+    "top_p": (int, float, type(None)),
+    "stream": (bool, type(None)),
+    "include_usage": (bool, type(None)),
+}
+
+
+@dataclass
+class Outcome:
+    """What came of a campaign: its answers by status, and what was wrong with them."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return self.statuses.total()
+
+
+def configuration(url: str, headers: dict[str, str], examples: int, seed: int, coverage: bool) -> SchemathesisConfig:
+    """Every check and both kinds of data; nothing that was answered leads what is asked next, so a seed is enough."""
+    alone = {"extra-data-sources": {"responses": False}}
+    return SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "base-url": url,
+            "headers": headers,
+            "continue-on-failure": True,
+            "request-timeout": ANSWERED_SECONDS,
+            "max-stream-events": 1_000_000,
+            "suppress-health-check": ["all"],
+            "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
+            "phases": {
+                "examples": alone,
+                "coverage": {**alone, "enabled": coverage, "generate-duplicate-query-parameters": True},
+                "fuzzing": {**alone, "error-feedback": {"enabled": False}},
+                # No answer of one operation is an argument of another.
+                "stateful": {"enabled": False},
+            },
+            "checks": {
+                "max_response_time": float(ANSWERED_SECONDS),
+                "negative_data_rejection": {"expected-statuses": REFUSALS},
+            },
+        }
+    )
+
+
+def without_last_event_id(node: Any) -> Any:
+    """A part of the description without that parameter."""
+    if isinstance(node, dict):
+        return {name: without_last_event_id(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [without_last_event_id(value) for value in node if value != LAST_EVENT_ID]
+    return node
+
+
+def load(description: dict[str, Any], configured: SchemathesisConfig) -> BaseSchema:
+    """The description, with what its schemas cannot say."""
+    schema = schemathesis.openapi.from_dict(description, config=configured)
+    schema.hook("map_body")(let_the_user_begin)
+    schema.hook("filter_failure")(is_fault)
+    return schema
+
+
+def let_the_user_begin(context: HookContext, body: Any) -> Any:
+    """Makes an assistant that speaks first the user, and 300.0, which JSON Schema takes for an integer, 300."""
+    if isinstance(body, dict):
+        first = first_spoken(body)
+        if first and first.get("role") == "assistant":
+            first["role"] = "user"
+        if first == {} and body["messages"]:
+            body["messages"].append({"role": "user", "content": "Hello"})
+        tokens = body.get("max_tokens")
+        if isinstance(tokens, float) and tokens.is_integer():
+            body["max_tokens"] = int(tokens)
+    return body
+
+
+def first_spoken(body: Any) -> dict[str, Any] | None:
+    """The first of the messages that is not the system's, {} where all are; None where there are no messages."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return None
+    spoken = (message for message in messages if message.get("role") not in ("system", "developer"))
+    return next(spoken, {})
+
+
+def is_fault(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
+    """Whether a failed check is a fault, and none of what a schema cannot say."""
+    if isinstance(failure, RejectedPositiveData):
+        first = first_spoken(case.body)
+        return first is None or first.get("role") == "user"
+    if isinstance(failure, AcceptedNegativeData):
+        return not (has_a_bad_query_for_no_use(case) or is_valid_if_lenient(case))
+    return True
+
+
+def has_a_bad_query_for_no_use(case: Case) -> bool:
+    """Whether a query is bad that a form's own fields come before, or that JSON has no use for."""
+    used = case.path != "/stream" or case.method == "GET" or case.media_type == "text/plain"
+    return not used and case.meta is not None and case.meta.is_negative_at(ParameterLocation.QUERY)
+
+
+def is_valid_if_lenient(case: Case) -> bool:
+    """Whether the body is as it should be, but for numbers and booleans of another type that was understood."""
+    if not isinstance(case.body, dict) or case.media_type != "application/json":
+        return False
+    body = without_lenient(case.body)
+    if isinstance(body.get("stream_options"), dict):
+        body["stream_options"] = without_lenient(body["stream_options"])
+    operation = DESCRIPTION["paths"][case.path][case.method.lower()]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    return jsonschema_rs.is_valid({**schema, "components": DESCRIPTION["components"]}, body)
+
+
+def without_lenient(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if type(value) in LENIENT.get(name, (type(value),))}
+
+
+def campaign(schema: BaseSchema) -> Outcome:
+    """Sends all that schemathesis makes of the description."""
+    outcome = Outcome()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.NonFatalError):
+            outcome.faults.append(f"{event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            outcome.faults.append(repr(event.exception))
+        elif isinstance(event, events.ScenarioFinished):
+            answers = {case: each.response for case, each in event.recorder.interactions.items() if each.response}
+            outcome.statuses.update(answer.status_code for answer in answers.values())
+            for case, checks in event.recorder.checks.items():
+                failed = [check.failure_info for check in checks if check.failure_info]
+                outcome.faults += [f"{each.failure}\n{answers[case].content!r}\n{each.code_sample}" for each in failed]
+    return outcome
+
+
+class Conformance:
+    """The description's operations at some paths, asked for with one Accept.
+
+    `examples` is how many cases are made of one operation beyond those that cover its schema, `least` how many requests
+    come of it all, and `long` how many are sent in a soak.
+    """
+
+    paths: ClassVar[tuple[str, ...]]
+    accept: ClassVar[str] = "*/*"
+    needs_token: ClassVar[bool] = False
+    seed: ClassVar[int]
+    examples: ClassVar[int]
+    least: ClassVar[int]
+    long: ClassVar[int]
+
+    def run(self, rill: Rill, token: str, seed: int, examples: int, coverage: bool = True) -> Outcome:
+        """One campaign, without a fault."""
+        paths = {path: DESCRIPTION["paths"][path] for path in self.paths}
+        description = {**DESCRIPTION, "paths": without_last_event_id(paths)}
+        headers = {"Accept": self.accept}
+        if self.needs_token:
+            # To send none is then no way to ask.
+            description["security"] = [way for way in DESCRIPTION["security"] if way]
+            headers["Authorization"] = f"Bearer {token}"
+        configured = configuration(rill.url, headers, examples, seed, coverage)
+        outcome = campaign(load(description, configured))
+        assert outcome.faults == [], "\n\n".join(outcome.faults[:10])
+        return outcome
+
+    @pytest.mark.timeout(300)
+    def test_every_request_gets_an_answer_that_is_described(self, rill: Rill, token: str) -> None:
+        outcome = self.run(rill, token, self.seed, self.examples)
+        print(outcome.statuses)
+        assert outcome.requests >= self.least
+
+    @pytest.mark.soak
+    @pytest.mark.timeout(7200)
+    def test_so_does_every_one_of_very_many_from_a_fresh_seed(self, rill: Rill, token: str) -> None:
+        first = secrets.randbelow(2**32)
+        print(f"the first seed is {first}")
+        statuses: Counter[int] = Counter()
+        for seed in count(first):
+            statuses += self.run(rill, token, seed, 500, coverage=seed == first).statuses
+            if statuses.total() >= self.long:
+                break
+        print(statuses)
+
+
+class TestPlainText(Conformance):
+    paths = tuple(path for path in DESCRIPTION["paths"] if path not in DIALECTS)
+    seed, examples, least, long = 1, 220, 1_150, 30_000
+
+
+class TestEvents(Conformance):
+    paths, accept = ASKING, "text/event-stream"
+    seed, examples, least, long = 2, 220, 1_050, 25_000
+
+
+class TestProblemsInJSON(Conformance):
+    paths, accept = ASKING, "application/problem+json, application/json;q=0.9"
+    seed, examples, least, long = 3, 220, 1_050, 25_000
+
+
+class TestAnthropic(Conformance):
+    paths = ("/v1/messages",)
+    seed, examples, least, long = 4, 90, 230, 5_000
+
+
+class TestOpenAI(Conformance):
+    paths = ("/v1/chat/completions",)
+    seed, examples, least, long = 5, 70, 390, 5_000
+
+
+class TestWithTokens(Conformance):
+    paths, needs_token = tuple(DESCRIPTION["paths"]), True
+    seed, examples, least, long = 6, 20, 1_150, 12_000
+
+
+def test_the_campaigns_are_of_five_thousand_requests_and_the_soak_of_a_hundred_thousand() -> None:
+    campaigns = Conformance.__subclasses__()
+    assert sum(each.least for each in campaigns) >= 5_000
+    assert sum(each.long for each in campaigns) >= 100_000

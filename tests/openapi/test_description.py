@@ -1,0 +1,102 @@
+"""The description: served, well-formed, small, and of all that there is."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from server import ROOT, Rill
+
+from app import create_app
+from rill.dialects.fields import MAX_MESSAGES
+from rill.problems import KINDS
+from rill.settings import Settings
+
+TEXT = (ROOT / "rill" / "openapi.json").read_text("utf-8")
+DESCRIPTION: dict[str, Any] = json.loads(TEXT)
+COMPONENTS: dict[str, dict[str, Any]] = DESCRIPTION["components"]
+# Nobody is left to see it.
+UNSEEN = "client_gone"
+METHODS = ("get", "post")
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each operation with its method and path."""
+    for path, item in DESCRIPTION["paths"].items():
+        yield from ((method.upper(), path, item[method]) for method in METHODS if method in item)
+
+
+def references(node: Any) -> Iterator[str]:
+    """Whatever a part of the description refers to."""
+    if isinstance(node, dict):
+        yield from (value for name, value in node.items() if name == "$ref")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from references(value)
+
+
+def test_it_is_served_as_it_is(service: Rill) -> None:
+    with service.ask("GET", "/openapi.json") as asked:
+        assert asked.status == 200
+        assert asked.headers["content-type"] == "application/json"
+        assert asked.read_rest().decode() == TEXT
+
+
+def test_it_is_an_openapi_3_1_description() -> None:
+    assert DESCRIPTION["openapi"].startswith("3.1.")
+    schemathesis.openapi.from_dict(DESCRIPTION).validate()
+
+
+@pytest.mark.parametrize("name", COMPONENTS["schemas"])
+def test_a_schema_of_it_is_json_schema(name: str) -> None:
+    jsonschema_rs.Draft202012Validator({**COMPONENTS["schemas"][name], "components": COMPONENTS})
+
+
+def test_whatever_it_refers_to_is_there_and_nothing_is_there_for_no_use() -> None:
+    used = set(references(DESCRIPTION))
+    there = {f"#/components/{kind}/{name}" for kind, known in COMPONENTS.items() for name in known}
+    schemes = {f"#/components/securitySchemes/{name}" for way in DESCRIPTION["security"] for name in way}
+    # What is asked for where nothing is described gets these.
+    elsewhere = {f"#/components/responses/{status}" for status in (404, 405)}
+    assert there == used | schemes | elsewhere
+
+
+def test_its_operations_are_the_routes() -> None:
+    app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
+    served = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
+    routes = {(method, path) for method, path in served if method not in ("HEAD", "OPTIONS")}
+    assert {(method, path) for method, path, _ in operations()} == routes
+
+
+def test_every_problem_that_a_caller_can_see_is_in_it() -> None:
+    statuses = {status for *_, operation in operations() for status in operation["responses"]} | {"404", "405"}
+    seen = {name: kind for name, kind in KINDS.items() if name != UNSEEN}
+    assert {str(kind.status) for kind in seen.values()} <= statuses
+    assert COMPONENTS["schemas"]["ProblemName"]["enum"] == list(seen)
+    assert set(COMPONENTS["schemas"]["ProblemType"]["enum"]) == {kind.type for kind in seen.values()}
+
+
+def test_its_bounds_are_those_of_the_default_settings() -> None:
+    settings = Settings(ANTHROPIC_API_KEY="sk-test-key")
+    assert set(re.findall(r'"maximum": (\d{4,})', TEXT)) == {str(settings.max_tokens_cap)}
+    assert set(re.findall(r'"maxItems": (\d{4,})', TEXT)) == {str(MAX_MESSAGES)}
+    assert f"{settings.max_body:,} bytes" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/nothing", 404), ("PUT", "/stream", 405), ("PUT", "/v1/messages", 405)],
+)
+def test_what_is_not_in_it_is_refused_as_it_says(service: Rill, method: str, path: str, status: int) -> None:
+    for accept in ("*/*", "application/json"):
+        with service.ask(method, path, {"Accept": accept, "Connection": "close"}) as asked:
+            assert asked.status == status
+            described = COMPONENTS["responses"][str(status)]
+            media_type = asked.headers["content-type"].split(";")[0]
+            schema = described["content"][media_type].get("schema")
+            assert all(name.lower() in asked.headers for name in described["headers"])
+            text = asked.read_rest()
+        if schema:
+            jsonschema_rs.validate({**schema, "components": COMPONENTS}, json.loads(text))

@@ -1,0 +1,142 @@
+"""What no generated request provokes is as described, too: limits, tokens, and an upstream that refuses or fails."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import schemathesis
+import upstream as wire
+from schemathesis.checks import CHECKS
+from server import ROOT, Rill, StartRill
+from upstream import Upstream
+
+DESCRIPTION = schemathesis.openapi.from_path(ROOT / "rill" / "openapi.json")
+AS_DESCRIBED = (
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+ASKING: dict[str, dict[str, Any]] = {
+    "GET /stream": {"query": {"q": "hello"}},
+    "POST /stream": {"body": "hello", "media_type": "text/plain"},
+    "GET /chat/stream": {"query": {"message": "hello"}},
+    "POST /v1/messages": {"body": QUESTION, "media_type": "application/json"},
+    "POST /v1/chat/completions": {"body": QUESTION, "media_type": "application/json"},
+}
+FILES = ("GET /", "GET /page.js", "GET /page.css", "GET /openapi.json")
+UPSTREAM_ERRORS = [
+    (400, "invalid_request_error", 400),
+    (401, "authentication_error", 502),
+    (413, "request_too_large", 413),
+    (429, "rate_limit_error", 429),
+    (500, "api_error", 502),
+    (504, "timeout_error", 504),
+    (529, "overloaded_error", 503),
+]
+
+
+def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None, **fields: Any) -> set[int]:
+    """The status that a request gets, whether its caller prefers JSON or not, with an answer that is as described."""
+    method, path = asked.split(" ")
+    statuses = set()
+    for accept in ("*/*", "application/json"):
+        case = DESCRIPTION[path][method].Case(**{**ASKING.get(asked, {}), **fields})
+        answer = case.call(rill.url, headers={"Connection": "close", "Accept": accept, **(headers or {})})
+        case.validate_response(answer, checks=CHECKS.get_by_names(AS_DESCRIBED))
+        statuses.add(answer.status_code)
+    return statuses
+
+
+@pytest.mark.parametrize(("code", "type", "status"), UPSTREAM_ERRORS)
+def test_what_the_upstream_refuses_is_told_as_described(
+    service: Rill, upstream: Upstream, code: int, type: str, status: int
+) -> None:
+    upstream.always(wire.error(code, type, "No.", {"x-should-retry": "false"}))
+    for asked in ASKING:
+        assert statuses_of(service, asked) == {status}
+
+
+def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer(stop_reason="refusal"))
+    assert statuses_of(service, "GET /stream") == {422}
+    assert statuses_of(service, "POST /stream") == {422}
+
+
+def test_an_upstream_that_does_not_begin_is_told_as_described(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_FIRST_EVENT_SECONDS="0.2", RILL_IDLE_SECONDS="0.2")
+    upstream.always(wire.head(), wire.silence())
+    for asked in ASKING:
+        assert statuses_of(rill, asked) == {504}
+
+
+def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_RATE="1/hour")
+    upstream.script(*wire.answer("hello"))
+    assert statuses_of(rill, "GET /stream") == {200, 429}
+    for asked in (*ASKING, "GET /drip"):
+        assert statuses_of(rill, asked) == {429}
+
+
+@pytest.mark.parametrize(("setting", "status"), [("RILL_STREAMS", 503), ("RILL_STREAMS_PER_CALLER", 429)])
+def test_one_answer_too_many_is_refused_as_described(
+    start_rill: StartRill, upstream: Upstream, setting: str, status: int
+) -> None:
+    rill = start_rill(**{setting: "1"})
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("held"), wire.close())
+    with rill.ask("GET", "/stream?q=hello") as held:
+        assert held.next_chunk() == b"a"
+        for asked in (*ASKING, "GET /drip"):
+            assert statuses_of(rill, asked) == {status}
+        assert statuses_of(rill, "GET /readyz") == {503 if setting == "RILL_STREAMS" else 200}
+    upstream.open("held")
+
+
+def test_a_caller_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
+    rill = start_rill(RILL_TOKENS="alice=secret")
+    for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+        assert statuses_of(rill, asked) == {401}
+        assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
+
+
+def test_what_may_not_be_asked_for_is_refused_as_described(start_rill: StartRill) -> None:
+    rill = start_rill(RILL_MODELS=None)
+    for asked in ASKING:
+        assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
+        assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
+    other = {**QUESTION, "model": "another"}
+    assert statuses_of(rill, "GET /stream", query={"q": "hello", "model": "another"}) == {403}
+    assert statuses_of(rill, "POST /v1/messages", body=other) == {403}
+    assert statuses_of(rill, "POST /v1/chat/completions", body=other) == {403}
+
+
+def test_a_body_too_long_or_of_another_type_is_refused_as_described(start_rill: StartRill) -> None:
+    rill = start_rill(RILL_MAX_BODY="4")
+    for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
+        assert statuses_of(rill, asked) == {413}
+    assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}
+
+
+def test_a_url_too_long_is_refused_as_described(service: Rill) -> None:
+    assert statuses_of(service, "GET /stream", query={"q": "a" * 9_000}) == {414}
+    assert statuses_of(service, "GET /chat/stream", query={"message": "a" * 9_000}) == {414}
+
+
+def test_an_event_source_that_comes_back_gets_nothing_as_described(service: Rill) -> None:
+    for asked in ("GET /stream", "POST /stream", "GET /chat/stream"):
+        assert statuses_of(service, asked, {"Accept": "text/event-stream", "Last-Event-ID": "1"}) == {204}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("Range", "bytes=0-9", 206),
+        ("Range", "bytes=99999999-", 400),
+        ("If-None-Match", "*", 304),
+        ("If-Match", '"another"', 412),
+    ],
+)
+def test_a_part_of_a_file_or_none_of_it_is_told_as_described(service: Rill, name: str, value: str, status: int) -> None:
+    for asked in FILES:
+        assert statuses_of(service, asked, {name: value}) == {status}
