@@ -12,8 +12,8 @@ run: .venv/.run  ## serve on 127.0.0.1:8000; offline unless a key is in the envi
 	exec $(BIN)/gunicorn wsgi:app
 
 test: .venv/.dev  ## every test, against real servers and clients
-	@tests/packages.sh
-	$(BIN)/pytest
+	@PATH="$$PATH:/usr/sbin" tests/packages.sh
+	PATH="$$PATH:/usr/sbin" $(BIN)/pytest
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak

@@ -1,11 +1,17 @@
 """The fixtures: one real server for each module, and a fake upstream that every test scripts for itself."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from server import Rill, StartRill, rill_env
 from upstream import Upstream
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
