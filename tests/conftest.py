@@ -8,7 +8,6 @@ import pytest
 from server import Rill, StartRill, rill_env
 from upstream import Upstream
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
