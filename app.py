@@ -4,10 +4,10 @@ import json
 import logging
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,12 +16,12 @@ import flask
 import gevent
 from flask import Flask, current_app, g, request, send_from_directory
 from flask_cors import CORS
-from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from rill import offline, terminal
 from rill.access import Tokens, address_of
+from rill.client import ClientSocket
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.dialects.whole import WholeFrames
 from rill.endings import Deadlines, Delivery, Drain, Frames, Interrupted, Interruption, await_beginning
@@ -29,14 +29,12 @@ from rill.events import Bytes, Event
 from rill.limits import RATE_HEADERS, Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
-from rill.server import ClientSocket, places_for
+from rill.request import FORMS, check_wanted, id_of, read_body, read_form, token_of
+from rill.server import places_for
 from rill.settings import Settings
 from rill.telemetry import Record, Telemetry, write_logs
 from rill.upstream import Upstream
 
-BODY_SECONDS = 30.0
-MAX_FORM_FIELDS = 1000
-SANE_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
@@ -56,7 +54,7 @@ DRIP_CHUNKS, DRIP_SECONDS = 10, 0.1
 DIALECTS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": OPENAI}
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> our problem.
-HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method", 413: "too_large"}
+HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method"}
 
 log = logging.getLogger("rill")
 
@@ -86,19 +84,29 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Exception, service.refuse)
     add_ask_command(app, service)
     if settings.cors_origins:
-        app.config["VARIES_BY_ORIGIN"] = "*" not in settings.cors_origins
-        # Tokens travel in headers that a page sets itself: cookies and a browser's own credentials are never asked for.
-        CORS(
-            app,
-            origins=[origin if origin == "*" else exactly(origin) for origin in settings.cors_origins],
-            methods=["GET", "HEAD", "POST"],
-            expose_headers=EXPOSED_HEADERS,
-            send_wildcard=True,
-            always_send=False,
-            vary_header=False,
-            max_age=600,
-        )
+        allow_origins(app, settings.cors_origins)
     return app
+
+
+def allow_origins(app: Flask, origins: Sequence[str]) -> None:
+    """Lets the pages of these origins read what they are answered; `*` stands for all."""
+    app.config["VARIES_BY_ORIGIN"] = "*" not in origins
+    # Tokens travel in headers that a page sets itself: cookies and a browser's own credentials are never asked for.
+    CORS(
+        app,
+        origins=[origin if origin == "*" else exactly(origin) for origin in origins],
+        methods=["GET", "HEAD", "POST"],
+        expose_headers=EXPOSED_HEADERS,
+        send_wildcard=True,
+        always_send=False,
+        vary_header=False,
+        max_age=600,
+    )
+
+
+def exactly(origin: str) -> re.Pattern[str]:
+    """What matches this origin and no other: flask_cors takes the brackets of an IPv6 address for a pattern's."""
+    return re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
 
 
 def add_ask_command(app: Flask, service: "Service") -> None:
@@ -117,11 +125,6 @@ def add_ask_command(app: Flask, service: "Service") -> None:
         write_logs(sys.stderr, logging.ERROR)
         fields = {"q": sys.stdin.read() if prompt == "-" else prompt, **options}
         sys.exit(terminal.show(service.read_answer(fields)))
-
-
-def exactly(origin: str) -> re.Pattern[str]:
-    """What matches this origin and no other: flask_cors takes the brackets of an IPv6 address for a pattern's."""
-    return re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
 
 
 class Service:
@@ -149,36 +152,16 @@ class Service:
             ("GET", "/page.css", lambda: show_page("page.css")),
             ("GET", "/openapi.json", lambda: send_from_directory("rill", "openapi.json")),
             ("GET", "/drip", self.drip),
-            ("GET", "/stream", self.ask_by_query),
-            ("POST", "/stream", self.ask_by_body),
-            ("GET", "/chat/stream", self.chat),
-            ("POST", "/v1/messages", self.ask_in_anthropic),
-            ("POST", "/v1/chat/completions", self.ask_in_openai),
+            ("GET", "/stream", lambda: self.answer(preferred_dialect(), read_query)),
+            ("POST", "/stream", lambda: self.answer(preferred_dialect(), read_question)),
+            ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
+            ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
+            ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
             ("GET", "/v1/models", self.list_models),
             ("GET", "/healthz", self.tell_alive),
             ("GET", "/readyz", self.tell_ready),
             ("GET", "/metrics", self.tell_metrics),
         ]
-
-    def ask_by_query(self) -> Response:
-        fields = request.args.to_dict()
-        return self.answer(preferred_dialect(), lambda: text.read_fields(fields, self._settings))
-
-    def ask_by_body(self) -> Response:
-        return self.answer(preferred_dialect(), lambda: read_prompt(self._settings))
-
-    def chat(self) -> Response:
-        return self.answer(SSE, lambda: text.read_fields(request.args.to_dict(), self._settings))
-
-    def ask_in_anthropic(self) -> Response:
-        def read() -> Prompt:
-            headers, query = dict(request.headers), request.args.to_dict()
-            return anthropic.read_messages(read_body(self._settings), headers, query, self._settings)
-
-        return self.answer(ANTHROPIC, read)
-
-    def ask_in_openai(self) -> Response:
-        return self.answer(OPENAI, lambda: openai.read_completion(read_body(self._settings), self._settings))
 
     def list_models(self) -> Response:
         self.identify()
@@ -231,20 +214,18 @@ class Service:
         """The caller's name; raises Problem for one who may not ask."""
         forwarded = request.headers.get("X-Forwarded-For", "")
         address = address_of(request.remote_addr or "", forwarded, self._settings.trusted_proxies)
-        return self._tokens.name_of(sent_token(), address)
+        return self._tokens.name_of(token_of(request), address)
 
-    def answer(self, dialect: Dialect, read_prompt: Callable[[], Prompt]) -> Response:
+    def answer(self, dialect: Dialect, read_prompt: Callable[[Settings], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
         if request.method == "HEAD":
             return Response(content_type=dialect.media_type)
-        if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
-            raise Problem("prefetch")
-        check_site(self._settings.cors_origins)
+        check_wanted(request, self._settings.cors_origins)
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
         caller = self.identify()
         self._rate.count(caller)
-        prompt = read_prompt()
+        prompt = read_prompt(self._settings)
         if self.drain.begun:
             raise Problem("draining", retry_after=1)
         record = Record(g.request_id, dialect.name, caller, prompt.model)
@@ -278,27 +259,28 @@ class Service:
             record.upstream_request_id, record.usage = answer.request_id, answer.usage
             headers = answer.headers if prompt.verbatim else {}
             reads = interruption.watch(answer)
-            if prompt.streamed:
-                beginning = await_beginning(reads, interruption, dialect.wants_text)
-            else:
+            if dialect.write_whole and not prompt.streamed:
                 body, end = dialect.write_whole(reads, prompt, g.request_id)
-                frames, beginning = WholeFrames(), [Bytes(body), end]
+                frames = WholeFrames()
+                beginning: list[Event] = [Bytes(body), end]
                 media_type, headers = "application/json", {**headers, "Content-Length": str(len(body))}
+            else:
+                beginning = await_beginning(reads, interruption, dialect.wants_text)
         except Interrupted:
             raise interruption.problem() from None
         dialect.check_beginning(beginning)
-        undo = held.pop_all()
-
-        def finish(delivery: Delivery) -> None:
-            record.status, record.ending, record.bytes_sent = 200, delivery.ending, delivery.bytes_sent
-            record.stop_reason = delivery.end.stop_reason if delivery.end else None
-            if delivery.problem:
-                self.telemetry.count_upstream_error(delivery.problem)
-            undo.close()
-
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
+        finish = partial(self._finish, record, held.pop_all())
         delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
         return Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
+
+    def _finish(self, record: Record, undo: ExitStack, delivery: Delivery) -> None:
+        """Notes how an answer ended, and frees what it held."""
+        record.status, record.ending, record.bytes_sent = 200, delivery.ending, delivery.bytes_sent
+        record.stop_reason = delivery.end.stop_reason if delivery.end else None
+        if delivery.problem:
+            self.telemetry.count_upstream_error(delivery.problem)
+        undo.close()
 
 
 def show_page(file: str) -> flask.Response:
@@ -315,77 +297,43 @@ def drip() -> Iterator[bytes]:
         yield b"%d of %d\n" % (number, DRIP_CHUNKS)
 
 
-def check_site(origins: Sequence[str]) -> None:
-    """Raises Problem where a page of another site asks in its visitor's name: its answer would be billed here.
-
-    A link that somebody follows is no such page. https://www.w3.org/TR/fetch-metadata/
-    """
-    is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
-    if request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site") or is_link:
-        return
-    if "*" not in origins and request.headers.get("Origin", "").lower() not in map(str.lower, origins):
-        raise Problem("forbidden", "A page of this origin may not ask here. RILL_CORS_ORIGINS names those that may.")
-
-
 def preferred_dialect() -> Dialect:
     """Plain text, but server-sent events where the caller would rather have them."""
     best = request.accept_mimetypes.best_match(["text/plain", "text/event-stream"])
     return SSE if best == "text/event-stream" else TEXT
 
 
-def read_body(settings: Settings) -> bytes:
-    """The body of the request; raises Problem where it is too long, too slow or not whole."""
-    try:
-        with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
-            body = request.get_data(parse_form_data=False)
-    except ParseException:
-        raise Problem("bad_request", "The body's chunks are broken.") from None
-    if len(body) > settings.max_body:
-        raise RequestEntityTooLarge
-    if len(body) < (request.content_length or 0):
-        raise Problem("bad_request", "The body broke off before its Content-Length.")
-    return body
+def read_query(settings: Settings) -> Prompt:
+    """The prompt of a GET; raises Problem."""
+    return text.read_fields(request.args.to_dict(), settings)
 
 
-def read_prompt(settings: Settings) -> Prompt:
+def read_question(settings: Settings) -> Prompt:
     """The prompt in the body of a POST to /stream, whatever its media type; raises Problem."""
-    body, options = read_body(settings), request.args.to_dict()
+    body, options = read_body(request, settings.max_body), request.args.to_dict()
     if request.is_json:
         return text.read_json(body, settings)
-    if request.mimetype in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        return text.read_fields({**options, **read_form(body)}, settings)
+    if request.mimetype in FORMS:
+        return text.read_fields({**options, **read_form(request, body)}, settings)
     if request.mimetype in ("text/plain", ""):
         return text.read_text(body, options, settings)
     raise Problem("wrong_type")
 
 
-def read_form(body: bytes) -> dict[str, str]:
-    """The fields of a form; raises Problem where they are so many that to read them would hold up everybody."""
-    too_many = Problem("too_large", f"A form may have at most {MAX_FORM_FIELDS} fields.")
-    if request.mimetype != "multipart/form-data" and body.count(b"&") >= MAX_FORM_FIELDS:
-        raise too_many
-    try:
-        return request.form.to_dict()
-    except RequestEntityTooLarge:
-        raise too_many from None  # Of the form's parts: the body's own length has been looked at.
+def read_messages(settings: Settings) -> Prompt:
+    """The prompt of a request of the Messages API; raises Problem."""
+    body = read_body(request, settings.max_body)
+    return anthropic.read_messages(body, dict(request.headers), request.args.to_dict(), settings)
 
 
-def sent_token() -> str | None:
-    """The token that the request carries: what SDKs, curl -u and EventSource send; never from the URL."""
-    sent = request.headers.get("Authorization", "")
-    scheme, _, credentials = sent.partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip()
-    # Bytes that base64 has not are no credentials; werkzeug would raise ValueError.
-    if scheme.lower() == "basic" and sent.isascii() and request.authorization is not None:
-        return request.authorization.password
-    return request.headers.get("x-api-key")
+def read_completion(settings: Settings) -> Prompt:
+    """The prompt of a chat completion's request; raises Problem."""
+    return openai.read_completion(read_body(request, settings.max_body), settings)
 
 
 def name_request() -> None:
-    """Gives the request the id that its caller chose, if that is sane, or a new one."""
-    sent = request.headers.get("X-Request-Id", "")
-    g.request_id = sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    """Gives the request its id."""
+    g.request_id = id_of(request)
 
 
 def complete_headers(response: Response) -> Response:
@@ -406,9 +354,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, HTTPException):
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             headers["Allow"] = ", ".join(sorted(error.valid_methods))
-        name = HTTP_PROBLEMS.get(error.code or 500, "bad_request")
-        limit = current_app.config["MAX_CONTENT_LENGTH"] - 1
-        error = Problem(name, f"The body should be of at most {limit} bytes." if name == "too_large" else None)
+        error = Problem(HTTP_PROBLEMS.get(error.code or 500, "bad_request"))
     elif not isinstance(error, Problem):
         log.exception("a request failed")
         error = Problem("internal")

@@ -1,23 +1,22 @@
 """Who may ask: the caller of a request, by the name of the token that it sent."""
 
-import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from rill.problems import Problem
+from rill.settings import digest_of
 
 # A hop of X-Forwarded-For; some proxies write a port behind the address.
 _HOP = re.compile(r"[ \t]*(?:\[([0-9a-fA-F:.]+)\](?::\d+)?|([\d.]+)(?::\d+)?|([0-9a-fA-F:.]+))[ \t]*", re.ASCII)
-_SHA256 = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class Tokens:
-    """The tokens of RILL_TOKENS, held as digests; where there are none, everybody may ask."""
+    """The tokens that let a caller in, as name -> digest of the secret; where there are none, everybody may ask."""
 
-    def __init__(self, entries: Sequence[str]) -> None:
-        self._digests = dict(_parse_entry(entry) for entry in entries)
+    def __init__(self, digests: Mapping[str, bytes]) -> None:
+        self._digests = digests
 
     def name_of(self, sent: str | None, address: str) -> str:
         """The caller's name: its token's, else its address where no tokens are set; raises Problem."""
@@ -25,7 +24,7 @@ class Tokens:
             return _name_of_address(address)
         if not sent:
             raise Problem("unauthorized")
-        digest = hashlib.sha256(sent.encode("utf-8", "surrogateescape")).digest()
+        digest = digest_of(sent)
         # Every digest is compared, so that the time taken tells nothing.
         names = [name for name, known in self._digests.items() if hmac.compare_digest(known, digest)]
         if not names:
@@ -53,11 +52,3 @@ def _name_of_address(address: str) -> str:
         # Whoever has one IPv6 address has a whole /64 of them: https://www.rfc-editor.org/rfc/rfc6177
         return str(parsed.ipv4_mapped or ip_network((int(parsed) >> 64 << 64, 64)))
     return str(parsed)
-
-
-def _parse_entry(entry: str) -> tuple[str, bytes]:
-    name, equals, secret = entry.partition("=")
-    if not equals:
-        name, secret = "default", entry
-    hashed = _SHA256.fullmatch(secret)
-    return name, bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(secret.encode()).digest()

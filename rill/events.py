@@ -7,10 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The upstream has begun to answer; `usage` is what it counted so far, in tokens."""
-
-    model: str
-    usage: Mapping[str, Any]
+    """The upstream has begun to answer."""
 
 
 @dataclass(frozen=True, slots=True)

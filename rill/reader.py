@@ -165,7 +165,8 @@ class Reader:
             self._working = True
         elif kind == "message_start":
             self._working = True
-            return self._begin(_mapping(message.get("message")))
+            self._count(_mapping(message.get("message")).get("usage"))
+            return Start()
         elif kind == "message_delta":
             self._working = True
             self._stop = _mapping(message.get("delta"))
@@ -179,10 +180,6 @@ class Reader:
             problem.in_stream = not self.unfit
             raise problem
         return None
-
-    def _begin(self, message: dict[str, Any]) -> Start:
-        self._count(message.get("usage"))
-        return Start(str(message.get("model")), dict(self.usage))
 
     def _end(self) -> End:
         self.ended = True

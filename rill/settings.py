@@ -1,7 +1,9 @@
 """Everything that may be set, read once from the environment: one table of name, default, unit and meaning."""
 
+import hashlib
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rill.problems import Problem
 
 Names = Annotated[tuple[str, ...], NoDecode]
+Digests = Annotated[Mapping[str, bytes], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
@@ -44,8 +47,9 @@ class Settings(BaseSettings):
     max_tokens: int = _setting("RILL_MAX_TOKENS", 4096, "tokens of an answer when unsaid", ge=1)
     max_tokens_cap: int = _setting("RILL_MAX_TOKENS_CAP", 32768, "tokens of an answer at most", ge=1)
     system: str | None = _setting("RILL_SYSTEM", None, "system prompt when the request has none")
-    tokens: Names = _setting(
-        "RILL_TOKENS", (), "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
+    # Name -> SHA-256 of the secret, which is not kept.
+    tokens: Digests = _setting(
+        "RILL_TOKENS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
     public: bool = _setting("RILL_PUBLIC", False, "1: serve without tokens on a public address")
     rate: str = _setting("RILL_RATE", "60/minute", "requests of one caller (token's name, else address)")
@@ -61,7 +65,7 @@ class Settings(BaseSettings):
     total_seconds: float = _setting("RILL_TOTAL_SECONDS", 900, "seconds of an answer in all", gt=0)
     drain_seconds: float = _setting("RILL_DRAIN_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0)
 
-    @field_validator("models", "tokens", "cors_origins", mode="before")
+    @field_validator("models", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -95,14 +99,21 @@ class Settings(BaseSettings):
             raise ValueError("should be origins such as https://app.example or http://localhost:3000, without a path")
         return origins
 
-    @field_validator("tokens")
+    @field_validator("tokens", mode="before")
     @classmethod
-    def _check_tokens(cls, entries: Names) -> Names:
-        parts = [entry.partition("=") if "=" in entry else ("default", "=", entry) for entry in entries]
-        names = {name for name, _, secret in parts if name and SECRET.fullmatch(secret)}
-        if len(names) < len(entries):
-            raise ValueError("should be name=secret or name=sha256:<64 hex digits>, comma-separated, each name once")
-        return entries
+    def _digest_tokens(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        tokens: dict[str, bytes] = {}
+        for entry in filter(None, map(str.strip, value.split(","))):
+            name, secret = entry.split("=", 1) if "=" in entry else ("default", entry)
+            if not name or name in tokens or not SECRET.fullmatch(secret):
+                raise ValueError(
+                    "should be name=secret or name=sha256:<64 hex digits>, comma-separated, each name once"
+                )
+            digest = secret.removeprefix("sha256:")
+            tokens[name] = bytes.fromhex(digest) if digest != secret else digest_of(secret)
+        return tokens
 
     @field_validator("rate")
     @classmethod
@@ -141,6 +152,11 @@ class Settings(BaseSettings):
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens_cap}.")
         return model or self.model, max_tokens or self.max_tokens
+
+
+def digest_of(secret: str) -> bytes:
+    """The SHA-256 by which a secret is known."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _is_redis_url(value: str) -> bool:

@@ -4,35 +4,25 @@ The SDK's requests come in; out goes an httpx2.Response whose body (see `body_of
 moment with nothing leaked. geventhttpclient lends its pool and its parser in C; a read costs one wait and one recv.
 """
 
-import select
 import socket
 import ssl
-import time
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.request import getproxies, proxy_bypass
-from weakref import WeakSet
 
-import certifi
 import gevent
-import gevent.ssl
 import httpx2
-from gevent import monkey
 from gevent.hub import Waiter
 from gevent.queue import Queue
-from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
+from geventhttpclient.connectionpool import ConnectionPool
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
+from rill.pool import open_pool, proxy_authorization
+
 READ_BYTES = 65536
-# Idle connections kept for the next request; more would only hold descriptors.
-KEPT_CONNECTIONS = 100
-# How long the addresses of the upstream's name are used for.
-RESOLVED_SECONDS = 30.0
 
 _READY, _NUDGED, _EXPIRED = object(), object(), object()
-_poll = monkey.get_original("select", "poll")
 
 
 class Body(Protocol):
@@ -67,11 +57,11 @@ class GeventTransport(httpx2.BaseTransport):
     """Sends requests to the one origin of `url`, at most `connections` at once, through an http `proxy` if given."""
 
     def __init__(self, url: httpx2.URL, connections: int, proxy: httpx2.URL | None = None) -> None:
-        self._pool = _open_pool(url, connections, proxy)
+        self._pool = open_pool(url, connections, proxy)
         gevent.socket.getaddrinfo("127.0.0.1", 0)  # Loads gevent's resolver, 4 ms that the first caller would wait.
         self._proxy_headers: list[bytes] | None = None
         if proxy is not None and url.scheme == "http":
-            self._proxy_headers = _proxy_authorization(proxy)
+            self._proxy_headers = proxy_authorization(proxy)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request and returns once the response's headers are in; raises httpx2.TransportError.
@@ -307,77 +297,6 @@ class _PumpedBody:
             self._response.close()
         if not self._closed:
             self._chunks.put(last)
-
-
-class _KeptConnections:
-    """What both pools add to the library's: which connections have served before, and a bound to the idle ones."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._kept: WeakSet[Any] = WeakSet()
-        self._resolved: Any = None
-        self._resolved_until = 0.0
-
-    def was_kept(self, connection: gevent.socket.socket) -> bool:
-        return connection in self._kept
-
-    def after_connect(self, connection: gevent.socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def _resolve(self) -> Any:
-        # gevent resolves on a thread, also what is an address already; each return of it may take the GIL for 5 ms.
-        if time.monotonic() >= self._resolved_until:
-            self._resolved = super()._resolve()  # type: ignore[misc]
-            self._resolved_until = time.monotonic() + RESOLVED_SECONDS
-        return self._resolved
-
-    def return_socket(self: Any, connection: gevent.socket.socket) -> None:
-        if self._socket_queue.qsize() >= KEPT_CONNECTIONS:
-            self.release_socket(connection)
-        else:
-            self._kept.add(connection)
-            super().return_socket(connection)  # type: ignore[misc]
-
-    def _is_socket_alive(self, sock: gevent.socket.socket | None) -> bool:
-        # An idle connection that is readable has been closed. The library asks select, which ends at descriptor 1,023.
-        poll = _poll()
-        poll.register(sock, select.POLLIN)
-        return not poll.poll(0)
-
-
-class _Pool(_KeptConnections, ConnectionPool):
-    pass
-
-
-class _TLSPool(_KeptConnections, SSLConnectionPool):
-    pass
-
-
-def _open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> Any:
-    port = url.port or (443 if url.scheme == "https" else 80)
-    via = (
-        {"use_proxy": True, "proxy_user": proxy.username or None, "proxy_password": proxy.password or None}
-        if proxy
-        else {}
-    )
-    peer = (proxy.host, proxy.port or 80) if proxy else (url.host, port)
-    if url.scheme == "https":
-        return _TLSPool(*peer, url.host, port, size=connections, ssl_context_factory=_tls_context, **via)
-    return _Pool(*peer, url.host, port, size=connections, **via)
-
-
-def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    # OpenSSL's defaults honour SSL_CERT_FILE and SSL_CERT_DIR; certifi's roots help where a system has none.
-    context: ssl.SSLContext = gevent.ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
-def _proxy_authorization(proxy: httpx2.URL) -> list[bytes]:
-    if not proxy.username and not proxy.password:
-        return []
-    return [b"Proxy-Authorization: Basic " + b64encode(f"{proxy.username}:{proxy.password}".encode())]
 
 
 def _httpx2_error(error: Exception) -> httpx2.TransportError:

@@ -176,7 +176,7 @@ def test_a_last_event_that_lacks_its_end_is_not_lost() -> None:
     assert came + frames.frame(END) == wire.stop()
 
 
-@pytest.mark.parametrize("event", [Start("m", {}), Text("溪"), Silence(True), Silence(False), END])
+@pytest.mark.parametrize("event", [Start(), Text("溪"), Silence(True), Silence(False), END])
 def test_what_was_read_out_of_the_bytes_adds_nothing_to_them(event: Event) -> None:
     assert AnthropicFrames(PROMPT, "r").frame(event) == b""
 
@@ -204,5 +204,5 @@ def test_an_error_event_holds_the_problem_in_the_apis_shape() -> None:
 
 def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
     assert not ANTHROPIC.wants_text
-    ANTHROPIC.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # verbatim, it tells that itself
+    ANTHROPIC.check_beginning([Start(), End("refusal", {}, "Not that.")])  # verbatim, it tells that itself
     assert ANTHROPIC.media_type == "text/event-stream; charset=utf-8"

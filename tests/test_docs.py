@@ -77,7 +77,7 @@ def setting_rows() -> list[str]:
     """The rows of the README's table, made from the fields of Settings."""
     rows = []
     for field in Settings.model_fields.values():
-        unset = field.default is None or field.default == ()
+        unset = field.default in (None, (), {})
         default = "" if unset else str(int(field.default) if isinstance(field.default, bool) else field.default)
         rows.append(f"| {field.validation_alias} | {default} | {field.description} |")
     return rows

@@ -271,7 +271,7 @@ def test_whatever_the_model_is_called_its_chunks_say_so(model: str) -> None:
 
 
 def test_the_role_comes_first_and_the_mark_last() -> None:
-    role, said, stop, mark = parse(write(Start("m", {}), Silence(True), Text("溪"), Silence(False), END))
+    role, said, stop, mark = parse(write(Start(), Silence(True), Text("溪"), Silence(False), END))
     assert role["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     ]
@@ -324,7 +324,7 @@ def test_what_went_through_a_cache_was_sent_too(usage: dict[str, Any], sent: int
 
 def test_a_whole_completion_is_the_joined_text_with_its_reason_and_usage() -> None:
     end = End("max_tokens", {"input_tokens": 3, "output_tokens": 5})
-    reads: list[list[Event]] = [[Start("m", {}), Text("A ")], [Silence(True)], [Text("溪"), end]]
+    reads: list[list[Event]] = [[Start(), Text("A ")], [Silence(True)], [Text("溪"), end]]
     body, last = write_whole(reads, Prompt("m", 1, []), "r")
     assert last is end
     told = json.loads(body)
@@ -362,5 +362,5 @@ def test_a_failure_is_an_error_event_and_no_mark_of_an_end() -> None:
 
 def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
     assert not OPENAI.wants_text
-    OPENAI.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # its finish_reason tells that
+    OPENAI.check_beginning([Start(), End("refusal", {}, "Not that.")])  # its finish_reason tells that
     assert OPENAI.media_type == "text/event-stream; charset=utf-8"

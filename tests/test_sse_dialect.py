@@ -66,7 +66,7 @@ def text_of(stream: bytes) -> str:
 @settings(deadline=None, max_examples=300)
 def test_the_text_survives_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
     said = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
-    assert text_of(write(Start("m", {}), *map(Text, pieces))) == said
+    assert text_of(write(Start(), *map(Text, pieces))) == said
 
 
 @given(text=st.text(alphabet="\r\n ab:", min_size=1), data=st.data())
@@ -96,7 +96,7 @@ def test_each_text_is_one_unnamed_event_with_an_id(text: str, data: str) -> None
 
 
 def test_a_whole_answer_is_its_texts_then_done_with_its_statistics_then_the_mark() -> None:
-    *said, done, mark = parse(write(Start("m", {}), Text("Hello"), Silence(True), Text(" world"), END))
+    *said, done, mark = parse(write(Start(), Text("Hello"), Silence(True), Text(" world"), END))
     assert [event.data for event in said] == ["Hello", " world"]
     assert done.type == "done"
     statistics = json.loads(done.data)
@@ -114,13 +114,13 @@ def test_any_usage_can_be_told(usage: dict[str, Any]) -> None:
 
 
 def test_every_event_has_an_id_of_its_own() -> None:
-    ids = [event.id for event in parse(write(Start("m", {}), Text("a"), Text("b\nc"), END))]
+    ids = [event.id for event in parse(write(Start(), Text("a"), Text("b\nc"), END))]
     assert "" not in ids
     assert len(set(ids)) == len(ids)
 
 
 def test_the_start_is_seen_at_once_and_dispatches_nothing_but_an_id() -> None:
-    opening = write(Start("m", {}))
+    opening = write(Start())
     assert opening
     assert parse(opening) == []
     assert parse(opening + b"data: x\n\n")[0].id != ""
@@ -162,4 +162,4 @@ def test_server_sent_events_begin_at_the_upstreams_first_event() -> None:
     assert not SSE.wants_text
     assert SSE.media_type == "text/event-stream; charset=utf-8"
     assert isinstance(SSE.open_frames(PROMPT, "r"), SSEFrames)
-    SSE.check_beginning([Start("m", {}), End("refusal", {}, "Not that.")])  # framed, it tells that itself
+    SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # framed, it tells that itself

@@ -268,7 +268,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
     frames = TextFrames(PROMPT, "r")
-    events: list[Event] = [Start("m", {}), Silence(False), *map(Text, texts), Silence(True), End("end_turn", {})]
+    events: list[Event] = [Start(), Silence(False), *map(Text, texts), Silence(True), End("end_turn", {})]
     assert b"".join(map(frames.frame, events)) == "".join(texts).encode()
 
 
@@ -279,14 +279,14 @@ def test_a_failure_adds_nothing_to_the_text() -> None:
 @pytest.mark.parametrize("explanation", ["Not that.", None])
 def test_a_refusal_without_a_word_is_a_problem_with_its_explanation(explanation: str | None) -> None:
     with pytest.raises(Problem) as refused:
-        check_beginning([Start("m", {}), End("refusal", {}, explanation)])
+        check_beginning([Start(), End("refusal", {}, explanation)])
     assert refused.value.status == 422
     assert refused.value.detail == explanation or (explanation is None and "refused" in refused.value.detail)
 
 
-@pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Silence(False), Start("m", {})])
+@pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Silence(False), Start()])
 def test_any_other_beginning_is_an_answer(last: Event) -> None:
-    check_beginning([Start("m", {}), last])
+    check_beginning([Start(), last])
 
 
 def test_plain_text_waits_for_its_first_text_and_says_that_it_is_utf8() -> None:

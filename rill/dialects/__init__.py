@@ -11,10 +11,6 @@ from rill.prompt import Prompt
 Frames = text.TextFrames | sse.SSEFrames | anthropic.AnthropicFrames | openai.OpenAIFrames
 
 
-def _never_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -> tuple[bytes, End]:
-    raise NotImplementedError("prompts of this dialect are always streamed")
-
-
 class Dialect(NamedTuple):
     """One way to be answered.
 
@@ -28,7 +24,7 @@ class Dialect(NamedTuple):
     open_frames: Callable[[Prompt, str], Frames]
     wants_text: bool = False
     check_beginning: Callable[[list[Event]], None] = lambda beginning: None
-    write_whole: Callable[[Iterable[list[Event]], Prompt, str], tuple[bytes, End]] = _never_whole
+    write_whole: Callable[[Iterable[list[Event]], Prompt, str], tuple[bytes, End]] | None = None
     write_problem: Callable[[Problem, str], bytes] | None = None
 
 

@@ -1,0 +1,73 @@
+"""The head of a request, as strict as it has to be: what is refused before the application, and in which words."""
+
+import re
+from typing import Any
+
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidHeader,
+    InvalidRequestLine,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+
+# All header lines together: what a thousand of them would cost to understand, everybody else would wait for.
+MOST_HEADER_BYTES = 65_536
+# https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and, for a Host, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.2
+TARGET = re.compile(r"/.*|\*|https?://[^/?#].*", re.IGNORECASE)
+HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+;=%-]{1,255})(?::[0-9]{0,5})?", re.ASCII | re.IGNORECASE)
+
+# The first that fits counts.
+STATUSES = {
+    LimitRequestLine: "414 URI Too Long",
+    ExpectationFailed: "417 Expectation Failed",
+    LimitRequestHeaders: "431 Request Header Fields Too Large",
+    UnsupportedTransferCoding: "501 Not Implemented",
+    ParseException: "400 Bad Request",
+}
+HELP = {
+    "400 Bad Request": (
+        "This is no HTTP request that can be read. In a URL, percent-encode whatever is not plain ASCII "
+        "(curl: --get --data-urlencode 'q=...'), or send the prompt as the body of a POST.\n"
+    ),
+    "414 URI Too Long": "The URL is too long: it may be of about 8,000 bytes. Send the prompt as the body of a POST.\n",
+    "431 Request Header Fields Too Large": (
+        "At most 100 headers of at most 8,190 bytes each are read, and 65,536 bytes in all.\n"
+    ),
+}
+
+
+def check_head(req: Any) -> None:
+    """Refuses what gunicorn lets pass, but another reader of HTTP on the way may have understood otherwise.
+
+    Raises gunicorn's ParseException. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
+    """
+    if not TARGET.fullmatch(req.uri):
+        raise InvalidRequestLine(req.uri)
+    req.path = req.path or "/"  # That of http://host
+    fields: dict[str, list[str]] = {}
+    for name, value in req.headers:
+        fields.setdefault(name, []).append(value)
+    hosts = fields.get("HOST", [] if req.version >= (1, 1) else ["unsaid"])
+    if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+        raise InvalidHeader("HOST")
+    if [coding.lower() for coding in fields.get("TRANSFER-ENCODING", ["chunked"])] != ["chunked"]:
+        raise UnsupportedTransferCoding("TRANSFER-ENCODING")
+    if sum(len(name) + len(value) for name, value in req.headers) > MOST_HEADER_BYTES:
+        raise LimitRequestHeaders("all header lines together")
+    if "close" in [option.strip(" \t").lower() for option in ",".join(fields.get("CONNECTION", [])).split(",")]:
+        req.force_close()
+
+
+def refusal_of(error: BaseException) -> bytes:
+    """The whole answer to what is no request that the application could answer."""
+    statuses = (status for kind, status in STATUSES.items() if isinstance(error, kind))
+    status = next(statuses, "500 Internal Server Error")
+    words = HELP.get(status, f"{status[4:]}.\n").encode()
+    head = (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        "Cache-Control: no-store, no-transform\r\nX-Content-Type-Options: nosniff\r\n"
+    )
+    return f"{head}Content-Length: {len(words)}\r\n\r\n".encode() + words

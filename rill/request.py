@@ -1,0 +1,78 @@
+"""What a caller's request says besides the prompt: its id, its token, the page that sent it, and its body."""
+
+import re
+import uuid
+from collections.abc import Sequence
+
+import gevent
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wrappers import Request
+
+from rill.problems import Problem
+
+BODY_SECONDS = 30.0
+MAX_FORM_FIELDS = 1000
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+def id_of(request: Request) -> str:
+    """The id that the caller chose, if it is sane, or a new one."""
+    sent = request.headers.get("X-Request-Id", "")
+    return sent if SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def token_of(request: Request) -> str | None:
+    """The token that the request carries: what SDKs, curl -u and EventSource send; never from the URL."""
+    sent = request.headers.get("Authorization", "")
+    scheme, _, credentials = sent.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    # Bytes that base64 has not are no credentials; werkzeug would raise ValueError.
+    if scheme.lower() == "basic" and sent.isascii() and request.authorization is not None:
+        return request.authorization.password
+    return request.headers.get("x-api-key")
+
+
+def check_wanted(request: Request, origins: Sequence[str]) -> None:
+    """Raises Problem where nobody asked: a browser that fetches ahead, or a page of another site than `origins`.
+
+    Such a page asks in its visitor's name, and its answer would be billed here. A link that somebody follows is no such
+    page. https://www.w3.org/TR/fetch-metadata/
+    """
+    if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
+        raise Problem("prefetch")
+    is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
+    if request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site") or is_link:
+        return
+    if "*" not in origins and request.headers.get("Origin", "").lower() not in map(str.lower, origins):
+        raise Problem("forbidden", "A page of this origin may not ask here. RILL_CORS_ORIGINS names those that may.")
+
+
+def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body of the request; raises Problem where it is too long, too slow or not whole."""
+    too_long = Problem("too_large", f"The body should be of at most {most_bytes} bytes.")
+    try:
+        with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
+            body = request.get_data(parse_form_data=False)
+    except ParseException:
+        raise Problem("bad_request", "The body's chunks are broken.") from None
+    except RequestEntityTooLarge:
+        raise too_long from None
+    if len(body) > most_bytes:
+        raise too_long
+    if len(body) < (request.content_length or 0):
+        raise Problem("bad_request", "The body broke off before its Content-Length.")
+    return body
+
+
+def read_form(request: Request, body: bytes) -> dict[str, str]:
+    """The fields of the form in the body; raises Problem where to read so many would hold up everybody."""
+    too_many = Problem("too_large", f"A form may have at most {MAX_FORM_FIELDS} fields.")
+    if request.mimetype != "multipart/form-data" and body.count(b"&") >= MAX_FORM_FIELDS:
+        raise too_many
+    try:
+        return request.form.to_dict()
+    except RequestEntityTooLarge:
+        raise too_many from None  # Of the form's parts: the body's own length has been looked at.
