@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,9 @@ import gevent
 from flask import Flask, current_app, g, request, send_from_directory
 from flask_cors import CORS
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.http import parse_accept_header
 
 from rill import offline, terminal
 from rill.access import Tokens, address_of
@@ -299,8 +301,14 @@ def drip() -> Iterator[bytes]:
 
 def preferred_dialect() -> Dialect:
     """Plain text, but server-sent events where the caller would rather have them."""
-    best = request.accept_mimetypes.best_match(["text/plain", "text/event-stream"])
-    return SSE if best == "text/event-stream" else TEXT
+    return SSE if prefers_events(request.headers.get("Accept", "")) else TEXT
+
+
+@lru_cache(maxsize=1000)
+def prefers_events(accept: str) -> bool:
+    """Whether an Accept header would rather have server-sent events than plain text."""
+    wanted = parse_accept_header(accept, MIMEAccept)
+    return wanted.best_match(["text/plain", "text/event-stream"]) == "text/event-stream"
 
 
 def read_query(settings: Settings) -> Prompt:

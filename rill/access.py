@@ -3,6 +3,7 @@
 import hmac
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from rill.problems import Problem
@@ -42,6 +43,7 @@ def address_of(peer: str, forwarded: str, hops: int) -> str:
     return next(filter(None, hop.groups())) if hop else peer
 
 
+@lru_cache(maxsize=10_000)
 def _name_of_address(address: str) -> str:
     """The address as far as it tells one caller from another; what is none shares a name."""
     try:

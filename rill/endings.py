@@ -140,14 +140,16 @@ class Interruption:
 
     def watch(self, reads: Iterable[list[Event]]) -> Iterator[list[Event]]:
         """The reads as they come, each noted; where one brought silence, a ping is no sign of the model's work."""
-        for events in reads:
-            self._heard = time.monotonic()
-            last = events[-1]
-            if type(last) is not Silence or last.working:
-                self._worked = self._heard
-                if self.first_text is None:
-                    self._note_firsts(events)
-            yield events
+        return map(self._note, reads)
+
+    def _note(self, events: list[Event]) -> list[Event]:
+        self._heard = time.monotonic()
+        last = events[-1]
+        if type(last) is not Silence or last.working:
+            self._worked = self._heard
+            if self.first_text is None:
+                self._note_firsts(events)
+        return events
 
     def problem(self) -> Problem:
         """What the caller is told of the cause."""
@@ -311,7 +313,7 @@ class Delivery:
         yield b""  # The headers leave at once, before any body.
         try:
             for events in reads:
-                chunk = b"".join([frames.frame(event) for event in events])
+                chunk = b"".join(map(frames.frame, events))
                 if chunk:
                     self.bytes_sent += len(chunk)
                     yield chunk

@@ -84,9 +84,13 @@ class Reader:
     def read_message(self, body: bytes) -> End:
         """The end that a message which came whole tells of itself; raises Problem where it is none."""
         self._data.append(body)
-        message = self._parse_data()
-        if message.get("type") != "message":
-            raise Problem("upstream_failed")
+        try:
+            message = self._parse_data()
+            if message.get("type") != "message":
+                raise Problem("upstream_failed")
+        except Problem as problem:
+            self.problem = problem
+            raise
         self._stop = message
         self._count(message.get("usage"))
         return self._end()

@@ -23,7 +23,7 @@ from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
 from rill.settings import Settings
-from rill.transport import GeventTransport, body_of, proxy_of_environment
+from rill.transport import Client, GeventTransport, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
 # Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.
@@ -127,6 +127,7 @@ class Answer:
     # Thousands are open at once, and a dict for each would weigh.
     __slots__ = (
         "_body",
+        "_break",
         "_end_span",
         "_reader",
         "_secrets",
@@ -147,6 +148,7 @@ class Answer:
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
         self._end_span: Callable[..., None] = observer.end if observer else _end_no_span
+        self._break: httpx2.TransportError | None = None
         self._body = body_of(stream.response)
         self.nudge = self._body.nudge
 
@@ -157,24 +159,19 @@ class Answer:
 
     def __iter__(self) -> Iterator[list[Event]]:
         """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
-        try:
-            yield from self._read_stream() if self._streamed else self._read_whole()
-            self._end_span("read")
-        except httpx2.TransportError as error:
-            self._end_span("failed", error)
-            raise _problem_of_break(error) from error
-        except Problem as problem:
-            self._end_span("failed", problem)
-            raise
+        return self._read_stream() if self._streamed else self._read_whole()
 
     def close(self) -> None:
         self._body.close()
-        self._end_span("closed")
+        if problem := self._break or self._reader.problem:
+            self._end_span("failed", problem)
+        else:
+            self._end_span("read" if self._reader.ended else "closed")
 
     def _read_stream(self) -> Iterator[list[Event]]:
         reader = self._reader
         while not reader.ended:
-            data = self._body.read()
+            data = self._read()
             if data == b"":
                 yield [Silence(working=False)]
                 continue
@@ -191,11 +188,18 @@ class Answer:
 
     def _read_whole(self) -> Iterator[list[Event]]:
         chunks = []
-        while (data := self._body.read()) is not None:
+        while (data := self._read()) is not None:
             chunks.append(data)
             yield [Silence(working=bool(data))]
         body = b"".join(chunks)
         yield [Bytes(body), self._reader.read_message(body)]
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._body.read()
+        except httpx2.TransportError as error:
+            self._break = error
+            raise _problem_of_break(error) from error
 
     def _await_terminator(self) -> None:
         with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
@@ -225,7 +229,7 @@ def _build_http_client(base_url: str, connections: int, proxied: bool) -> httpx2
     url = httpx2.URL(base_url)
     proxy = proxy_of_environment(url) if proxied else None
     if proxy is None or proxy.scheme == "http":
-        return httpx2.Client(transport=GeventTransport(url, connections, proxy), trust_env=False)
+        return Client(GeventTransport(url, connections, proxy))
     log.warning("the proxy of the environment is not an http one: using the SDK's own transport, which is slower")
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=100)
     return anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)

@@ -81,13 +81,17 @@ def test_the_span_of_an_answer_whose_caller_left_ends_with_it_and_is_no_error(ri
     assert wait_for_end(rill, span_sent(upstream))["status"] == "UNSET"
 
 
-def test_the_span_of_an_answer_that_came_whole_ends_with_it(rill: Rill, upstream: Upstream) -> None:
-    message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
+@pytest.mark.parametrize(("kind", "status", "ended"), [("message", 200, "OK"), ("mistake", 502, "ERROR")])
+def test_the_span_of_an_answer_at_once_ends_with_it_and_tells_whether_it_was_one(
+    rill: Rill, upstream: Upstream, kind: str, status: int, ended: str
+) -> None:
+    message = {"type": kind, "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
     question = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "canary-prompt"}]}
     with rill.ask("POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(question).encode()) as asked:
-        assert json.loads(asked.read_rest()) == message
-    assert wait_for_end(rill, span_sent(upstream))["status"] == "OK"
+        assert asked.status == status
+        asked.read_rest()
+    assert wait_for_end(rill, span_sent(upstream))["status"] == ended
 
 
 def test_each_attempt_has_a_span_of_its_own(rill: Rill, upstream: Upstream) -> None:

@@ -27,7 +27,7 @@ import pytest
 import upstream as wire
 from upstream import Upstream
 
-from rill.transport import Body, GeventTransport, body_of, proxy_of_environment
+from rill.transport import Body, Client, GeventTransport, body_of, proxy_of_environment
 
 TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
@@ -113,7 +113,7 @@ def open_client(url: str, connections: int = 10, kind: str = "gevent", **timeout
     if kind == "httpx2":  # what the SDK would use, with no body of ours
         return httpx2.Client(timeout=timeout, trust_env=False)
     transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(httpx2.URL(url)))
-    return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
+    return Client(transport, timeout=timeout)
 
 
 def send(client: httpx2.Client, url: str, content: bytes = b"{}", **headers: str) -> httpx2.Response:
