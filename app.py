@@ -232,7 +232,7 @@ class Service:
             raise Problem("draining", retry_after=1)
         record = Record(g.request_id, dialect.name, caller, prompt.model)
         with ExitStack() as held:
-            self.telemetry.begin(record)
+            self.telemetry.begin()
             held.callback(self.telemetry.end, record)
             try:
                 held.enter_context(self._places.take(caller))
@@ -304,7 +304,7 @@ def preferred_dialect() -> Dialect:
     return SSE if prefers_events(request.headers.get("Accept", "")) else TEXT
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=100)
 def prefers_events(accept: str) -> bool:
     """Whether an Accept header would rather have server-sent events than plain text."""
     wanted = parse_accept_header(accept, MIMEAccept)

@@ -4,8 +4,11 @@ import atexit
 import gc
 import os
 import shutil
+import socket
 import sys
 import tempfile
+
+from gunicorn import systemd
 
 from rill.server import places_for
 from rill.settings import BadSettings, read_settings
@@ -55,7 +58,7 @@ http_parser = "python"
 
 def on_starting(server):
     """Refuses to give a real key to everybody by accident; told before anything listens."""
-    public = [str(address) for address in server.cfg.address if not _is_local(address)]
+    public = [str(address) for address in _addresses(server.cfg) if not _is_local(address)]
     if public and not (_settings.offline or _settings.tokens or _settings.public):
         sys.exit(
             f"rill: will not serve your key to everybody at {public[0]}: set RILL_TOKENS=name=secret, "
@@ -107,6 +110,16 @@ def _remove_at_exit_of(pid, directory):
     """Removes the workers' numbers when the master ends, also if it never came to serve; workers inherit the call."""
     if os.getpid() == pid:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _addresses(cfg):
+    """Where gunicorn will listen: sockets that systemd hands down take the place of what is bound to."""
+    handed = systemd.listen_fds(unset_environment=False)
+    for address in range(3, 3 + handed) or cfg.address:
+        if isinstance(address, int):
+            with socket.socket(fileno=os.dup(address)) as listener:
+                address = listener.getsockname()
+        yield address
 
 
 def _is_local(address):

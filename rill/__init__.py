@@ -12,8 +12,8 @@ ask, and how much. `upstream` (Prompt -> events) lies on `reader` (bytes of the 
 in it; `terminal` is an answer without a server, and `offline` a model that needs no key. `page` is what a browser gets
 at `/`, and `openapi.json` the routes for machines.
 
-The import rule: `prompt`, `events` and `problems` import the standard library only. Every other room may import
-those three and `settings`; siblings don't import each other, but that `upstream` reads through `reader` and
-`transport`, and `server` takes in `heads` and `client`. `app.py` ties the rooms together and is the only importer of
-flask; `upstream` is the only importer of anthropic. The contracts in `pyproject.toml` hold it.
+The import rule: `prompt`, `events` and `problems` import the standard library only. Every other room may import those
+three and `settings`; siblings don't import each other, but that `upstream` reads through `reader` and `transport`,
+which has its `pool`, and `server` takes in `heads` and `client`. `app.py` ties the rooms together and is the only
+importer of flask; `upstream` is the only importer of anthropic. The contracts in `pyproject.toml` hold it.
 """

@@ -43,7 +43,7 @@ def address_of(peer: str, forwarded: str, hops: int) -> str:
     return next(filter(None, hop.groups())) if hop else peer
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=1000)
 def _name_of_address(address: str) -> str:
     """The address as far as it tells one caller from another; what is none shares a name."""
     try:

@@ -182,13 +182,13 @@ class Reader:
             problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
             self.unfit = any(secret in str(message) for secret in self._secrets)
             problem.in_stream = not self.unfit
-            raise problem
+            raise problem.conceal(self._secrets)
         return None
 
     def _end(self) -> End:
         self.ended = True
         details = _mapping(self._stop.get("stop_details"))
-        return End(self._stop.get("stop_reason"), dict(self.usage), details.get("explanation"))
+        return End(_string(self._stop.get("stop_reason")), dict(self.usage), _string(details.get("explanation")))
 
     def _count(self, usage: Any) -> None:
         self.usage.update({name: count for name, count in _mapping(usage).items() if count is not None})

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +17,7 @@ from rill.problems import Problem
 Names = Annotated[tuple[str, ...], NoDecode]
 Digests = Annotated[Mapping[str, bytes], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
+MAX_MODEL_LENGTH = 200
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
 REDIS_OPTIONS = {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname"}
@@ -75,11 +77,15 @@ class Settings(BaseSettings):
     def _check_url(cls, value: str) -> str:
         try:
             url = urlsplit(value)
-            fits = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+            host = url.hostname or ""
+            host.encode("idna")  # What no resolver could look up would fail with each request.
+            if host.replace(".", "").isdigit():
+                ip_address(host)
+            fits = url.scheme in ("http", "https") and bool(host) and url.port != 0 and "@" not in url.netloc
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError("should be an http or https URL, such as https://api.anthropic.com")
+            raise ValueError("should be an http or https URL without a password, such as https://api.anthropic.com")
         return value
 
     @field_validator("redis_url")
@@ -147,6 +153,8 @@ class Settings(BaseSettings):
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
         """The model and max_tokens to ask with, ours where the caller named none; raises Problem where not allowed."""
         allowed = self.allowed_models()
+        if model is not None and len(model) > MAX_MODEL_LENGTH:
+            raise Problem("bad_request", f"model: should be at most {MAX_MODEL_LENGTH} characters.")
         if model is not None and model not in allowed and "*" not in allowed:
             raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {', '.join(allowed)}.")
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:

@@ -105,7 +105,8 @@ class Record:
             "status": self.status,
             "ending": self.ending,
             "stop_reason": self.stop_reason,
-            "cancelled": self.watch.why is not None,
+            # After the end only the upstream's last bytes are awaited: who leaves then has all of it.
+            "cancelled": self.watch.why is not None and self.ending != "done",
             "first_text_ms": None if first_text is None else round((first_text - self.begun) * 1000),
             "duration_ms": round((time.monotonic() - self.begun) * 1000),
             "input_tokens": self.usage.get("input_tokens"),
@@ -142,7 +143,7 @@ class Telemetry:
         self._upstream_errors = Counter("rill_upstream_errors", meaning, ["type"], registry=registry)
         self._refusals = Counter("rill_refusals", "Requests that got no answer, by cause", ["cause"], registry=registry)
 
-    def begin(self, record: Record) -> None:
+    def begin(self) -> None:
         """Counts an answer as open, until `end`."""
         self._open.inc()
 

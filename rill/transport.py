@@ -135,7 +135,7 @@ class GeventTransport(httpx2.BaseTransport):
             raise _httpx2_error(error) from error
 
 
-class Client(httpx2.Client):
+class UpstreamClient(httpx2.Client):
     """What the SDK needs of an httpx2 client, and no more: its requests and the responses go through untouched.
 
     httpx2's own looks after cookies, redirects, credentials and hooks for 80 µs a request, and there are none here.
@@ -146,9 +146,8 @@ class Client(httpx2.Client):
         self._handle = transport.handle_request
 
     def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        parts = {name: options.get(name) for name in ("params", "headers", "content")}
-        extensions = {"timeout": httpx2.Timeout(options.get("timeout", self.timeout)).as_dict()}
-        return httpx2.Request(method, url, **parts, extensions=extensions)
+        extensions = {"timeout": httpx2.Timeout(options.pop("timeout", self.timeout)).as_dict()}
+        return httpx2.Request(method, url, **{**options, "extensions": extensions})
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         response = self._handle(request)
@@ -180,10 +179,10 @@ class _Body(HTTPSocketPoolResponse):
     def __init__(self, connection: gevent.socket.socket, pool: ConnectionPool, read_seconds: float) -> None:
         self._hub = gevent.get_hub()
         self._watcher = self._hub.loop.io(connection.fileno(), 1)
-        self._waiting: Any = None  # the greenlet that waits for bytes, since when (monotonic, in seconds)
-        self._since = 0.0
+        self._timer: Any = None
+        self._waiting: Any = None  # the greenlet that waits for bytes
+        self._since = 0.0  # when its wait began: monotonic, in seconds
         self._read_seconds = read_seconds
-        self._set_timer(read_seconds)
         self._final = False
         super().__init__(connection, pool=pool, block_size=READ_BYTES, method="POST")
 
@@ -214,7 +213,8 @@ class _Body(HTTPSocketPoolResponse):
         self.release()
 
     def release(self) -> None:
-        self._timer.close()
+        if self._timer is not None:
+            self._timer.close()
         self._watcher.close()
         super().release()
 
@@ -257,6 +257,8 @@ class _Body(HTTPSocketPoolResponse):
     def _wait(self) -> object:
         self._waiting = gevent.getcurrent()
         self._since = time.monotonic()
+        if self._timer is None:
+            self._set_timer(self._read_seconds)
         self._watcher.start(self._waiting.switch, _READY)
         try:
             return self._hub.switch()
@@ -273,11 +275,14 @@ class _Body(HTTPSocketPoolResponse):
         self._timer.start(self._look_at_time)
 
     def _look_at_time(self) -> None:
-        # One look in `read_seconds`: to set a timer anew for every wait would cost each token.
+        # One look in `read_seconds`: to set a timer anew for every wait would cost each token. Where nobody waits
+        # none is set, so that it keeps no body alive that was dropped unread.
         self._timer.close()
-        left = self._since + self._read_seconds - time.monotonic() if self._waiting else self._read_seconds
-        self._set_timer(left if left > 0 else self._read_seconds)
-        if left <= 0:
+        self._timer = None
+        left = self._since + self._read_seconds - time.monotonic()
+        if self._waiting and left > 0:
+            self._set_timer(left)
+        else:
             self._wake(_EXPIRED)
 
 

@@ -23,7 +23,7 @@ from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
 from rill.settings import Settings
-from rill.transport import Client, GeventTransport, body_of, proxy_of_environment
+from rill.transport import GeventTransport, UpstreamClient, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
 # Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.
@@ -93,8 +93,9 @@ class Upstream:
             if error.__cause__ is not None and not isinstance(error.__cause__, httpx2.HTTPError):
                 raise error.__cause__ from None
             raise
-        except httpx2.TransportError as error:
-            raise Problem("upstream_failed") from error  # An error whose body broke off, which the SDK reads unguarded.
+        except httpx2.RequestError as error:
+            # An error whose body broke off, or is not compressed as it says: the SDK reads it unguarded.
+            raise Problem("upstream_failed") from error
         except ValueError as error:
             # What JSON can read it cannot always write: 1e999 is read as an infinity.
             raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
@@ -130,7 +131,6 @@ class Answer:
         "_break",
         "_end_span",
         "_reader",
-        "_secrets",
         "_streamed",
         "_verbatim",
         "headers",
@@ -143,7 +143,6 @@ class Answer:
         self.request_id = self.headers.get("request-id")
         self._verbatim = prompt.verbatim
         self._streamed = prompt.streamed or not prompt.verbatim
-        self._secrets = secrets
         self._reader = Reader(secrets)
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
@@ -183,7 +182,7 @@ class Answer:
             if events:
                 yield events
             if reader.problem:
-                raise reader.problem.conceal(self._secrets)
+                raise reader.problem
         self._await_terminator()
 
     def _read_whole(self) -> Iterator[list[Event]]:
@@ -229,7 +228,7 @@ def _build_http_client(base_url: str, connections: int, proxied: bool) -> httpx2
     url = httpx2.URL(base_url)
     proxy = proxy_of_environment(url) if proxied else None
     if proxy is None or proxy.scheme == "http":
-        return Client(GeventTransport(url, connections, proxy))
+        return UpstreamClient(GeventTransport(url, connections, proxy))
     log.warning("the proxy of the environment is not an http one: using the SDK's own transport, which is slower")
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=100)
     return anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)

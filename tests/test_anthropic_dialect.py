@@ -155,6 +155,14 @@ def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, da
     assert error.count(b"\n") == 3
 
 
+def test_a_long_event_is_looked_through_once() -> None:
+    frames = AnthropicFrames(PROMPT, "r")  # to look through it all at every read would take minutes
+    event = b"data: " + b"x" * 16_000_000 + b"\n\n"
+    written = [frames.frame(Bytes(event[at : at + 1000])) for at in range(0, len(event), 1000)]
+    assert b"".join(written) == event
+    assert not any(written[:-1])
+
+
 def test_the_upstreams_own_error_event_is_not_told_twice() -> None:
     frames = AnthropicFrames(PROMPT, "r")
     problem = Problem("upstream_overloaded")

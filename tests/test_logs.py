@@ -143,6 +143,14 @@ def test_the_line_of_an_answer_whose_caller_left_says_that_it_was_broken_off(ril
     assert (line["ending"], line["cancelled"], line["status"], line["bytes"]) == ("client_gone", True, 200, 5)
 
 
+def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*BEGUN, WHOLE[0], wire.silence())  # the body's end, which Rill waits for a moment, never comes
+    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "behind"}) as asked:
+        asked.read_until(b"[DONE]\n\n")
+    line = line_about(rill, "behind")
+    assert (line["ending"], line["cancelled"]) == ("done", False)
+
+
 def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *WHOLE)
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "held"}) as asked:

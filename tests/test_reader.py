@@ -269,6 +269,13 @@ def test_a_refusal_keeps_its_explanation() -> None:
     assert outcome.end.explanation == "Not that."
 
 
+@pytest.mark.parametrize("odd", [["x"], {"a": 1}, 7, True])
+def test_an_odd_reason_or_explanation_is_none(odd: Any) -> None:
+    outcome = read(wire.start() + wire.stop(odd, stop_details={"explanation": odd}))
+    assert outcome.end is not None
+    assert (outcome.end.stop_reason, outcome.end.explanation) == (None, None)
+
+
 def test_what_was_counted_is_known_before_the_end() -> None:
     reader = Reader()
     list(reader.feed(wire.start(input_tokens=5)))

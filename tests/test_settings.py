@@ -1,7 +1,9 @@
 """Settings come from the environment only, and a bad one stops the start in one line that names it."""
 
 import hashlib
+import os
 import re
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -141,6 +143,13 @@ def test_the_models_that_may_be_asked_for(read: Any, models: str, allowed: list[
         assert forbidden.value.status == 403
 
 
+def test_the_name_of_a_model_has_a_bound(read: Any) -> None:
+    settings = read(**KEY, RILL_MODELS="*")
+    assert settings.check("m" * 200, None)[0] == "m" * 200
+    with pytest.raises(Problem, match="model: should be at most 200 characters"):
+        settings.check("m" * 201, None)
+
+
 def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> None:
     settings = read(**KEY, RILL_MAX_TOKENS="10", RILL_MAX_TOKENS_CAP="20")
     assert settings.check(None, None) == ("claude-sonnet-5-5", 10)
@@ -169,7 +178,10 @@ BAD_VALUES = {
     "RILL_IDLE_SECONDS": ["0", "nan", "inf"],
     "RILL_TOTAL_SECONDS": ["0", "nan", "inf"],
     "RILL_DRAIN_SECONDS": ["-1", "nan", "inf"],
-    "ANTHROPIC_BASE_URL": ["api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"],
+    "ANTHROPIC_BASE_URL": [
+        *("api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"),
+        *("http://256.1.1.1", "http://a..b", f"http://{'a' * 64}.example", "https://name:hidden@relay.example"),
+    ],
     "RILL_TOKENS": [
         "alice=",
         "=secret",
@@ -258,6 +270,37 @@ def test_a_key_is_never_served_to_everybody_by_accident(start_rill: StartRill) -
 def test_nor_at_an_address_of_the_command_line(start_rill: StartRill, address: str) -> None:
     binds = [part for each in address.split(",") for part in ("--bind", each)]
     assert "RILL_PUBLIC=1" in fail_to_start(start_rill, *binds)
+
+
+# As systemd starts a service that it listens for: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
+HAND_DOWN = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS=sys.argv[2], LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "wsgi:app", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("handed", [["1"], ["0", "--bind", "fd://3"]], ids=["LISTEN_FDS", "fd://3"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
+def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]) -> None:
+    with (
+        socket.create_server((address, 0)) as listener,
+        subprocess.Popen(
+            [sys.executable, "-c", HAND_DOWN, str(listener.fileno()), *handed],
+            cwd=ROOT,
+            env={**KEY, "PATH": os.environ["PATH"]},
+            pass_fds=[listener.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as server,
+    ):
+        assert server.stdout
+        told = next(line for line in server.stdout if "rill: " in line or "Listening" in line)
+        server.terminate()
+    assert ("RILL_PUBLIC=1" in told) == (address == "0.0.0.0")
+    assert ("Listening" in told) == (address == "127.0.0.1")
 
 
 @pytest.mark.parametrize("env", [{"RILL_PUBLIC": "1"}, {"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1"}])

@@ -646,6 +646,15 @@ def test_the_key_is_not_told_even_where_the_upstream_repeats_it(service: Rill, u
     assert ask(service).status in (400, 413)  # `ask` looks for the key
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate"])
+@pytest.mark.parametrize("code", [400, 500])
+def test_an_error_that_is_not_compressed_as_it_says_is_a_502(
+    service: Rill, upstream: Upstream, code: int, coding: str
+) -> None:
+    upstream.always(wire.status(code, {"content-encoding": coding, **ONCE}, b"plain, after all"))
+    assert ask(service).status == 502
+
+
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int) -> None:
     with Upstream() as elsewhere:

@@ -1,6 +1,7 @@
 """The HTTP client under the SDK, on real sockets, in a process gevent has patched, the fake upstream in this one."""
 
 import base64
+import gc
 import gzip
 import json
 import logging
@@ -27,7 +28,7 @@ import pytest
 import upstream as wire
 from upstream import Upstream
 
-from rill.transport import Body, Client, GeventTransport, body_of, proxy_of_environment
+from rill.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
 
 TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
@@ -113,7 +114,7 @@ def open_client(url: str, connections: int = 10, kind: str = "gevent", **timeout
     if kind == "httpx2":  # what the SDK would use, with no body of ours
         return httpx2.Client(timeout=timeout, trust_env=False)
     transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(httpx2.URL(url)))
-    return Client(transport, timeout=timeout)
+    return UpstreamClient(transport, timeout=timeout)
 
 
 def send(client: httpx2.Client, url: str, content: bytes = b"{}", **headers: str) -> httpx2.Response:
@@ -203,6 +204,14 @@ def hold_one_and_ask(url: str, connections: int, **options: Any) -> Iterator[Any
     client = open_client(url, connections=connections, **options)
     with closing(body_of(send(client, url))):
         yield outcome(client, url)
+    yield outcome(client, url)
+
+
+def drop_and_ask(url: str, **options: Any) -> Iterator[Any]:
+    """Forgets an answer that was never read, and asks again."""
+    client = open_client(url, connections=1, pool=0.5, connect=0.5, **options)
+    send(client, url)
+    gc.collect()
     yield outcome(client, url)
 
 
@@ -948,6 +957,13 @@ def test_a_proxy_that_is_no_http_one_falls_to_the_sdks_own_client_and_says_so(
         RealUpstream(settings, "https://api.anthropic.com", 10)
     assert "slower" in caplog.text
     assert "127.0.0.1:9" not in caplog.text  # it may hold a password
+
+
+def test_an_answer_that_is_dropped_unread_holds_no_place(upstream: Upstream, start_client: StartClient) -> None:
+    upstream.script(wire.head(), wire.silence())
+    upstream.script(*wire.answer("Hi"))
+    client = start_client(drop_and_ask, url=upstream.url)
+    assert next(client)[0] == 200
 
 
 # The SDK's own transport, where it must stand in

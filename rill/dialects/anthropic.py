@@ -4,7 +4,6 @@ https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/doc
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
@@ -17,7 +16,7 @@ from rill.settings import Settings
 
 # What of the caller's request goes up with its body; its credentials are for us, and never do.
 FORWARDED_HEADERS = ("anthropic-beta", "anthropic-version")
-WHOLE_EVENTS = re.compile(rb".*(?:\n\n|\n\r\n|\r\r)", re.DOTALL)
+EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
 def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> Prompt:
@@ -49,7 +48,7 @@ class AnthropicFrames:
     """The upstream's own bytes, handed on an event at a time, so that one that broke off is never followed by ours."""
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self._unfinished = b""
+        self._unfinished = bytearray()
         self._silence = Silences()
         self._request_id = request_id
 
@@ -59,14 +58,16 @@ class AnthropicFrames:
         if not isinstance(event, Bytes):
             return b"" if self._unfinished else self._silence.comment()
         self._silence.break_()
-        data = self._unfinished + event.data
-        if data.endswith((b"\n\n", b"\r\n\r\n")):
-            self._unfinished = b""
-            return data
-        events = WHOLE_EVENTS.match(data)
-        whole = events.end() if events else 0
-        self._unfinished = data[whole:]
-        return data[:whole]
+        if not self._unfinished and event.data.endswith((b"\n\n", b"\r\n\r\n")):
+            return event.data
+        # An end may begin in what came before; all of it again would make a long event dear.
+        start = max(0, len(self._unfinished) - 2)
+        self._unfinished += event.data
+        ends = [(self._unfinished.rfind(end, start), len(end)) for end in EVENT_ENDS]
+        whole = max(at + length if at >= 0 else 0 for at, length in ends)
+        events = bytes(self._unfinished[:whole])
+        del self._unfinished[:whole]
+        return events
 
     def fail(self, problem: Problem) -> bytes:
         """The API's error event, unless the upstream has just sent it."""
@@ -76,7 +77,7 @@ class AnthropicFrames:
 
     def _finish(self) -> bytes:
         """The upstream's last event, where it closed without the blank line that ends one."""
-        last, self._unfinished = self._unfinished, b""
+        last, self._unfinished = bytes(self._unfinished), bytearray()
         return last.rstrip(b"\r\n") + b"\n\n" if last else b""
 
 
