@@ -11,9 +11,9 @@ from heapq import heappop, heappush
 from random import Random
 from statistics import fmean
 
-# Measured: docs/performance.md, by row and column. Seconds of a core, and MB of 1,000,000 bytes.
+# Measured: docs/performance.md, on a dearer hour, by row and column. Seconds of a core, and MB of 1,000,000 bytes.
 TOKEN_CPU = 60e-6  # steady1000, CPU µs/token
-START_CPU = 1.7e-3  # "Where the time goes": what the starts add
+START_CPU = 1.7e-3  # below the table: what the starts add
 STREAM_MB = 0.0319  # open5000, KB/stream
 REST_MB = 509 - 10_000 * STREAM_MB  # two_workers10k, MB, without its streams
 # Measured: docs/scaling.md, "What TLS and Redis add".

@@ -107,8 +107,9 @@ def test_a_worker_that_was_replaced_serves_again() -> None:
 
 
 def measured(scenario: str, column: str) -> float:
-    """A figure of Rill's in the table of docs/performance.md."""
-    heads, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(PERFORMANCE, "| scenario"))
+    """A figure of Rill's in the table of docs/performance.md that is of a dearer hour."""
+    dearer = PERFORMANCE.split("## The same on a dearer hour")[1]
+    heads, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(dearer, "| scenario"))
     [row] = [row for row in rows if row[:2] == [scenario, "Rill"]]
     return float(row[heads.index(column)].replace(",", ""))
 
