@@ -3,8 +3,10 @@
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from certificates import make_certificate
 from server import Rill, StartRill, rill_env
 from upstream import Upstream
 
@@ -47,3 +49,9 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
             return running.enter_context(Rill(merged, arguments, bind=bind))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file with a key and a certificate that it signed itself, for 127.0.0.1 and no other name."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")

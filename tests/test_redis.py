@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -275,22 +274,9 @@ def connections_of(pid: int, redis: RedisServer) -> int:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file with a key and a certificate that it signed itself."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
+def tls_redis(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     if not shutil.which("redis-server") or not speaks_tls():
         pytest.skip("a redis-server that speaks TLS is not installed")
-    made = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
-    return made
-
-
-@pytest.fixture(scope="module")
-def tls_redis(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD, certificate=certificate) as running:
         yield running
 

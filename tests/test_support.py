@@ -3,11 +3,9 @@
 import http.client
 import json
 import re
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,19 +203,6 @@ def test_clear_ends_answers_under_way_and_forgets(upstream: Upstream) -> None:
         upstream.clear()
         assert (upstream.requests, upstream.answers) == ([], [])
         assert (asked.read_rest(), asked.ended) == (b"", "cut")
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file with a key and a certificate that it signed itself, for 127.0.0.1."""
-    if not shutil.which("openssl"):
-        pytest.skip("the openssl command makes the certificate")
-    made = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
-    return made
 
 
 def test_over_tls_it_answers_and_an_untrusted_certificate_is_no_fault(certificate: Path) -> None:

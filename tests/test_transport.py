@@ -9,7 +9,6 @@ import os
 import random
 import resource
 import select
-import shutil
 import socket
 import ssl
 import subprocess
@@ -26,6 +25,7 @@ import gevent.socket
 import httpx2
 import pytest
 import upstream as wire
+from certificates import make_certificate
 from upstream import Upstream
 
 from rill.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
@@ -648,18 +648,6 @@ def test_a_request_interrupted_while_it_is_sent_gives_its_place_back(start_clien
 
 
 # TLS
-
-
-def make_certificate(folder: Path, names: str) -> Path:
-    """A certificate that vouches for itself, with its key, in one file."""
-    if not shutil.which("openssl"):
-        pytest.skip("the openssl command makes the certificate")
-    made, key = folder / "certificate.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test"
-    places = ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(made)]
-    subprocess.run([*command.split(), *places], check=True, capture_output=True)
-    made.write_text(made.read_text() + key.read_text())
-    return made
 
 
 @pytest.fixture(scope="module")

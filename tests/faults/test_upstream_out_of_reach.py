@@ -1,9 +1,7 @@
 """An upstream that cannot be reached is a 502 in time, and nothing of the prompt goes to a stranger."""
 
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,19 +11,6 @@ import upstream as wire
 from server import Rill
 from upstream import Upstream
 from witness import ask, logged, name_request, read_gauges, wait_until
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file with a key and a certificate that it signed itself, for 127.0.0.1."""
-    if not shutil.which("openssl"):
-        pytest.skip("the openssl command makes the certificate")
-    made = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(made), "-out", f"{made}.cert"]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    made.write_text(made.read_text() + Path(f"{made}.cert").read_text())
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from server import ROOT, Rill
 from app import create_app
 from rill.dialects.fields import MAX_MESSAGES
 from rill.problems import KINDS
-from rill.settings import Settings
+from rill.settings import MAX_MODEL_LENGTH, Settings
 
 TEXT = (ROOT / "rill" / "openapi.json").read_text("utf-8")
 DESCRIPTION: dict[str, Any] = json.loads(TEXT)
@@ -82,6 +82,7 @@ def test_its_bounds_are_those_of_the_default_settings() -> None:
     settings = Settings(ANTHROPIC_API_KEY="sk-test-key")
     assert set(re.findall(r'"maximum": (\d{4,})', TEXT)) == {str(settings.max_tokens_cap)}
     assert set(re.findall(r'"maxItems": (\d{4,})', TEXT)) == {str(MAX_MESSAGES)}
+    assert set(re.findall(r'"maxLength": (\d{3,})', TEXT)) == {str(MAX_MODEL_LENGTH)}
     assert f"{settings.max_body:,} bytes" in TEXT
 
 
