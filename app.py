@@ -26,7 +26,7 @@ from rill.access import Tokens, address_of
 from rill.client import ClientSocket
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
 from rill.dialects.whole import WholeFrames
-from rill.endings import Deadlines, Delivery, Drain, Frames, Interrupted, Interruption, await_beginning
+from rill.endings import Deadlines, Delivery, Frames, Interrupted, Interruption, await_beginning
 from rill.events import Bytes, Event
 from rill.limits import RATE_HEADERS, Places, Rate
 from rill.problems import Problem
@@ -77,8 +77,6 @@ def create_app(settings: Settings) -> Flask:
     # What a command prints is its answer.
     write_logs(sys.stderr if click.get_current_context(silent=True) else sys.stdout)
     service = Service(settings)
-    app.extensions["drain"] = service.drain
-    app.config["DRAIN_SECONDS"] = settings.drain_seconds
     for method, path, view in service.routes():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
     app.before_request(name_request)
@@ -134,7 +132,6 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.drain = Drain()
         self.telemetry = Telemetry(bool(settings.tokens), settings.allowed_models())
         self._tokens = Tokens(settings.tokens)
         self._rate = Rate(settings.rate, settings.redis_url)
@@ -186,8 +183,7 @@ class Service:
         return Response("alive\n")
 
     def tell_ready(self) -> Response:
-        if self.drain.begun:
-            raise Problem("draining", retry_after=1)
+        check_open()
         self._places.check_free()
         return Response("ready\n")
 
@@ -228,8 +224,7 @@ class Service:
         caller = self.identify()
         self._rate.count(caller)
         prompt = read_prompt(self._settings)
-        if self.drain.begun:
-            raise Problem("draining", retry_after=1)
+        check_open()
         record = Record(g.request_id, dialect.name, caller, prompt.model)
         with ExitStack() as held:
             self.telemetry.begin()
@@ -244,15 +239,16 @@ class Service:
 
     def _ask(self, prompt: Prompt, dialect: Dialect, record: Record, held: ExitStack) -> Response:
         """Asks the upstream and waits for the beginning of its answer; `held` gathers what its end has to undo."""
-        client = request.environ.get("gunicorn.socket")
-        client = client if isinstance(client, ClientSocket) else None
+        client = connection()
         deadlines = self._deadlines
         if prompt.verbatim and not prompt.streamed:
             # Its first byte is its last: it comes when all of it is written.
             deadlines = replace(deadlines, first_event=deadlines.idle)
         interruption = held.enter_context(closing(Interruption(deadlines, client)))
         record.watch = interruption
-        held.enter_context(self.drain.watch(interruption))
+        if client:
+            client.connections.admit(client)
+            held.enter_context(client.connections.drain.watch(interruption))
         frames: Frames = dialect.open_frames(prompt, g.request_id)
         media_type, headers = dialect.media_type, {}
         try:
@@ -283,6 +279,19 @@ class Service:
         if delivery.problem:
             self.telemetry.count_upstream_error(delivery.problem)
         undo.close()
+
+
+def connection() -> ClientSocket | None:
+    """Return the client's connection, None without a server."""
+    client = request.environ.get("gunicorn.socket")
+    return client if isinstance(client, ClientSocket) else None
+
+
+def check_open() -> None:
+    """Raise Problem where the server is stopping."""
+    client = connection()
+    if client and client.connections.drain.begun:
+        raise Problem("draining", retry_after=1)
 
 
 def show_page(file: str) -> flask.Response:

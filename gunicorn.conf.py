@@ -29,8 +29,8 @@ _streams, worker_connections = places_for(_settings.streams)
 # A burst of callers waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
 backlog = 4096
 
-# Also the time that a request's head may take. Heroku's router keeps its connections for 90 s: longer, so that it is
-# never the one to send a request into a closing connection.
+# Between two requests. Heroku's router keeps its connections for 90 s: longer, so that it never sends a request into a
+# connection that is being closed.
 keepalive = 95
 
 # Answers in flight have RILL_DRAIN_SECONDS; then they are ended, which takes a moment.

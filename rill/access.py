@@ -22,7 +22,7 @@ class Tokens:
     def name_of(self, sent: str | None, address: str) -> str:
         """The caller's name: its token's, else its address where no tokens are set; raises Problem."""
         if not self._digests:
-            return _name_of_address(address)
+            return network_of(address)
         if not sent:
             raise Problem("unauthorized")
         digest = digest_of(sent)
@@ -44,7 +44,7 @@ def address_of(peer: str, forwarded: str, hops: int) -> str:
 
 
 @lru_cache(maxsize=1000)
-def _name_of_address(address: str) -> str:
+def network_of(address: str) -> str:
     """The address as far as it tells one caller from another; what is none shares a name."""
     try:
         parsed = ip_address(address)

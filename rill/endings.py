@@ -8,7 +8,7 @@ that carries the answer by throwing Interrupted into it. What the greenlet holds
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ECONNRESET
 from typing import Protocol
@@ -226,28 +226,6 @@ class Interruption:
         if self.first_event is None and now >= self._begun + self._deadlines.first_event:
             return "upstream_timeout"
         return "idle_timeout" if now >= self._worked + self._deadlines.idle else None
-
-
-class Drain:
-    """Every open answer of this worker, and the end of them all; once `begun`, no new one is taken."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._open: set[Interruption] = set()
-
-    @contextmanager
-    def watch(self, interruption: Interruption) -> Iterator[None]:
-        """Counts an answer as open for as long as the context lasts."""
-        self._open.add(interruption)
-        try:
-            yield
-        finally:
-            self._open.discard(interruption)
-
-    def end_all(self) -> None:
-        """Ends what is still open."""
-        for interruption in tuple(self._open):
-            interruption.interrupt("shutdown")
 
 
 def await_beginning(reads: Iterator[list[Event]], interruption: Interruption, wants_text: bool) -> list[Event]:

@@ -3,18 +3,29 @@
 import re
 from typing import Any
 
+import gevent
 from gunicorn.http.errors import (
     ExpectationFailed,
     InvalidHeader,
     InvalidRequestLine,
     LimitRequestHeaders,
     LimitRequestLine,
+    NoMoreData,
     ParseException,
     UnsupportedTransferCoding,
 )
+from gunicorn.http.unreader import Unreader
+
+from rill.client import ClientSocket
 
 # All header lines together: what a thousand of them would cost to understand, everybody else would wait for.
 MOST_HEADER_BYTES = 65_536
+MOST_HEADERS = 100
+MOST_REQUEST_LINE_BYTES = 8190
+# All of the above, with what separates names and values.
+MOST_HEAD_BYTES = MOST_REQUEST_LINE_BYTES + MOST_HEADER_BYTES + 8 * MOST_HEADERS
+READ_BYTES = 8192
+BARE_LF = re.compile(rb"(?<!\r)\n")
 # https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and, for a Host, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.2
 TARGET = re.compile(r"/.*|\*|https?://[^/?#].*", re.IGNORECASE)
 HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+;=%-]{1,255})(?::[0-9]{0,5})?", re.ASCII | re.IGNORECASE)
@@ -37,6 +48,47 @@ HELP = {
         "At most 100 headers of at most 8,190 bytes each are read, and 65,536 bytes in all.\n"
     ),
 }
+
+
+def read_head(client: ClientSocket, unreader: Unreader, idle_seconds: float, head_seconds: float) -> bool:
+    """Buffer the head of the next request in `unreader`; return False where the client closes instead.
+
+    The client may be silent for `idle_seconds`; then its head has `head_seconds`. Raise NoMoreData after that, and
+    ParseException for a head that is too long. gunicorn alone would look at all of a head again for each piece of it.
+    """
+    head = bytearray(unreader.take_buffered())
+    if head:
+        client.take_turn()
+    else:
+        with gevent.Timeout(idle_seconds, NoMoreData):
+            head += client.recv(READ_BYTES)
+    whole = bool(head) and (_is_whole(head, 0) or _read_rest(client, head, head_seconds))
+    unreader.unread(head)
+    return whole
+
+
+def _read_rest(client: ClientSocket, head: bytearray, seconds: float) -> bool:
+    with gevent.Timeout(seconds, NoMoreData):
+        while piece := client.recv(READ_BYTES):
+            seen = len(head)
+            head += piece
+            if _is_whole(head, seen):
+                return True
+    return False
+
+
+def _is_whole(head: bytearray, seen: int) -> bool:
+    """Return whether a head ends in these bytes, of which the first `seen` were looked at before."""
+    end = head.find(b"\r\n\r\n", max(0, seen - 3))
+    if BARE_LF.search(head, seen, end if end >= 0 else len(head)):
+        raise InvalidHeader("bare LF as line terminator")
+    if end >= 0:
+        return True
+    if len(head) > MOST_REQUEST_LINE_BYTES and b"\r\n" not in head[2 : MOST_REQUEST_LINE_BYTES + 4]:
+        raise LimitRequestLine(len(head), MOST_REQUEST_LINE_BYTES)
+    if len(head) > MOST_HEAD_BYTES or head.count(b"\n") > MOST_HEADERS + 2:
+        raise LimitRequestHeaders("the head of the request")
+    return False
 
 
 def check_head(req: Any) -> None:

@@ -1,31 +1,52 @@
-"""The gunicorn worker: gevent's, which counts what it can hold, looks at each request's head, and drains at its end."""
+"""The gunicorn worker: gevent's, which reads each request fairly, and drains before it stops."""
 
 import os
 import resource
 import signal
-import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import ECONNRESET, ENOTCONN, EPIPE
+from functools import partial
 from typing import Any
 
 import gevent
-from gevent.socket import socket as GeventSocket
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn.glogging import Logger as GunicornLogger
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.errors import NoMoreData
+from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
+from rill import bodies
+from rill.access import network_of
 from rill.client import ClientSocket
-from rill.heads import check_head, refusal_of
+from rill.connections import Connections
+from rill.drain import Drain
+from rill.heads import check_head, read_head, refusal_of
+from rill.settings import read_settings
+from rill.turns import Turns
 
-# What the kernel may hold for a caller that does not read; Linux doubles it.
-SEND_BUFFER_BYTES = 65536 // 2
 # Connections beyond the answers': those that are refused, health checks, idle keep-alive ones.
 WAITING_CONNECTIONS = 1000
 # Descriptors beyond the connections': kept ones to the upstream, listeners, logs, the loop's own.
 RESERVED_DESCRIPTORS = 200
-# How long answers have to tell their callers that they were ended.
+# How long the head of a request may take; on a new connection its first byte too.
+HEAD_SECONDS = 15.0
+# How often the master is told that this worker is alive.
+HEARTBEAT_SECONDS = 1.0
+# How long answers have to tell their clients that they were ended.
 END_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.05
+# While other workers go on, a connection this long idle is closed; on one that is used, the next response closes it.
+RELOAD_IDLE_SECONDS = 1.0
+# What a connection ends with whose client has gone.
+GONE = (EPIPE, ECONNRESET, ENOTCONN)
+TOO_MANY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Retry-After: 15\r\nContent-Length: 54\r\n\r\nThis address has too many open connections. Reuse one.\n"
+)
 
 
 def places_for(streams: int) -> tuple[int, int]:
@@ -44,77 +65,108 @@ def places_for(streams: int) -> tuple[int, int]:
 
 
 class Worker(GeventWorker):
-    """gunicorn's gevent worker, which drains before it stops: new callers are refused, and open answers may finish.
+    """gunicorn's gevent worker with connections of its own, which drains before it stops.
 
-    The application's `extensions["drain"]` knows the open answers.
+    A worker that drains accepts no more. While its master goes on to listen, because it reloads or wants fewer workers,
+    requests on open connections are served; once the whole server stops, they are rejected.
     """
-
-    wsgi: Any
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.connections: set[Any] = set()
-        self.idle: set[Any] = set()
-        self.busy: set[Any] = set()
         self.draining = False
 
     def init_process(self) -> None:
         # gunicorn sets a worker's handlers only once it is loaded; until then they are its master's, and do nothing.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self.handle_exit)
+        settings = read_settings()
+        self._drain_seconds = settings.drain_seconds
+        # Behind proxies, all clients come from a few addresses.
+        self._limited = settings.trusted_proxies == 0
         super().init_process()
 
     def run(self) -> None:
-        for listener in self.sockets:
-            # Accepted connections inherit it.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        super().run()
+        """Serve until the worker is told to stop and has drained."""
+        self._stopped = Event()
+        self._turns = Turns()
+        self._connections = Connections(Drain())
+        self._inodes = {f"socket:[{os.fstat(each.fileno()).st_ino}]" for each in self.sockets}
+        self._servers = [self._listen(each) for each in self.sockets]
+        while self.alive:
+            self.notify()
+            self._stopped.wait(HEARTBEAT_SECONDS)
+        self._connections.hang_up_all()
 
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        if type(client) is GeventSocket:
-            client = ClientSocket(client)
-        self.connections.add(client)
+    def _listen(self, listener: Any) -> StreamServer:
+        server = StreamServer(listener, partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        if self.cfg.workers > 1:
+            server.max_accept = 1  # The others get their share.
+        server.start()
+        return server
+
+    def handle(self, listener: Any, accepted: Any, addr: Any) -> None:
+        """Serve one connection until it ends."""
+        address = network_of(addr[0]) if self._limited and addr else None
+        client = ClientSocket(accepted, self._turns, address)
         try:
-            super().handle(listener, client, addr)
+            if not self._connections.add(client):
+                client.sendall(TOO_MANY)
+                return
+            with self._reporting(client, addr):
+                self._serve(client, client.getsockname(), addr)
+        except OSError as error:
+            if error.errno not in GONE and not isinstance(error, NoMoreData):
+                self.log.exception("A connection failed")
         finally:
-            self.connections.discard(client)
-            self.idle.discard(client)
+            self._connections.discard(client)
+            client.close()
+
+    @contextmanager
+    def _reporting(self, client: ClientSocket, addr: Any) -> Iterator[None]:
+        """Tell the client what was wrong with its request, unless it closed the connection."""
+        try:
+            yield
+        except (StopIteration, OSError):
+            raise
+        except BaseException as error:
+            self.handle_error(None, client, addr, error)
+
+    def _serve(self, client: ClientSocket, name: Any, addr: Any) -> None:
+        parser = RequestParser(self.cfg, client, addr)
+        idle_seconds = head_seconds = min(HEAD_SECONDS, self.cfg.keepalive)
+        while read_head(client, parser.unreader, idle_seconds, head_seconds):
+            request = next(parser)
+            if not self.handle_request(name, request, client, addr):
+                client.linger()
+                return
+            idle_seconds = self.cfg.keepalive
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        """Answer one request; return whether another one may follow."""
         check_head(req)
-        self.idle.discard(sock)
+        bodies.bound_chunks(req.body)
         if self.draining:
             req.force_close()
-        self.busy.add(sock)
+            self._connections.drain.begun = not self._is_reload()
+        self._connections.begin_request(sock)
         try:
             super().handle_request(listener_name, req, sock, addr)
+        except StopIteration:  # So gunicorn is told to close a connection.
+            bodies.finish(req.body)
+            return False
         finally:
-            self.busy.discard(sock)
-        if self.draining:
-            raise StopIteration  # So gunicorn is told to close a connection.
-        self.idle.add(sock)
-        self._read_rest(req)
-        return True
-
-    def _read_rest(self, req: Any) -> None:
-        """Reads what the application left of the body; broken chunks in it close the connection, without a word.
-
-        gunicorn would do it as it reads the next request, and answer what is broken as if it were one.
-        """
-        with gevent.Timeout(self.cfg.keepalive, NoMoreData()), suppress(ParseException):
-            while not req.body.failed and req.body.read(65536):
-                pass
-        if req.body.failed:
-            raise StopIteration
+            self._connections.end_request(sock)
+        return not self.draining and bodies.finish(req.body)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answers what is no request that the application could answer; the log gets no word of it, only its kind."""
+        """Answer a request that cannot be parsed; only the kind of error is logged, not what was sent."""
         self.log.warning("A request could not be read: %s", type(exc).__name__)
         with suppress(OSError):
             client.sendall(refusal_of(exc))
+            client.linger()
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
-        """SIGTERM: drains, then lets gunicorn stop the worker; one that has not begun to serve just stops."""
+        """SIGTERM: drain, then stop; a worker that does not serve yet just stops."""
         if not self.booted:
             self.alive = False
         elif not self.draining:
@@ -124,25 +176,48 @@ class Worker(GeventWorker):
     handle_quit = handle_exit  # SIGINT, and what gunicorn makes of it.
 
     def _drain(self) -> None:
-        drain = self.wsgi.extensions["drain"]
-        drain.begun = True
-        hang_up(self.idle)
-        deadline = time.monotonic() + self.wsgi.config["DRAIN_SECONDS"]
-        while self.busy and time.monotonic() < deadline:
-            gevent.sleep(DRAIN_LOOK_SECONDS)
-        drain.end_all()
-        deadline = time.monotonic() + END_SECONDS
-        while self.busy and time.monotonic() < deadline:
-            gevent.sleep(DRAIN_LOOK_SECONDS)
-        hang_up(self.connections)
+        """Stop accepting, let the answers finish, end the rest, and stop the worker."""
+        for server in self._servers:
+            self._stop_accepting(server)
+        deadline = time.monotonic() + self._drain_seconds
+        self._wait_until(deadline)
+        self._connections.drain.begun = True
+        self._connections.drain.end_all()
+        self._connections.hang_up_idle()
+        self._wait_until(time.monotonic() + END_SECONDS)
         self.alive = False
+        self._stopped.set()
 
+    def _wait_until(self, deadline: float) -> None:
+        """Wait until no connection has or awaits a request, at most until the deadline."""
+        fresh = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            reload = self._is_reload()
+            self._connections.hang_up_idle(RELOAD_IDLE_SECONDS if reload else 0.0)
+            # A connection that has sent no request yet may send one; when the whole server stops, only for a moment.
+            if not (self._connections if reload or time.monotonic() < fresh else self._connections.busy):
+                return
+            gevent.sleep(DRAIN_LOOK_SECONDS)
 
-def hang_up(connections: set[Any]) -> None:
-    """Ends each connection as if its caller had left: who waits for a request finds the end, and closes."""
-    for connection in tuple(connections):
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:
-            same.shutdown(socket.SHUT_RDWR)
+    def _stop_accepting(self, server: StreamServer) -> None:
+        """Close the listener; connections that only the kernel has accepted are taken in before, unless others do."""
+        while not self._is_reload() and not server.full() and (accepted := server.do_read()):
+            server.do_handle(*accepted)
+        server.close()
+
+    def _is_reload(self) -> bool:
+        """Return whether the master goes on to listen, so that other workers serve new connections."""
+        try:
+            descriptors = os.listdir(f"/proc/{self.ppid}/fd")
+            return any(self._is_listener(f"/proc/{self.ppid}/fd/{number}") for number in descriptors)
+        except OSError:
+            return False
+
+    def _is_listener(self, path: str) -> bool:
+        try:
+            return os.readlink(path) in self._inodes
+        except OSError:  # Closed meanwhile.
+            return False
 
 
 class Logger(GunicornLogger):

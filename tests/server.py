@@ -18,7 +18,7 @@ from leaks import HEARD, Heard, Leak, find_leaks, heard_by
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 15
+START_SECONDS = 60
 STOP_SECONDS = 40
 BUSY_PORT = "Connection in use"  # how gunicorn says it
 

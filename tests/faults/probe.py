@@ -3,7 +3,7 @@
 import gc
 import os
 
-from flask import jsonify
+from flask import jsonify, request
 from flask.typing import ResponseReturnValue
 from greenlet import greenlet
 
@@ -14,4 +14,5 @@ from wsgi import app
 def look_inside() -> ResponseReturnValue:
     """Which worker this is, how many greenlets live in it, and whether no answer is open in it."""
     alive = sum(isinstance(each, greenlet) and not each.dead for each in gc.get_objects())
-    return jsonify(pid=os.getpid(), greenlets=alive, no_answer_open=not app.extensions["drain"]._open)
+    drain = request.environ["gunicorn.socket"].connections.drain
+    return jsonify(pid=os.getpid(), greenlets=alive, no_answer_open=not drain._open)

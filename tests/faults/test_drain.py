@@ -7,11 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
-import requests
 import upstream as wire
 from server import Conversation, Rill, request_bytes
 from upstream import Answer, Upstream
-from witness import SSE, ask, log_lines, probed, wait_until, wait_until_all_serve
+from witness import SSE, ask, log_lines, probed, refuses_connections, wait_until, wait_until_all_serve
 
 DRAIN = 3.0
 EXIT = DRAIN + 5.0
@@ -61,21 +60,6 @@ def begin(rill: Rill, upstream: Upstream, stack: ExitStack) -> dict[str, Convers
     return opened
 
 
-def see_new_callers_refused(rill: Rill) -> None:
-    def is_ready() -> bool:
-        with Conversation(rill.port, request_bytes("GET", "/readyz")) as asked:
-            return asked.status == 200
-
-    wait_until(lambda: not is_ready(), lambda: "still ready", timeout=1)
-    with ask(rill) as refused:
-        assert (refused.status, refused.headers["connection"].lower()) == (503, "close")
-        assert int(refused.headers["retry-after"]) >= 1
-        refused.read_rest()
-        assert refused.socket.recv(1) == b""
-    response = requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=10)
-    assert (response.status_code, response.headers["Connection"].lower()) == (503, "close")
-
-
 def see_the_ends(opened: dict[str, Conversation]) -> None:
     for name, ended in ENDS.items():
         opened[name].read_rest()
@@ -114,7 +98,7 @@ def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream:
         rill.signal(number, everyone)
         assert idle.socket.recv(1) == b""
         assert time.monotonic() - begun < 1
-        see_new_callers_refused(rill)
+        wait_until(lambda: refuses_connections(rill), rill.output, timeout=2)
         upstream.open("rest")
         assert (opened["short-text"].read_rest(), opened["short-text"].ended) == (b"two", "clean")
         assert b"[DONE]" in opened["short-sse"].read_rest()

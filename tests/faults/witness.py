@@ -60,7 +60,16 @@ def in_one_segment(event: bytes) -> wire.Step:
     return wire.raw(head + b"%x\r\n%b\r\n" % (len(event), event))
 
 
-# The log
+# The listener and the log
+
+
+def refuses_connections(rill: Rill) -> bool:
+    """Whether nobody listens on the server's port."""
+    try:
+        rill.ask("GET", "/healthz").close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def log_lines(output: str) -> list[dict[str, Any]]:

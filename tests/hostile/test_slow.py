@@ -102,10 +102,10 @@ def test_a_hundred_heads_that_are_never_done_hold_up_nobody_and_are_cut_in_their
     wait_until(lambda: descriptors(rill, upstream) <= before, "the descriptors are not back", 10)
 
 
-def test_five_hundred_connections_that_say_nothing_hold_up_nobody(rill: Rill, upstream: Upstream) -> None:
+def test_four_hundred_connections_that_say_nothing_hold_up_nobody(rill: Rill, upstream: Upstream) -> None:
     before = descriptors(rill, upstream)
     with ExitStack() as stack:
-        silent = [stack.enter_context(connect(rill.port, timeout=HEAD_SECONDS + LATE)) for _ in range(500)]
+        silent = [stack.enter_context(connect(rill.port, timeout=HEAD_SECONDS + LATE)) for _ in range(400)]
         for _ in range(10):
             serves_at_once(rill)
         with rill.ask("GET", "/readyz", {"Connection": "close"}) as asked:

@@ -1,0 +1,84 @@
+"""A client that sends at full speed never stalls another client's stream in the same worker."""
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import upstream as wire
+from fast import KEY, SENDERS
+from raw import play
+from server import Conversation, Rill, request_bytes, rill_env
+from upstream import Upstream
+
+PACE_SECONDS = 0.05
+TOKENS = 60
+# The longest time between two tokens of another client's stream.
+GAP_SECONDS = 0.25
+SENDER = Path(__file__).parent / "fast.py"
+PACED = (
+    wire.head(),
+    wire.send(wire.opening()),
+    *(step for _ in range(TOKENS) for step in (wire.pause(PACE_SECONDS), wire.send(wire.text("t")))),
+    wire.send(wire.stop()),
+    wire.end(),
+)
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """One worker that wants a key."""
+    with Rill({**rill_env(module_upstream), "RILL_TOKENS": f"alice={KEY}"}) as running:
+        yield running
+
+
+@contextmanager
+def sending(rill: Rill, *names: str) -> Iterator[None]:
+    """Run these senders at full speed while the context lasts."""
+    seconds = PACE_SECONDS * TOKENS + 10
+    with ExitStack() as stack:
+        for name in names:
+            command = [sys.executable, str(SENDER), str(rill.port), name, str(seconds)]
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.kill)
+        yield
+
+
+def longest_gap(rill: Rill) -> float:
+    """Seconds of the longest wait for a token of a paced stream."""
+    asked = request_bytes("GET", "/stream?q=paced", {"x-api-key": KEY, "Connection": "close"})
+    with Conversation(rill.port, asked, timeout=20) as stream:
+        assert stream.status == 200
+        arrivals = []
+        while stream.next_chunk():
+            arrivals.append(time.monotonic())
+        assert stream.ended == "clean"
+    return max(after - before for before, after in itertools.pairwise(arrivals))
+
+
+def play_paced(answer: wire.Answer) -> None:
+    """The paced answer for the client that is measured, and a short one for everybody else."""
+    if answer.request.json["messages"][-1]["content"] == "paced":
+        for step in PACED:
+            step(answer)
+    else:
+        play(answer)
+
+
+@pytest.mark.parametrize("names", [*([name] for name in SENDERS), list(SENDERS)], ids=[*SENDERS, "all together"])
+def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstream: Upstream, names: list[str]) -> None:
+    upstream.always(play_paced)
+    workers = [worker.pid for worker in service.workers()]
+    gaps = []
+    for _ in range(3):  # Another process on this machine may spoil a measurement, but not three.
+        with sending(service, *names):
+            gaps.append(longest_gap(service))
+        if gaps[-1] < GAP_SECONDS:
+            break
+    print(f"longest gap with {', '.join(names)}: {', '.join(f'{gap * 1000:.0f} ms' for gap in gaps)}")
+    assert min(gaps) < GAP_SECONDS
+    assert [worker.pid for worker in service.workers()] == workers

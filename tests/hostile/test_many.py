@@ -1,0 +1,75 @@
+"""One address that opens as many connections as it can keeps no other client from being served."""
+
+import resource
+import socket
+import time
+from contextlib import ExitStack, suppress
+
+import psutil
+import pytest
+from raw import Heard, connect, receive_rest, send
+from server import Rill, request_bytes
+from upstream import Upstream
+
+CONNECTIONS = 5000
+MOST_WAITING = 500
+SERVED_SECONDS = 20.0
+HEAD_SECONDS = 15.0
+LATE = 5.0
+
+
+@pytest.fixture
+def descriptors() -> None:
+    """Room for the connections of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < CONNECTIONS + 1000:
+        pytest.skip(f"at most {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, CONNECTIONS + 1000), hard))
+
+
+def connections(worker: psutil.Process, port: int) -> int:
+    """The clients' connections that the worker holds."""
+    return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(rill: Rill, upstream: Upstream) -> None:
+    (worker,) = rill.workers()
+    with ExitStack() as stack:
+        begun = time.monotonic()
+        for _ in range(CONNECTIONS):
+            half = stack.enter_context(socket.socket())
+            half.setblocking(False)
+            with suppress(BlockingIOError):
+                half.connect(("127.0.0.1", rill.port))
+            with suppress(OSError):
+                half.send(b"GET /str")
+        with connect(rill.port, "127.0.0.2", timeout=SERVED_SECONDS) as other:
+            asked_at = time.monotonic()
+            send(other, request_bytes("GET", "/stream?q=other", {"Connection": "close"}))
+            assert Heard(receive_rest(other)).statuses == [200]
+            assert time.monotonic() - asked_at < SERVED_SECONDS
+        assert connections(worker, rill.port) <= MOST_WAITING + 2
+        while connections(worker, rill.port) and time.monotonic() < begun + HEAD_SECONDS + LATE:
+            time.sleep(0.5)
+        assert connections(worker, rill.port) == 0
+
+
+def test_an_address_with_too_many_connections_is_told_so_and_loses_the_longest_idle_one_first(
+    rill: Rill, upstream: Upstream
+) -> None:
+    with ExitStack() as stack:
+        idle = stack.enter_context(connect(rill.port))
+        send(idle, request_bytes("GET", "/healthz"))
+        assert idle.recv(65536).endswith(b"alive\n")
+        half = [stack.enter_context(connect(rill.port)) for _ in range(MOST_WAITING)]
+        for each in half:
+            each.sendall(b"G")
+        assert idle.recv(1) == b""
+        with connect(rill.port) as refused:
+            heard = Heard(receive_rest(refused))
+        assert heard.statuses == [429]
+        assert "too many open connections" in heard.words
+        with connect(rill.port, "127.0.0.2") as other:
+            send(other, request_bytes("GET", "/healthz", {"Connection": "close"}))
+            assert Heard(receive_rest(other)).statuses == [200]
