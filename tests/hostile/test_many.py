@@ -59,13 +59,12 @@ def test_an_address_with_too_many_connections_is_told_so_and_loses_the_longest_i
     rill: Rill, upstream: Upstream
 ) -> None:
     with ExitStack() as stack:
-        idle = stack.enter_context(connect(rill.port))
-        send(idle, request_bytes("GET", "/healthz"))
-        assert idle.recv(65536).endswith(b"alive\n")
+        kept = stack.enter_context(rill.ask("GET", "/healthz"))
+        assert kept.read_rest() == b"alive\n"
         half = [stack.enter_context(connect(rill.port)) for _ in range(MOST_WAITING)]
         for each in half:
             each.sendall(b"G")
-        assert idle.recv(1) == b""
+        assert kept.socket.recv(1) == b""
         with connect(rill.port) as refused:
             heard = Heard(receive_rest(refused))
         assert heard.statuses == [429]
