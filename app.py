@@ -24,18 +24,21 @@ from werkzeug.http import parse_accept_header
 from rill import offline, terminal
 from rill.access import Tokens, address_of
 from rill.client import ClientSocket
+from rill.cross_site import Hosts, check_initiator
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, Dialect, anthropic, models, openai, text
+from rill.dialects.paths import advice_for, dialect_of
 from rill.dialects.whole import WholeFrames
 from rill.endings import Deadlines, Delivery, Frames, Interrupted, Interruption, await_beginning
 from rill.events import Bytes, Event
 from rill.limits import RATE_HEADERS, Places, Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
-from rill.request import FORMS, check_wanted, id_of, read_body, read_form, token_of
+from rill.refusal_log import RefusalLog
+from rill.request import FORMS, check_range, id_of, read_body, read_form, token_of
 from rill.server import places_for
 from rill.settings import Settings
 from rill.telemetry import Record, Telemetry, write_logs
-from rill.upstream import Upstream
+from rill.upstream import Answer, Upstream
 
 HEADERS = {
     "Cache-Control": "no-store, no-transform",
@@ -50,10 +53,11 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # What a page of another origin may read, beside the little that every browser lets it.
-EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "Request-Id", *RATE_HEADERS]
+EXPOSED_HEADERS = ["Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS]
 # /drip: enough pieces, far enough apart, for a reader to tell whether they arrive one by one.
 DRIP_CHUNKS, DRIP_SECONDS = 10, 0.1
-DIALECTS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": OPENAI}
+# What tells nothing but whether the service is up, to whoever checks it by its address.
+HEALTH_CHECKS = ("/healthz", "/readyz")
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> our problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method"}
@@ -80,6 +84,8 @@ def create_app(settings: Settings) -> Flask:
     for method, path, view in service.routes():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
     app.before_request(name_request)
+    app.before_request(answer_asterisk)
+    app.before_request(service.check_host)
     app.after_request(complete_headers)
     app.register_error_handler(Exception, service.refuse)
     add_ask_command(app, service)
@@ -133,6 +139,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.telemetry = Telemetry(bool(settings.tokens), settings.allowed_models())
+        self._refusals = RefusalLog()
+        self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.tokens or settings.offline))
         self._tokens = Tokens(settings.tokens)
         self._rate = Rate(settings.rate, settings.redis_url)
         streams, _ = places_for(settings.streams)
@@ -141,7 +149,7 @@ class Service:
         base_url = settings.base_url
         if settings.offline:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
-        self._upstream = Upstream(settings, base_url, streams)
+        self._upstream = Upstream(settings, base_url, streams, self.telemetry.count_upstream_error)
 
     def routes(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
         """Every route: method, path, and what answers it. A GET also answers HEAD."""
@@ -149,7 +157,7 @@ class Service:
             ("GET", "/", lambda: show_page("index.html")),
             ("GET", "/page.js", lambda: show_page("page.js")),
             ("GET", "/page.css", lambda: show_page("page.css")),
-            ("GET", "/openapi.json", lambda: send_from_directory("rill", "openapi.json")),
+            ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(), read_query)),
             ("POST", "/stream", lambda: self.answer(preferred_dialect(), read_question)),
@@ -171,6 +179,7 @@ class Service:
         """Short pieces in even time, from no model: where they arrive at once, something on the way holds text back."""
         if request.method == "HEAD":
             return Response()
+        self.check_initiator()
         caller = self.identify()
         self._rate.count(caller)
         with ExitStack() as held:
@@ -195,6 +204,8 @@ class Service:
         """What a request that gets no answer is told instead."""
         problem, headers = problem_of(error)
         self.telemetry.count_refusal(problem)
+        if problem.name in ("unauthorized", "not_found"):
+            self._refusals.write(problem, request.path, request_id=g.request_id, address=self._address())
         return tell_problem(problem, headers)
 
     def read_answer(self, fields: Mapping[str, Any]) -> Iterator[list[Event]]:
@@ -208,17 +219,31 @@ class Service:
             except Interrupted:
                 raise interruption.problem() from None
 
+    def check_host(self) -> None:
+        """Raise Problem for a Host that is not served; health checks may name any."""
+        if request.path not in HEALTH_CHECKS:
+            bound_to = request.environ["SERVER_NAME"]
+            self._hosts.check(request.headers.get("Host", ""), bound_to, request.remote_addr or "")
+
+    def check_initiator(self) -> None:
+        """Raise Problem for a prefetch, and for a page of another site that may not ask."""
+        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
+
     def identify(self) -> str:
         """The caller's name; raises Problem for one who may not ask."""
+        return self._tokens.name_of(token_of(request), self._address())
+
+    def _address(self) -> str:
         forwarded = request.headers.get("X-Forwarded-For", "")
-        address = address_of(request.remote_addr or "", forwarded, self._settings.trusted_proxies)
-        return self._tokens.name_of(token_of(request), address)
+        return address_of(request.remote_addr or "", forwarded, self._settings.trusted_proxies)
 
     def answer(self, dialect: Dialect, read_prompt: Callable[[Settings], Prompt]) -> Response:
         """Answers once it is known that there is an answer, and streams it; raises Problem where there is none."""
         if request.method == "HEAD":
             return Response(content_type=dialect.media_type)
-        check_wanted(request, self._settings.cors_origins)
+        self.check_initiator()
+        if dialect in (TEXT, SSE):
+            check_range(request)
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would ask and be billed again.
         caller = self.identify()
@@ -251,10 +276,9 @@ class Service:
             held.enter_context(client.connections.drain.watch(interruption))
         frames: Frames = dialect.open_frames(prompt, g.request_id)
         media_type, headers = dialect.media_type, {}
+        note = partial(note_answer, record, interruption)
         try:
-            answer = held.enter_context(closing(self._upstream.ask(prompt, deadlines.first_event)))
-            interruption.nudge = answer.nudge
-            record.upstream_request_id, record.usage = answer.request_id, answer.usage
+            answer = held.enter_context(closing(self._upstream.ask(prompt, deadlines.first_event, note)))
             headers = answer.headers if prompt.verbatim else {}
             reads = interruption.watch(answer)
             if dialect.write_whole and not prompt.streamed:
@@ -268,9 +292,12 @@ class Service:
             raise interruption.problem() from None
         dialect.check_beginning(beginning)
         reset = client.reset if client and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        finish = partial(self._finish, record, held.pop_all())
+        undo = ExitStack()
+        finish = partial(self._finish, record, undo)
         delivery = Delivery(chain([beginning], reads), frames, interruption, reset, finish)
-        return Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
+        response = Response(delivery, content_type=media_type, headers=headers, direct_passthrough=True)
+        undo.push(held.pop_all())  # Last: where the response cannot be made, `held` is still the caller's to close.
+        return response
 
     def _finish(self, record: Record, undo: ExitStack, delivery: Delivery) -> None:
         """Notes how an answer ended, and frees what it held."""
@@ -291,14 +318,27 @@ def check_open() -> None:
     """Raise Problem where the server is stopping."""
     client = connection()
     if client and client.connections.drain.begun:
-        raise Problem("draining", retry_after=1)
+        raise Problem("shutdown", retry_after=1)
+
+
+def note_answer(record: Record, interruption: Interruption, answer: Answer) -> None:
+    """Take over what is known of an answer once its headers are in."""
+    interruption.nudge = answer.nudge
+    record.upstream_request_id, record.usage = answer.request_id, answer.usage
 
 
 def show_page(file: str) -> flask.Response:
     """A file of the page."""
-    response = send_from_directory("rill/page", file)
+    response = send_file("rill/page", file)
     response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
+
+
+def send_file(folder: str, file: str) -> flask.Response:
+    """Send a file that exists, as far as the request's conditions ask for it."""
+    if request.headers.get("If-Match", "").strip() == "*":
+        del request.environ["HTTP_IF_MATCH"]  # Any version will do; werkzeug would look for one of this name.
+    return send_from_directory(folder, file)
 
 
 def drip() -> Iterator[bytes]:
@@ -329,10 +369,10 @@ def read_question(settings: Settings) -> Prompt:
     """The prompt in the body of a POST to /stream, whatever its media type; raises Problem."""
     body, options = read_body(request, settings.max_body), request.args.to_dict()
     if request.is_json:
-        return text.read_json(body, settings)
+        return text.read_json(body, settings, options)
     if request.mimetype in FORMS:
-        return text.read_fields({**options, **read_form(request, body)}, settings)
-    if request.mimetype in ("text/plain", ""):
+        return text.read_form({**options, **read_form(request, body)}, settings)
+    if request.mimetype in ("text/plain", "application/octet-stream", ""):
         return text.read_text(body, options, settings)
     raise Problem("wrong_type")
 
@@ -353,6 +393,13 @@ def name_request() -> None:
     g.request_id = id_of(request)
 
 
+def answer_asterisk() -> Response | None:
+    """Answer `OPTIONS *`, which asks about the server as a whole: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.7"""
+    if request.environ.get("RAW_URI") != "*":
+        return None
+    return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
+
+
 def complete_headers(response: Response) -> Response:
     """Adds what every answer carries: no proxy or browser on the way may store, buffer, compress or guess."""
     response.headers.update(HEADERS)
@@ -371,10 +418,11 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, HTTPException):
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             headers["Allow"] = ", ".join(sorted(error.valid_methods))
-        error = Problem(HTTP_PROBLEMS.get(error.code or 500, "bad_request"))
+        detail = advice_for(request.path) if error.code == 404 else None
+        error = Problem(HTTP_PROBLEMS.get(error.code or 500, "bad_request"), detail)
     elif not isinstance(error, Problem):
         log.exception("a request failed")
-        error = Problem("internal")
+        error = Problem("internal_error")
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
@@ -384,10 +432,12 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
 
 def tell_problem(problem: Problem, headers: dict[str, str]) -> Response:
     """The problem as its true status: in its dialect's shape, as JSON (RFC 9457) where preferred, or in words."""
-    dialect = DIALECTS.get(request.path, ANTHROPIC if "anthropic-version" in request.headers else OPENAI)
+    dialect = dialect_of(request.path, "anthropic-version" in request.headers)
     if request.path.startswith("/v1/") and dialect.write_problem:
         if dialect is ANTHROPIC:
             headers = {**problem.upstream_headers, **headers}
+        if problem.should_retry:
+            headers = {**headers, "x-should-retry": problem.should_retry}
         response = Response(dialect.write_problem(problem, g.request_id), content_type="application/json")
     elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
         response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")

@@ -2,14 +2,16 @@
 
 import atexit
 import gc
+import importlib
 import os
 import shutil
 import socket
 import sys
-import tempfile
 
+from gevent import monkey
 from gunicorn import systemd
 
+from rill import metrics_files
 from rill.server import places_for
 from rill.settings import BadSettings, read_settings
 
@@ -17,6 +19,8 @@ try:
     _settings = read_settings()
 except BadSettings as error:
     sys.exit(f"rill: {error}")
+
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 # Everybody's only where a platform asks for it.
 bind = f"0.0.0.0:{_settings.port}" if _settings.port is not None else "127.0.0.1:8000"
@@ -64,16 +68,35 @@ def on_starting(server):
             f"rill: will not serve your key to everybody at {public[0]}: set RILL_TOKENS=name=secret, "
             "or RILL_PUBLIC=1 if that is what you want"
         )
-    # Where the workers keep their numbers for each other: prometheus_client reads it when it is imported.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers = tempfile.mkdtemp(prefix="rill-metrics-")
-    atexit.register(_remove_at_exit_of, os.getpid(), numbers)
+    if server.cfg.is_ssl:
+        sys.exit(
+            "rill: does not speak TLS itself: put a proxy in front (docs/deploy.md), without --certfile and --keyfile"
+        )
+    os.environ.pop(METRICS_DIRECTORY, None)  # That of a master which started this one, or of somebody else's.
+    if server.cfg.workers > 1:
+        _share_metrics(server)
+    _import_application()
+
+
+def nworkers_changed(server, new_value, old_value):
+    """Warn when several workers take the place of one, which shares no metrics."""
+    if old_value == 1 and METRICS_DIRECTORY not in os.environ:
+        server.log.warning(
+            "Rill started with one worker, so each worker's /metrics counts for that worker alone. "
+            "Restart with WEB_CONCURRENCY=%d for the sum of all.",
+            new_value,
+        )
+
+
+def pre_fork(server, worker):
+    """Choose the slot of the worker's metrics."""
+    worker.metrics_slot = metrics_files.find_free_slot({each.metrics_slot for each in server.WORKERS.values()})
 
 
 def child_exit(server, worker):
-    """Takes a worker that is gone out of the count of open answers."""
-    from prometheus_client.multiprocess import mark_process_dead  # not before the workers' numbers have their place
-
-    mark_process_dead(worker.pid)
+    """Take a worker that is gone out of the count of open answers."""
+    if METRICS_DIRECTORY in os.environ:
+        metrics_files.free_slot(os.environ[METRICS_DIRECTORY], worker.metrics_slot)
 
 
 def when_ready(server):
@@ -94,8 +117,13 @@ def pre_request(worker, req):
 
 
 def post_fork(server, worker):
-    """Loading leaves next to no garbage: to look for it would take a fifth of a worker's start."""
+    """Prepare the worker's metrics; loading leaves next to no garbage, and looking for it would take a fifth of it."""
     gc.disable()
+    if METRICS_DIRECTORY in os.environ:
+        try:
+            metrics_files.take_slot(os.environ[METRICS_DIRECTORY], worker.metrics_slot)
+        except OSError as error:
+            server.log.warning("This worker is missing in /metrics, whose files have no space: %s", error)
 
 
 def post_worker_init(worker):
@@ -106,10 +134,32 @@ def post_worker_init(worker):
     gc.enable()
 
 
+def _share_metrics(server):
+    """Make the directory by which the workers share their metrics; prometheus_client finds it by this variable."""
+    try:
+        os.environ[METRICS_DIRECTORY] = directory = metrics_files.make_directory()
+    except OSError as error:
+        server.log.warning("Each worker's /metrics counts for that worker alone: %s", error)
+    else:
+        atexit.register(_remove_at_exit_of, os.getpid(), directory)
+
+
 def _remove_at_exit_of(pid, directory):
     """Removes the workers' numbers when the master ends, also if it never came to serve; workers inherit the call."""
     if os.getpid() == pid:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _import_application():
+    """Import what each worker needs, once: a worker then starts within 0.1 s, and shares the memory of the modules.
+
+    The application itself, with its pools, locks and connections, is made in each worker (wsgi.py).
+    """
+    # The master goes on to fork and to wait for its workers by itself; each worker patches these as well.
+    monkey.patch_all(os=False, signal=False, subprocess=False)
+    importlib.import_module("app")
+    gc.collect()
+    gc.freeze()
 
 
 def _addresses(cfg):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # How long a caller that reads nothing holds a write. An answer is ended before that, and says so in the log.
 BLOCKED_SECONDS = 30.0
+# How often a write that waits looks whether the client took something meanwhile.
+PROGRESS_SECONDS = 2.0
 # How long the last bytes may take to be taken before a reset, which would drop them.
 FLUSH_SECONDS = 2.0
 # What the kernel may hold for a client that does not read; Linux doubles it.
@@ -34,9 +36,11 @@ _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info is the connection'
 
 
 class ClientSocket(GeventSocket):
-    """A client's connection; `blocked_since` is monotonic, in seconds, while a write waits for the client to read.
+    """A client's connection.
 
     `address` says whose it is, None where connections are not limited; `waiting` is kept by `connections`.
+    `unblocked_at` is when the last write that waited for the client ended: monotonic, in seconds, 0 where none did.
+    `broken`: something that was to be sent was not taken.
     """
 
     _sock: socket.socket
@@ -46,10 +50,13 @@ class ClientSocket(GeventSocket):
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         # Not inherited from the listener: the kernel accepts connections before the worker has started.
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        self.blocked_since: float | None = None
         self.address = address
         self.waiting = False
         self._turns = turns
+        self.unblocked_at = 0.0
+        self.broken = False
+        self._blocked_since: float | None = None
+        self._queued = 0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes, in the client's turn: what is done with it takes time."""
@@ -69,6 +76,22 @@ class ClientSocket(GeventSocket):
             while left > 0 and (data := self.recv(65536)):
                 left -= len(data)
 
+    @property
+    def blocked_since(self) -> float | None:
+        """When the client took something last, while a write waits for it: monotonic, in seconds; else None.
+
+        What its kernel acknowledges counts as taken. (The socket becomes writable only when a third of its buffer is
+        free, which takes a slow reader minutes.)
+        """
+        if self._blocked_since is not None and (queued := self._count_queued()) < self._queued:
+            self._blocked_since, self._queued = time.monotonic(), queued
+        return self._blocked_since
+
+    def _count_queued(self) -> int:
+        """Return the bytes that were sent and not acknowledged."""
+        queued: int = struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]
+        return queued
+
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Sends all; raises OSError, also where the answer was interrupted while this waited."""
         # One plain send is all that a token needs; gevent's own sendall asks for SO_SNDBUF first, each time.
@@ -76,25 +99,37 @@ class ClientSocket(GeventSocket):
             sent = self._sock.send(data, flags)
         except BlockingIOError:
             sent = 0
+        except OSError:
+            self.broken = True
+            raise
         if sent < len(data):
             self._send_rest(memoryview(data)[sent:], flags)
 
     def _send_rest(self, data: memoryview, flags: int) -> None:
-        unread = ConnectionResetError(ECONNRESET, "the caller does not read")
         try:
             while data:
-                self.blocked_since = self.blocked_since or time.monotonic()
-                with gevent.Timeout(BLOCKED_SECONDS, unread):
-                    sent = self.send(data, flags)
-                if sent:
-                    data = data[sent:]
-                    self.blocked_since = None
+                self._blocked_since, self._queued = time.monotonic(), self._count_queued()
+                data = data[self._send_some(data, flags) :]
         except OSError:
+            self.broken = True
             raise
         except Exception as error:
+            self.broken = True
             raise ConnectionResetError(ECONNRESET, str(error)) from error
         finally:
-            self.blocked_since = None
+            self._blocked_since = None
+            self.unblocked_at = time.monotonic()
+
+    def _send_some(self, data: memoryview, flags: int) -> int:
+        """Send what fits once something fits; raise ConnectionResetError where nothing is taken for too long."""
+        sent = 0
+        while not sent:
+            since = self.blocked_since
+            if since is not None and time.monotonic() - since >= BLOCKED_SECONDS:
+                raise ConnectionResetError(ECONNRESET, "the client does not read")
+            with suppress(TimeoutError), gevent.Timeout(PROGRESS_SECONDS, TimeoutError):
+                sent = self.send(data, flags)
+        return sent
 
     def has_left(self) -> bool:
         """Whether the caller closed, half-closed or reset the connection, whatever it sent before."""
@@ -111,5 +146,5 @@ class ClientSocket(GeventSocket):
         """Makes the next close a reset, once the caller's machine has taken what was sent, or the seconds are over."""
         self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         deadline = time.monotonic() + flush_seconds
-        while time.monotonic() < deadline and struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]:
+        while time.monotonic() < deadline and self._count_queued():
             gevent.sleep(0.005)

@@ -2,7 +2,7 @@
 
 One mechanism interrupts an answer, whatever the cause: `Interruption.interrupt` notes why, once, and wakes the greenlet
 that carries the answer by throwing Interrupted into it. What the greenlet holds is closed on its way out, and
-`Delivery` tells the caller. Only the ending `done` is a clean one.
+`Delivery` tells the caller. Only the ending `completed` is a clean one.
 """
 
 import logging
@@ -20,23 +20,17 @@ from rill.problems import Problem
 
 # A caller whose connection takes nothing for this long is not reading; its place is free within 30 s.
 SLOW_CLIENT_SECONDS = 24.0
-# The longest time between two looks at what no event tells: a blocked write, a leaving behind pipelined bytes.
-LOOK_SECONDS = 4.0
+# The longest time between two looks at what no event tells: a write that has begun to block; and the same while it
+# blocks, or while pipelined bytes hide that the client disconnects.
+LOOK_SECONDS, CLOSE_LOOK_SECONDS = 4.0, 1.0
 # A silence this long is made an event of its own, so that a framed answer has a sign of life at least every 15 s.
 SILENCE_SECONDS = 9.0
 
-# The causes of an interruption -> the problem that the caller is told of, where one is left to be told.
-CAUSES = {
-    "upstream_timeout": "upstream_timeout",
-    "idle_timeout": "upstream_silent",
-    "total_timeout": "too_long",
-    "shutdown": "draining",
-    "client_gone": "client_gone",
-    "slow_client": "client_gone",
-}
+# The causes of an interruption: each is the name of the problem that the client is told, and the outcome in the log.
+CAUSES = ("start_timeout", "idle_timeout", "total_timeout", "shutdown", "client_disconnected", "client_too_slow")
 
-# A problem in mid-answer -> its ending, where that is not `upstream_error`.
-ENDINGS = {"upstream_truncated": "truncated", "upstream_silent": "idle_timeout"}
+# The problems of an upstream that are outcomes of their own after the first byte; any other is `upstream_error`.
+UPSTREAM_OUTCOMES = ("upstream_truncated", "idle_timeout")
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +50,17 @@ class Cut(ConnectionResetError):
 
 
 class Client(Protocol):
-    """The caller's connection, as far as an ending needs it; `blocked_since` is monotonic, in seconds."""
+    """The client's connection, as far as an ending needs it; times are monotonic, in seconds.
 
-    blocked_since: float | None
+    `blocked_since` is when it took something last, while a write waits for it; `unblocked_at` when the last such wait
+    ended. `broken`: something that was to be sent was not taken.
+    """
+
+    @property
+    def blocked_since(self) -> float | None: ...
+
+    unblocked_at: float
+    broken: bool
 
     def fileno(self) -> int: ...
 
@@ -153,7 +155,12 @@ class Interruption:
 
     def problem(self) -> Problem:
         """What the caller is told of the cause."""
-        return Problem(CAUSES[self.why or "client_gone"])
+        return Problem(self.why or "client_disconnected")
+
+    @property
+    def client_is_broken(self) -> bool:
+        """Whether the client did not take all that was sent."""
+        return self._client is not None and self._client.broken
 
     def close(self) -> None:
         """Ends the watch: nothing is thrown any more."""
@@ -180,17 +187,19 @@ class Interruption:
         # What is readable but no leaving is a further request, and would wake a level-triggered watcher for ever.
         self._watcher.stop()
         if self._client.has_left():
-            self.interrupt("client_gone")
+            self.interrupt("client_disconnected")
         else:
             self._pipelined = True
             self._timer.close()
             self._set_timer()
 
     def _set_timer(self) -> None:
-        dues = [self._begun + self._deadlines.total, self._worked + self._deadlines.idle, self._heard + SILENCE_SECONDS]
+        now = time.monotonic()
+        dues = [self._begun + self._deadlines.total, self._idle_due(now), self._heard + SILENCE_SECONDS]
         if not self.overdue:
             dues.append(self._begun + self._deadlines.first_event)
-        wait = min(min(dues) - time.monotonic(), 1.0 if self._pipelined else LOOK_SECONDS)
+        closely = self._pipelined or (self._client and self._client.blocked_since)
+        wait = min(min(dues) - now, CLOSE_LOOK_SECONDS if closely else LOOK_SECONDS)
         # What is due has been seen to; only whether the ending itself is read remains to be looked at.
         self._timer = self._loop.timer(LOOK_SECONDS if self.why else max(wait, 0.001))
         self._timer.start(self._look_at_time)
@@ -200,7 +209,7 @@ class Interruption:
         cause = self._cause(now)
         if self.why is None and cause:
             self.interrupt(cause)
-        elif cause == "slow_client":
+        elif cause == "client_too_slow":
             self._wake()  # It does not even read how its answer ended.
         else:
             self._nudge_if_due(now)
@@ -218,14 +227,27 @@ class Interruption:
     def _cause(self, now: float) -> str | None:
         blocked_since = self._client.blocked_since if self._client else None
         if blocked_since and now - blocked_since >= SLOW_CLIENT_SECONDS:
-            return "slow_client"
+            return "client_too_slow"
         if self._pipelined and self._client and self._client.has_left():
-            return "client_gone"
+            return "client_disconnected"
         if now >= self._begun + self._deadlines.total:
             return "total_timeout"
         if self.first_event is None and now >= self._begun + self._deadlines.first_event:
-            return "upstream_timeout"
-        return "idle_timeout" if now >= self._worked + self._deadlines.idle else None
+            return "start_timeout"
+        return "idle_timeout" if now >= self._idle_due(now) else None
+
+    def _idle_due(self, now: float) -> float:
+        """Return when the model has sent nothing for too long.
+
+        The clock stands still until the first event, which the start timeout covers with Rill's own pauses between
+        attempts, and while a write waits for the client.
+        """
+        since = self._worked
+        if self.first_event is None or (self._client and self._client.blocked_since):
+            since = now
+        elif self._client:
+            since = max(since, self._client.unblocked_at)
+        return since + self._deadlines.idle
 
 
 def await_beginning(reads: Iterator[list[Event]], interruption: Interruption, wants_text: bool) -> list[Event]:
@@ -275,9 +297,9 @@ class Delivery:
 
     def close(self) -> None:
         self._chunks.close()
-        if not self.ending:
-            # Closed before its end: the server could not write, or the answer was interrupted while it wrote.
-            self.ending = self._interruption.why or "client_gone"
+        if not self.ending or (self.ending == "completed" and self._interruption.client_is_broken):
+            # The server could not write all of it, its last chunk included, or was interrupted while it wrote.
+            self.ending = self._interruption.why or "client_disconnected"
             if self._reset:
                 self._reset(flush_seconds=0.0)
         self._on_close(self)
@@ -297,18 +319,15 @@ class Delivery:
                     yield chunk
                 if isinstance(events[-1], End):
                     self.end = events[-1]
-            self.ending = "done"
+            self.ending = "completed"
             return
         except Interrupted:
-            if self.end:
-                self.ending = "done"  # All was said, and only the upstream's last bytes were still awaited.
-                return
             self.ending, problem = self._interruption.why or "", self._interruption.problem()
         except Problem as error:
-            self.ending, problem = ENDINGS.get(error.name, "upstream_error"), error
+            self.ending, problem = error.name if error.name in UPSTREAM_OUTCOMES else "upstream_error", error
         except Exception:
             log.exception("an answer failed")
-            self.ending, problem = "internal_error", Problem("internal")
+            self.ending, problem = "internal_error", Problem("internal_error")
         self.problem = problem
         last = frames.fail(problem)
         if last is None:

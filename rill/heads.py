@@ -1,6 +1,9 @@
 """The head of a request, as strict as it has to be: what is refused before the application, and in which words."""
 
 import re
+import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -27,8 +30,9 @@ MOST_HEAD_BYTES = MOST_REQUEST_LINE_BYTES + MOST_HEADER_BYTES + 8 * MOST_HEADERS
 READ_BYTES = 8192
 BARE_LF = re.compile(rb"(?<!\r)\n")
 # https://www.rfc-editor.org/rfc/rfc9112#section-3.2 and, for a Host, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.2
-TARGET = re.compile(r"/.*|\*|https?://[^/?#].*", re.IGNORECASE)
-HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+;=%-]{1,255})(?::[0-9]{0,5})?", re.ASCII | re.IGNORECASE)
+TARGET = re.compile(r"/.*|\*|https?://([^/?#]+).*", re.IGNORECASE)
+HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[\w.~!$&'()*+;=%-]{1,255})(?::([0-9]{0,5}))?", re.ASCII | re.IGNORECASE)
+MAX_PORT = 65_535
 
 # The first that fits counts.
 STATUSES = {
@@ -96,14 +100,13 @@ def check_head(req: Any) -> None:
 
     Raises gunicorn's ParseException. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
     """
-    if not TARGET.fullmatch(req.uri):
-        raise InvalidRequestLine(req.uri)
+    _check_target(req)
     req.path = req.path or "/"  # That of http://host
     fields: dict[str, list[str]] = {}
     for name, value in req.headers:
         fields.setdefault(name, []).append(value)
     hosts = fields.get("HOST", [] if req.version >= (1, 1) else ["unsaid"])
-    if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+    if len(hosts) != 1 or not _is_host(hosts[0]):
         raise InvalidHeader("HOST")
     if [coding.lower() for coding in fields.get("TRANSFER-ENCODING", ["chunked"])] != ["chunked"]:
         raise UnsupportedTransferCoding("TRANSFER-ENCODING")
@@ -111,6 +114,42 @@ def check_head(req: Any) -> None:
         raise LimitRequestHeaders("all header lines together")
     if "close" in [option.strip(" \t").lower() for option in ",".join(fields.get("CONNECTION", [])).split(",")]:
         req.force_close()
+
+
+def check_expectation(req: Any, most_body_bytes: int) -> None:
+    """Send no `100 Continue` for a body that is too long: the client would send all of it before it learns that.
+
+    The application then answers 413, and the connection is closed, since the client may send the body or leave it out.
+    https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
+    """
+    lengths = [value for name, value in req.headers if name == "CONTENT-LENGTH"]
+    if req._expected_100_continue and lengths and int(lengths[0]) > most_body_bytes:
+        req._expected_100_continue = False
+        req.force_close()
+
+
+def close_where_body_failed(req: Any) -> None:
+    """Announce the close of a connection whose body cannot be read on: where the next request begins is unknown."""
+    req.should_close = partial(_should_close, type(req).should_close, weakref.proxy(req))  # No reference cycle.
+
+
+def _should_close(should_close: Callable[[Any], bool], req: Any) -> bool:
+    return should_close(req) or bool(req.body.failed)
+
+
+def _check_target(req: Any) -> None:
+    target = TARGET.fullmatch(req.uri)
+    if not target or (target[1] is not None and not _is_host(target[1])):
+        raise InvalidRequestLine("the request target")
+    # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.4
+    if req.uri == "*" and req.method != "OPTIONS":
+        raise InvalidRequestLine("the request target")
+
+
+def _is_host(authority: str) -> bool:
+    """Whether this is a host with a port in its range, if any; user information is none of it."""
+    host = HOST.fullmatch(authority)
+    return host is not None and int(host[1] or 0) <= MAX_PORT
 
 
 def refusal_of(error: BaseException) -> bytes:

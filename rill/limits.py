@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gevent.lock import BoundedSemaphore
-from limits import parse
+from limits import RateLimitItem, parse_many
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -23,18 +23,22 @@ REDIS_CONNECTIONS = 8
 # How long a worker counts for itself before it asks a lost Redis again.
 RETRY_SECONDS = 3.0
 
+# A limit that is used up, and the seconds until it admits a further request.
+Exceeded = tuple[RateLimitItem, float]
+
 log = logging.getLogger(__name__)
 
 
 class Rate:
-    """How often one caller may ask: `rate` as in 60/minute.
+    """How often one caller may ask: `rate` as in 60/minute, or several of them joined by a semicolon, which all apply.
 
     Where `redis_url` is given it is counted there, for all workers and machines; while that Redis is lost, this worker
     counts for itself.
     """
 
     def __init__(self, rate: str, redis_url: str | None = None) -> None:
-        self._limit = parse(rate)
+        # The shortest window first: what it rejects is not counted in a longer one, which would take longer to recover.
+        self._limits = sorted(parse_many(rate), key=RateLimitItem.get_expiry)
         self._own = SlidingWindowCounterRateLimiter(Counters())
         self._shared = SlidingWindowCounterRateLimiter(_open_redis(redis_url)) if redis_url else None
         self._turns = BoundedSemaphore(REDIS_CONNECTIONS)
@@ -43,23 +47,23 @@ class Rate:
 
     def count(self, caller: str) -> None:
         """Counts one request; raises Problem where it is one too many."""
-        wait = self._hit_redis(self._shared, caller) if self._shared else self._hit(self._own, caller)
-        if wait is None:
+        exceeded = self._hit_redis(self._shared, caller) if self._shared else self._hit(self._own, caller)
+        if exceeded is None:
             return
+        limit, wait = exceeded
         seconds = max(1, math.ceil(wait))
-        problem = Problem("rate_limited", f"At most {self._limit} for one caller. Try again later.", seconds)
-        amount = self._limit.amount
-        values = (amount, 0, seconds, f"{amount};w={self._limit.get_expiry()}")
+        problem = Problem("rate_limited", f"At most {limit} for one caller.", seconds)
+        values = (limit.amount, 0, seconds, f"{limit.amount};w={limit.get_expiry()}")
         problem.headers = {name: str(value) for name, value in zip(RATE_HEADERS, values, strict=True)}
         raise problem
 
-    def _hit(self, window: SlidingWindowCounterRateLimiter, caller: str) -> float | None:
-        """Seconds until the caller may ask again; None where it may ask now."""
-        if window.hit(self._limit, caller):
-            return None
-        return window.get_window_stats(self._limit, caller).reset_time - time.time()
+    def _hit(self, window: SlidingWindowCounterRateLimiter, caller: str) -> Exceeded | None:
+        for limit in self._limits:
+            if not window.hit(limit, caller):
+                return limit, window.get_window_stats(limit, caller).reset_time - time.time()
+        return None
 
-    def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, caller: str) -> float | None:
+    def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, caller: str) -> Exceeded | None:
         # In a burst each waits for its turn, which is no sign that Redis is lost: its timeouts begin with the turn.
         with self._turns:
             if time.monotonic() < self._ask_redis_at:
@@ -69,7 +73,7 @@ class Rate:
                 # One caller looks whether it is back; no other waits.
                 self._ask_redis_at = time.monotonic() + RETRY_SECONDS
             try:
-                wait = self._hit(shared, caller)
+                exceeded = self._hit(shared, caller)
             except StorageError as error:
                 if not self._lost:
                     why = type(error.storage_error).__name__
@@ -79,7 +83,7 @@ class Rate:
             if was_lost:
                 log.warning("Redis is back: it counts RILL_RATE for all workers again")
                 self._lost, self._ask_redis_at = False, 0.0
-            return wait
+            return exceeded
 
 
 def _open_redis(url: str) -> RedisStorage:

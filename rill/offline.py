@@ -110,10 +110,10 @@ def _message_faults(where: str, message: Any) -> Iterator[str]:
     if not isinstance(message, dict):
         yield f"{where}: Input should be a valid dictionary"
     yield from (f"{where}.{name}: Field required" for name in ("role", "content") if name not in message)
-    if message["role"] not in ("user", "assistant"):
-        yield f"{where}.role: Input should be 'user' or 'assistant'"
-    if message["role"] == "user" and message["content"] in ("", []):
-        yield f"{where}: user messages must have non-empty content"
+    if message["role"] not in ("user", "assistant", "system"):
+        yield f"{where}.role: Input should be 'user', 'assistant' or 'system'"
+    if message["role"] != "assistant" and message["content"] in ("", []):
+        yield f"{where}: {message['role']} messages must have non-empty content"
     yield from _content_faults(f"{where}.content", message["content"])
 
 
@@ -168,7 +168,7 @@ def _stream(message: dict[str, Any], tokens: list[str], pause: float) -> Iterato
         if count % PING_EVERY_TOKENS == 0:
             yield _event("ping")
     yield _event("content_block_stop", index=0)
-    yield _event("message_delta", delta=end, usage={"output_tokens": len(tokens)}) + _event("message_stop")
+    yield _event("message_delta", delta=end, usage=message["usage"]) + _event("message_stop")
 
 
 def _event(kind: str, **fields: Any) -> bytes:

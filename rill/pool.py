@@ -1,5 +1,6 @@
 """The connections to the upstream: made over TLS or through a proxy, and kept for the next request."""
 
+import os
 import select
 import socket
 import ssl
@@ -19,6 +20,9 @@ from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
 KEPT_CONNECTIONS = 100
 # How long the addresses of the upstream's name are used for.
 RESOLVED_SECONDS = 30.0
+# How long a connection may take while other addresses are left, and how long an address that failed is tried last.
+ADDRESS_SECONDS = 2.0
+FAILED_SECONDS = 60.0
 
 _poll = monkey.get_original("select", "poll")
 
@@ -29,8 +33,6 @@ class _KeptConnections:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._kept: WeakSet[Any] = WeakSet()
-        self._resolved: Any = None
-        self._resolved_until = 0.0
 
     def was_kept(self, connection: gevent.socket.socket) -> bool:
         return connection in self._kept
@@ -38,13 +40,6 @@ class _KeptConnections:
     def after_connect(self, connection: gevent.socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def _resolve(self) -> Any:
-        # gevent resolves on a thread, also what is an address already; each return of it may take the GIL for 5 ms.
-        if time.monotonic() >= self._resolved_until:
-            self._resolved = super()._resolve()  # type: ignore[misc]
-            self._resolved_until = time.monotonic() + RESOLVED_SECONDS
-        return self._resolved
 
     def return_socket(self: Any, connection: gevent.socket.socket) -> None:
         if self._socket_queue.qsize() >= KEPT_CONNECTIONS:
@@ -60,11 +55,50 @@ class _KeptConnections:
         return not poll.poll(0)
 
 
-class _Pool(_KeptConnections, ConnectionPool):
+class _Dialer(ConnectionPool):
+    """Connect to the first address that answers: one that does not, such as IPv6 without a route, delays only once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._resolved: list[Any] = []
+        self._resolved_until = 0.0
+        self._failed_until: dict[Any, float] = {}  # address -> monotonic, in seconds
+
+    def _resolve(self) -> list[Any]:
+        # gevent resolves on a thread, also what is an address already; each return of it may take the GIL for 5 ms.
+        if time.monotonic() >= self._resolved_until:
+            self._resolved = super()._resolve()
+            self._resolved_until = time.monotonic() + RESOLVED_SECONDS
+            self._failed_until = {
+                address: until for address, until in self._failed_until.items() if self._is_failed(address)
+            }
+        if not self._failed_until:
+            return self._resolved
+        return sorted(self._resolved, key=lambda found: self._is_failed(found[-1]))
+
+    def _is_failed(self, address: Any) -> bool:
+        return self._failed_until.get(address, 0.0) > time.monotonic()
+
+    def _connect_socket(self, sock: gevent.socket.socket, address: Any) -> gevent.socket.socket:
+        seconds = self.connection_timeout
+        others = (found[-1] for found in self._resolved if found[-1] != address)
+        if not all(map(self._is_failed, others)):
+            sock.settimeout(min(ADDRESS_SECONDS, seconds))
+        try:
+            sock = super()._connect_socket(sock, address)
+        except OSError:
+            self._failed_until[address] = time.monotonic() + FAILED_SECONDS
+            raise
+        self._failed_until.pop(address, None)
+        sock.settimeout(seconds)
+        return sock
+
+
+class _Pool(_KeptConnections, _Dialer):
     pass
 
 
-class _TLSPool(_KeptConnections, SSLConnectionPool):
+class _TLSPool(_KeptConnections, SSLConnectionPool, _Dialer):
     pass
 
 
@@ -83,9 +117,11 @@ def open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> An
 
 
 def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    # OpenSSL's defaults honour SSL_CERT_FILE and SSL_CERT_DIR; certifi's roots help where a system has none.
-    context: ssl.SSLContext = gevent.ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
+    # Where an operator names the roots, no others are trusted; certifi's help where a system has none.
+    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    context: ssl.SSLContext = gevent.ssl.create_default_context(cafile=file, capath=folder)
+    if not (file or folder):
+        context.load_verify_locations(certifi.where())
     return context
 
 

@@ -12,6 +12,7 @@ class Prompt:
     `max_tokens` counts tokens of the answer; `options` holds the API's further fields (system, temperature ...), and
     `headers` and `query` what else goes with the request, as it is. `streamed` and `include_usage` are how the caller
     wants to be answered: in pieces or at once, with a count of tokens at the end, in the upstream's own bytes.
+    `default_model`: the client named no model.
     """
 
     model: str
@@ -23,3 +24,4 @@ class Prompt:
     streamed: bool = True
     include_usage: bool = False
     verbatim: bool = False
+    default_model: bool = False

@@ -21,7 +21,7 @@ class Reader:
     """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
 
     `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit`
-    tells of an `error` event that repeats one of the `secrets`: it must not be passed on.
+    tells of an `error` event that repeats one of the `secrets` or speaks of our account: it must not be passed on.
     """
 
     # Thousands are open at once, and a dict for each would weigh.
@@ -86,6 +86,8 @@ class Reader:
         self._data.append(body)
         try:
             message = self._parse_data()
+            if message.get("type") == "error":
+                raise self._problem_in(message)
             if message.get("type") != "message":
                 raise Problem("upstream_failed")
         except Problem as problem:
@@ -98,11 +100,15 @@ class Reader:
     def finish(self) -> list[Event]:
         """What stood in the last line of an upstream that has closed; `problem` where that cut the answer."""
         events = self.feed(b"\n\n")
-        cut = not self.ended and self.problem is None
-        # Half an event is no JSON, which is no fault of the upstream's but that it broke off.
-        if cut or (self.problem and self.problem.name == "upstream_failed"):
+        # Half an event is not JSON: the upstream closed too early, and sent nothing wrong.
+        if not self.ended and not self.has_error:
             self.problem = Problem("upstream_truncated")
         return events
+
+    @property
+    def has_error(self) -> bool:
+        """Whether the upstream itself reported what `problem` is, in an `error` event."""
+        return self.unfit or (self.problem is not None and self.problem.in_stream)
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
@@ -178,12 +184,17 @@ class Reader:
         elif kind == "message_stop":
             return self._end()
         elif kind == "error":
-            error = _mapping(message.get("error"))
-            problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
-            self.unfit = any(secret in str(message) for secret in self._secrets)
-            problem.in_stream = not self.unfit
-            raise problem.conceal(self._secrets)
+            raise self._problem_in(message)
         return None
+
+    def _problem_in(self, message: dict[str, Any]) -> Problem:
+        error = _mapping(message.get("error"))
+        problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
+        # Of our own account, too, a client is told in our words.
+        blocked = problem.name == "upstream_account_blocked"
+        self.unfit = blocked or any(secret in str(message) for secret in self._secrets)
+        problem.in_stream = not self.unfit
+        return problem.conceal(self._secrets)
 
     def _end(self) -> End:
         self.ended = True

@@ -1,8 +1,7 @@
-"""What a caller's request says besides the prompt: its id, its token, the page that sent it, and its body."""
+"""What a client's request says besides the prompt: its id, its API key and its body."""
 
 import re
 import uuid
-from collections.abc import Sequence
 
 import gevent
 from gunicorn.http.errors import ParseException
@@ -14,6 +13,8 @@ from rill.problems import Problem
 BODY_SECONDS = 30.0
 MAX_FORM_FIELDS = 1000
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+# A Range that begins behind the first byte: what wget -c and curl -C - send for a file that is there in part.
+RESUMES = re.compile(r"\s*bytes\s*=\s*0*[1-9][0-9]*\s*-", re.ASCII | re.IGNORECASE)
 SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
@@ -35,24 +36,20 @@ def token_of(request: Request) -> str | None:
     return request.headers.get("x-api-key")
 
 
-def check_wanted(request: Request, origins: Sequence[str]) -> None:
-    """Raises Problem where nobody asked: a browser that fetches ahead, or a page of another site than `origins`.
+def check_range(request: Request) -> None:
+    """Raise Problem where the client wants the rest of an answer: it would join it with a new, different one.
 
-    Such a page asks in its visitor's name, and its answer would be billed here. A link that somebody follows is no such
-    page. https://www.w3.org/TR/fetch-metadata/
+    416 is not used: wget takes it for success.
     """
-    if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
-        raise Problem("prefetch")
-    is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Dest") == "document"
-    if request.headers.get("Sec-Fetch-Site") not in ("cross-site", "same-site") or is_link:
-        return
-    if "*" not in origins and request.headers.get("Origin", "").lower() not in map(str.lower, origins):
-        raise Problem("forbidden", "A page of this origin may not ask here. RILL_CORS_ORIGINS names those that may.")
+    if RESUMES.match(request.headers.get("Range", "")):
+        raise Problem("not_resumable")
 
 
 def read_body(request: Request, most_bytes: int) -> bytes:
     """The body of the request; raises Problem where it is too long, too slow or not whole."""
     too_long = Problem("too_large", f"The body should be of at most {most_bytes} bytes.")
+    if (request.content_length or 0) > most_bytes:
+        raise too_long
     try:
         with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
             body = request.get_data(parse_form_data=False)

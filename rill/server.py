@@ -1,9 +1,12 @@
 """The gunicorn worker: gevent's, which reads each request fairly, and drains before it stops."""
 
+import logging
 import os
 import resource
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ECONNRESET, ENOTCONN, EPIPE
@@ -11,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import gevent
+from gevent import monkey
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.glogging import Logger as GunicornLogger
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -24,9 +28,12 @@ from rill.access import network_of
 from rill.client import ClientSocket
 from rill.connections import Connections
 from rill.drain import Drain
-from rill.heads import check_head, read_head, refusal_of
+from rill.heads import check_expectation, check_head, close_where_body_failed, read_head, refusal_of
+from rill.log_stream import keep_logs_from_blocking
 from rill.settings import read_settings
 from rill.turns import Turns
+
+log = logging.getLogger("rill")
 
 # Connections beyond the answers': those that are refused, health checks, idle keep-alive ones.
 WAITING_CONNECTIONS = 1000
@@ -40,7 +47,7 @@ HEARTBEAT_SECONDS = 1.0
 END_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.05
 # While other workers go on, a connection this long idle is closed; on one that is used, the next response closes it.
-RELOAD_IDLE_SECONDS = 1.0
+RELOAD_IDLE_SECONDS = 5.0
 # What a connection ends with whose client has gone.
 GONE = (EPIPE, ECONNRESET, ENOTCONN)
 TOO_MANY = (
@@ -81,9 +88,16 @@ class Worker(GeventWorker):
             signal.signal(number, self.handle_exit)
         settings = read_settings()
         self._drain_seconds = settings.drain_seconds
+        self._max_body = settings.max_body
         # Behind proxies, all clients come from a few addresses.
         self._limited = settings.trusted_proxies == 0
         super().init_process()
+
+    def patch(self) -> None:
+        # The master has patched what its modules need (gunicorn.conf.py); gevent warns of the rest.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", monkey.MonkeyPatchWarning)
+            super().patch()
 
     def run(self) -> None:
         """Serve until the worker is told to stop and has drained."""
@@ -98,14 +112,16 @@ class Worker(GeventWorker):
         self._connections.hang_up_all()
 
     def _listen(self, listener: Any) -> StreamServer:
-        server = StreamServer(listener, partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        server = StreamServer(
+            listener, partial(self.handle, listener.getsockname()), spawn=Pool(self.worker_connections)
+        )
         if self.cfg.workers > 1:
             server.max_accept = 1  # The others get their share.
         server.start()
         return server
 
     def handle(self, listener: Any, accepted: Any, addr: Any) -> None:
-        """Serve one connection until it ends."""
+        """Serve one connection to the address `listener` until it ends."""
         address = network_of(addr[0]) if self._limited and addr else None
         client = ClientSocket(accepted, self._turns, address)
         try:
@@ -113,7 +129,7 @@ class Worker(GeventWorker):
                 client.sendall(TOO_MANY)
                 return
             with self._reporting(client, addr):
-                self._serve(client, client.getsockname(), addr)
+                self._serve(client, listener, addr)
         except OSError as error:
             if error.errno not in GONE and not isinstance(error, NoMoreData):
                 self.log.exception("A connection failed")
@@ -144,6 +160,8 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
         """Answer one request; return whether another one may follow."""
         check_head(req)
+        check_expectation(req, self._max_body)
+        close_where_body_failed(req)
         bodies.bound_chunks(req.body)
         if self.draining:
             req.force_close()
@@ -156,11 +174,15 @@ class Worker(GeventWorker):
             return False
         finally:
             self._connections.end_request(sock)
-        return not self.draining and bodies.finish(req.body)
+        # A response that was begun before the drain has promised that the connection stays open.
+        return bodies.finish(req.body)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer a request that cannot be parsed; only the kind of error is logged, not what was sent."""
-        self.log.warning("A request could not be read: %s", type(exc).__name__)
+        """Answer a request that cannot be parsed, or that the application failed on; log no word of it, only where."""
+        if isinstance(exc, Exception) and not isinstance(exc, ParseException):
+            log.error("a request failed outside the application's own error handling", exc_info=exc)
+        else:
+            self.log.warning("A request could not be read: %s", type(exc).__name__)
         with suppress(OSError):
             client.sendall(refusal_of(exc))
             client.linger()
@@ -221,7 +243,17 @@ class Worker(GeventWorker):
 
 
 class Logger(GunicornLogger):
-    """gunicorn's log without its access lines, which a platform may force: they hold the query, and so the prompt."""
+    """gunicorn's log, which never blocks the process, and without access lines.
+
+    A platform may force access lines; they hold the query, and so the prompt.
+    """
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        keep_logs_from_blocking()
+        for handler in self.error_log.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)
 
     def access(self, *arguments: Any) -> None:
         pass

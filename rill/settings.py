@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from limits import parse as parse_rate
+from limits import parse_many as parse_rates
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -17,6 +17,7 @@ from rill.problems import Problem
 Names = Annotated[tuple[str, ...], NoDecode]
 Digests = Annotated[Mapping[str, bytes], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
+HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 MAX_MODEL_LENGTH = 200
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
@@ -54,12 +55,20 @@ class Settings(BaseSettings):
         "RILL_TOKENS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
     public: bool = _setting("RILL_PUBLIC", False, "1: serve without tokens on a public address")
-    rate: str = _setting("RILL_RATE", "60/minute", "requests of one caller (token's name, else address)")
+    rate: str = _setting(
+        "RILL_RATE", "60/minute", "requests of one caller (token's name, else address); several joined by `;`"
+    )
     streams: int = _setting("RILL_STREAMS", 1000, "answers at once, per worker", ge=1, le=100_000)
     streams_per_caller: int = _setting("RILL_STREAMS_PER_CALLER", 50, "answers at once of one caller, per worker", ge=1)
     max_body: int = _setting("RILL_MAX_BODY", 1048576, "bytes of a request's body at most", ge=1)
     cors_origins: Names = _setting(
         "RILL_CORS_ORIGINS", (), "origins whose pages may ask, comma-separated, such as https://app.example; `*` all"
+    )
+    allowed_hosts: Names = _setting(
+        "RILL_ALLOWED_HOSTS", (), "Host names to answer to, comma-separated; `*` any; local names always"
+    )
+    upstream_features: Names = _setting(
+        "RILL_UPSTREAM_FEATURES", (), "features of the Messages API to allow, such as `web_search`; `*` all"
     )
     trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to believe; 1 on Heroku", ge=0)
     first_event_seconds: float = _setting("RILL_FIRST_EVENT_SECONDS", 25, "seconds until the answer begins", gt=0)
@@ -67,7 +76,7 @@ class Settings(BaseSettings):
     total_seconds: float = _setting("RILL_TOTAL_SECONDS", 900, "seconds of an answer in all", gt=0)
     drain_seconds: float = _setting("RILL_DRAIN_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0)
 
-    @field_validator("models", "cors_origins", mode="before")
+    @field_validator("models", "cors_origins", "allowed_hosts", "upstream_features", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -105,6 +114,13 @@ class Settings(BaseSettings):
             raise ValueError("should be origins such as https://app.example or http://localhost:3000, without a path")
         return origins
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: Names) -> Names:
+        if not all(host == "*" or HOST.fullmatch(host) for host in hosts):
+            raise ValueError("should be names such as rill.example.com or [fd00::7], without scheme and port")
+        return hosts
+
     @field_validator("tokens", mode="before")
     @classmethod
     def _digest_tokens(cls, value: Any) -> Any:
@@ -125,11 +141,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_rate(cls, value: str) -> str:
         try:
-            fits = parse_rate(value).amount > 0
+            fits = all(rate.amount > 0 for rate in parse_rates(value))
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError("should be a number of requests in a time, such as 60/minute or 1000/day")
+            raise ValueError("should be a number of requests in a time, such as 60/minute or 5/second;1000/day")
         return value
 
     @model_validator(mode="before")

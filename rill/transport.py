@@ -22,6 +22,19 @@ from rill.pool import open_pool, proxy_authorization
 
 READ_BYTES = 65536
 
+
+class Unanswered(httpx2.RemoteProtocolError):
+    """The connection closed before a byte of the response, `seconds` after the request was written.
+
+    `kept`: it had served before, so that the upstream may have closed it already.
+    """
+
+    def __init__(self, seconds: float, kept: bool) -> None:
+        super().__init__("The upstream closed the connection without a response.")
+        self.seconds = seconds
+        self.kept = kept
+
+
 _READY, _NUDGED, _EXPIRED = object(), object(), object()
 
 
@@ -64,21 +77,10 @@ class GeventTransport(httpx2.BaseTransport):
             self._proxy_headers = proxy_authorization(proxy)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends one request and returns once the response's headers are in; raises httpx2.TransportError.
-
-        A kept connection may have been closed a moment ago: the request then goes once more, on another one.
-        """
+        """Send one request, once, and return when the response's headers are in; raise httpx2.TransportError."""
         message = self._serialize(request)
         timeouts = request.extensions["timeout"]
-        connection = self._connect(timeouts)
-        kept = self._pool.was_kept(connection)
-        try:
-            body = self._exchange(connection, message, timeouts)
-        except httpx2.TransportError as error:
-            # Not a byte came back: nothing was answered on a connection that was closed meanwhile.
-            if not (kept and isinstance(error.__cause__, HTTPConnectionClosed)):
-                raise
-            body = self._exchange(self._connect(timeouts), message, timeouts)
+        body = self._exchange(self._connect(timeouts), message, timeouts)
         return httpx2.Response(
             body.get_code(),
             headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in body.items()],
@@ -114,6 +116,7 @@ class GeventTransport(httpx2.BaseTransport):
             raise httpx2.ConnectError(str(error)) from error
 
     def _exchange(self, connection: gevent.socket.socket, message: bytes, timeouts: dict[str, float]) -> "_Body":
+        kept = self._pool.was_kept(connection)
         try:
             connection.settimeout(timeouts["write"])
             connection.sendall(message)
@@ -129,8 +132,11 @@ class GeventTransport(httpx2.BaseTransport):
             self._pool.release_socket(connection)
             raise
         connection.settimeout(timeouts["read"])
+        written = time.monotonic()
         try:
             return _Body(connection, self._pool, timeouts["read"])
+        except HTTPConnectionClosed as error:
+            raise Unanswered(time.monotonic() - written, kept) from error
         except (HTTPParseError, OSError) as error:
             raise _httpx2_error(error) from error
 
@@ -152,6 +158,7 @@ class UpstreamClient(httpx2.Client):
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         response = self._handle(request)
         response.request = request
+        response.encoding = "utf-8"  # As JSON always is; a charset that the upstream names may be none.
         if not stream:
             response.read()
         return response

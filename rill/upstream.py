@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import Any
 
 import anthropic
@@ -18,12 +19,12 @@ import gevent
 import httpx2
 from opentelemetry import trace
 
-from rill.events import Bytes, Event, Silence
+from rill.events import Bytes, End, Event, Silence, Start, Text
 from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.reader import Reader
 from rill.settings import Settings
-from rill.transport import GeventTransport, UpstreamClient, body_of, proxy_of_environment
+from rill.transport import GeventTransport, Unanswered, UpstreamClient, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
 # Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.
@@ -32,18 +33,33 @@ ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.5
 # A longer Retry-After is the caller's to keep: a request that sleeps here helps nobody.
 LONGEST_PAUSE_SECONDS = 2.0
+# A connection that closes this soon after the request was written, without a byte, did not process it.
+UNPROCESSED_SECONDS = 0.5
+# SDKs wait for a Retry-After of up to this long; they should not try again for a longer one.
+LONGEST_WAIT_SECONDS = 60
 # A message is over at message_stop; the body's end mostly comes with it, and frees the connection for the next one.
 TERMINATOR_SECONDS = 0.05
+# https://www.rfc-editor.org/rfc/rfc9110#status.504 and, of a well-known gateway,
+# https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/error-524/
+GATEWAY_TIMEOUTS = (504, 524)
 # No compression: an event that waits for a compressor's block to fill arrives late.
 HEADERS = {"Accept-Encoding": "identity"}
 
 log = logging.getLogger(__name__)
 
 
+def _ignore(anything: object) -> None:
+    pass
+
+
 class Upstream:
     """The Messages API at `base_url`, for `streams` answers at once; one for each worker, made after the fork."""
 
-    def __init__(self, settings: Settings, base_url: str, streams: int) -> None:
+    def __init__(
+        self, settings: Settings, base_url: str, streams: int, count_error: Callable[[Problem], None] = _ignore
+    ) -> None:
+        """Set up the client; `count_error` gets the problem of each attempt that is made again."""
+        self._count_error = count_error
         self._secrets = [secret for secret in (settings.api_key, settings.auth_token) if secret]
         self._client = anthropic.Anthropic(
             api_key="offline" if settings.offline else settings.api_key,
@@ -61,22 +77,38 @@ class Upstream:
             open_telemetry=None if _is_traced() else False,
         )
 
-    def ask(self, prompt: Prompt, seconds: float) -> "Answer":
-        """Sends the prompt and returns once the upstream has said 200; raises Problem.
+    def ask(self, prompt: Prompt, seconds: float, on_open: Callable[["Answer"], None] = _ignore) -> "Answer":
+        """Send the prompt and return once the upstream has begun to answer; raise Problem.
 
-        What passes by itself is tried again, as long as that fits in `seconds`.
+        A request that the upstream certainly did not process, or failed in a way that may pass, is sent again as long
+        as that fits in `seconds`. `on_open` gets each answer as soon as its headers are in.
         """
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return Answer(self._open(prompt), prompt, self._secrets)
-            except anthropic.APIError as error:
-                pause = _pause_before_retry(error, attempt)
+                return self._begin(prompt, on_open)
+            except (anthropic.APIError, Problem) as error:
+                problem = error if isinstance(error, Problem) else self._problem_of(error, prompt)
+                pause = _pause_before_retry(error, prompt, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
-                    raise self._problem_of(error) from error
-                log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, type(error).__name__, pause)
+                    problem.should_retry = _advice(error, problem, attempt)
+                    raise problem from error.__cause__ if problem is error else error
+            self._count_error(problem)
+            log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, problem.name, pause)
             gevent.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+    def _begin(self, prompt: Prompt, on_open: Callable[["Answer"], None]) -> "Answer":
+        answer = Answer(self._open(prompt), prompt, self._secrets)
+        try:
+            on_open(answer)
+            answer.begin()
+        except BaseException as error:
+            answer.close()
+            if isinstance(error, Problem):
+                error.upstream_headers = answer.headers
+            raise
+        return answer
 
     def _open(self, prompt: Prompt) -> anthropic.MessageStream[None]:
         try:
@@ -100,10 +132,10 @@ class Upstream:
             # What JSON can read it cannot always write: 1e999 is read as an infinity.
             raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
 
-    def _problem_of(self, error: anthropic.APIError) -> Problem:
+    def _problem_of(self, error: anthropic.APIError, prompt: Prompt) -> Problem:
         if isinstance(error, anthropic.APITimeoutError):
             late = isinstance(error.__cause__, httpx2.ReadTimeout)
-            return Problem("upstream_timeout" if late else "upstream_unreachable")
+            return Problem("start_timeout" if late else "upstream_unreachable")
         if isinstance(error, anthropic.APIStatusError):
             body = error.body if isinstance(error.body, dict) else {}
             detail = body.get("error")
@@ -114,7 +146,8 @@ class Upstream:
             )
             message = detail.get("message")
             message = message if isinstance(message, str) else ""
-            problem = upstream_problem(kind, message or None, error.status_code, _retry_after(error))
+            model = None if prompt.default_model else prompt.model
+            problem = upstream_problem(kind, message or None, error.status_code, _retry_after(error), model)
             problem.upstream_headers = _headers_of(error.response, self._secrets)
             return problem.conceal(self._secrets)
         return Problem(
@@ -127,10 +160,12 @@ class Answer:
 
     # Thousands are open at once, and a dict for each would weigh.
     __slots__ = (
+        "_beginning",
         "_body",
         "_break",
         "_end_span",
         "_reader",
+        "_reads",
         "_streamed",
         "_verbatim",
         "headers",
@@ -142,7 +177,9 @@ class Answer:
         self.headers = _headers_of(stream.response, secrets)
         self.request_id = self.headers.get("request-id")
         self._verbatim = prompt.verbatim
-        self._streamed = prompt.streamed or not prompt.verbatim
+        self._streamed = _is_streamed(prompt)
+        self._beginning: list[Event] = []
+        self._reads = self._read_stream() if self._streamed else self._read_whole()
         self._reader = Reader(secrets)
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
@@ -158,7 +195,16 @@ class Answer:
 
     def __iter__(self) -> Iterator[list[Event]]:
         """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
-        return self._read_stream() if self._streamed else self._read_whole()
+        beginning, self._beginning = self._beginning, []
+        return chain([beginning], self._reads) if beginning else self._reads
+
+    def begin(self) -> None:
+        """Read a streamed answer until its first event that is not a ping; raise Problem where it is an error."""
+        while self._streamed and not any(isinstance(event, Start | Text | End) for event in self._beginning):
+            events = next(self._reads)
+            self._beginning += events
+            if isinstance(events[-1], Silence) and events[-1].working:
+                break
 
     def close(self) -> None:
         self._body.close()
@@ -169,8 +215,12 @@ class Answer:
 
     def _read_stream(self) -> Iterator[list[Event]]:
         reader = self._reader
+        broken: Problem | None = None
         while not reader.ended:
-            data = self._read()
+            try:
+                data = self._read()
+            except Problem as problem:
+                data, broken = None, problem
             if data == b"":
                 yield [Silence(working=False)]
                 continue
@@ -182,16 +232,32 @@ class Answer:
             if events:
                 yield events
             if reader.problem:
-                raise reader.problem
+                raise broken if broken and not reader.has_error else reader.problem
         self._await_terminator()
 
     def _read_whole(self) -> Iterator[list[Event]]:
-        chunks = []
-        while (data := self._read()) is not None:
-            chunks.append(data)
-            yield [Silence(working=bool(data))]
-        body = b"".join(chunks)
-        yield [Bytes(body), self._reader.read_message(body)]
+        chunks: list[bytes] = []
+        try:
+            while (data := self._read()) is not None:
+                chunks.append(data)
+                yield [Silence(working=bool(data))]
+            end = self._reader.read_message(b"".join(chunks))
+        except Exception:
+            # Whatever ended the wait for the last bytes: a message that is complete was paid for.
+            complete = self._complete_end(b"".join(chunks))
+            if complete is None:
+                raise
+            end = complete
+        yield [Bytes(b"".join(chunks)), end]
+
+    def _complete_end(self, body: bytes) -> End | None:
+        reader = Reader()
+        with suppress(Problem):
+            end = reader.read_message(body)
+            self._reader.usage.update(reader.usage)
+            self._break, self._reader.ended = None, True
+            return end
+        return None
 
     def _read(self) -> bytes | None:
         try:
@@ -201,7 +267,8 @@ class Answer:
             raise _problem_of_break(error) from error
 
     def _await_terminator(self) -> None:
-        with suppress(TimeoutError, httpx2.TransportError), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
+        # The message is complete: whatever ends this wait, an interruption too, takes nothing from it.
+        with suppress(Exception), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
             while self._body.read() is not None:
                 pass
 
@@ -212,7 +279,7 @@ def _end_no_span(how: str, error: Exception | None = None) -> None:
 
 def _problem_of_break(error: httpx2.TransportError) -> Problem:
     if isinstance(error, httpx2.TimeoutException):
-        return Problem("upstream_silent")
+        return Problem("idle_timeout")
     return Problem("upstream_truncated" if isinstance(error, httpx2.RemoteProtocolError) else "upstream_failed")
 
 
@@ -234,24 +301,49 @@ def _build_http_client(base_url: str, connections: int, proxied: bool) -> httpx2
     return anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)
 
 
-def _pause_before_retry(error: anthropic.APIError, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None where there is to be none."""
-    if attempt == ATTEMPTS or isinstance(error, anthropic.APITimeoutError) or not _may_pass(error):
+def _is_streamed(prompt: Prompt) -> bool:
+    """Return whether the upstream is asked for a stream of events."""
+    return prompt.streamed or not prompt.verbatim
+
+
+def _pause_before_retry(error: anthropic.APIError | Problem, prompt: Prompt, attempt: int) -> float | None:
+    """Return the seconds to wait before the next attempt; None where there is to be none."""
+    if attempt == ATTEMPTS or not _may_pass(error, prompt):
         return None
+    if isinstance(error.__cause__, Unanswered) and error.__cause__.kept:
+        return 0.0  # Only the kept connection was at fault.
     advised = _retry_after(error) if isinstance(error, anthropic.APIStatusError) else None
     if advised is None:
         return FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.75, 1.0)
     return float(advised) if advised <= LONGEST_PAUSE_SECONDS else None
 
 
-def _may_pass(error: anthropic.APIError) -> bool:
-    """Whether the same request may succeed a moment later, as the SDK judges it too."""
-    if not isinstance(error, anthropic.APIStatusError):
-        return True
-    advice = error.response.headers.get("x-should-retry")
-    return advice == "true" or (
-        advice != "false" and (error.status_code in (408, 409, 429) or error.status_code >= 500)
-    )
+def _may_pass(error: anthropic.APIError | Problem, prompt: Prompt) -> bool:
+    """Return whether the same request may succeed a moment later, and is certainly not paid for yet."""
+    if isinstance(error, Problem):
+        return error.name in ("upstream_overloaded", "upstream_rate_limited")
+    if isinstance(error, anthropic.APIStatusError):
+        advice = error.response.headers.get("x-should-retry")
+        status = error.status_code
+        # Behind a gateway that ran out of time, the model may be at work.
+        may_pass = status in (408, 409, 429) or (status >= 500 and status not in GATEWAY_TIMEOUTS)
+        return advice == "true" or (advice != "false" and may_pass)
+    cause = error.__cause__
+    if isinstance(cause, Unanswered):
+        return cause.seconds <= UNPROCESSED_SECONDS and _is_streamed(prompt)
+    # A request that was not written whole cannot be processed.
+    return isinstance(cause, httpx2.ConnectError) or (isinstance(cause, httpx2.WriteError) and _is_streamed(prompt))
+
+
+def _advice(error: anthropic.APIError | Problem, problem: Problem, attempt: int) -> str | None:
+    """Return what an SDK is told of sending the request again after this attempt, the last one here."""
+    own = error.response.headers.get("x-should-retry") if isinstance(error, anthropic.APIStatusError) else None
+    if own == "false" or attempt > 1:
+        return "false"
+    if own == "true":
+        return "true"
+    waits = problem.status in (429, 503) and (problem.retry_after or 0) <= LONGEST_WAIT_SECONDS
+    return None if waits else "false"
 
 
 def _headers_of(response: httpx2.Response, secrets: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The fixtures: one real server for each module, and a fake upstream that every test scripts for itself."""
 
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
             return running.enter_context(Rill(merged, arguments, bind=bind))
 
         yield start
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a filesystem in memory of so many bytes; skip the test where that is not allowed."""
+    places: list[Path] = []
+
+    def mount(size: int) -> Path:
+        place = tmp_path / f"mounted-{len(places)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("no filesystem may be mounted here")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

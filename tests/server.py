@@ -53,14 +53,19 @@ class Rill:
         root: Path = ROOT,
         bind: bool = True,
         app: str = "wsgi:app",
+        outputs: tuple[int | None, int] | None = None,
     ) -> None:
-        """`bind=False` names the port as a platform does, by PORT in the environment."""
+        """`bind=False` names the port as a platform does, by PORT in the environment.
+
+        `outputs` takes what goes to stdout and to stderr; `output()` has what goes to stdout only if that is None.
+        """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
         self.arguments = arguments
         self.root = root
         self.bind = bind
         self.app = app
+        self.outputs = outputs
         self.port = 0
         self._stopped: Stopped | None = None
 
@@ -173,14 +178,15 @@ class Rill:
         HEARD[self.port] = Heard()
         self._stopped = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
+        stdout, stderr = self.outputs or (None, subprocess.STDOUT)
         place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", self.app, *place, *self.arguments],
             cwd=self.root,
             env=self.env if self.bind else {**self.env, "PORT": str(self.port)},
             stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
+            stdout=self._output if stdout is None else stdout,
+            stderr=stderr,
             start_new_session=True,
         )
 
@@ -393,4 +399,6 @@ def rill_env(upstream: Upstream) -> dict[str, str]:
         "ANTHROPIC_BASE_URL": upstream.url,
         "RILL_MODELS": "*",
         "RILL_RATE": "1000000/minute",
+        # The Host of requests that are written by hand.
+        "RILL_ALLOWED_HOSTS": "x",
     }

@@ -27,10 +27,10 @@ _addresses = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A service whose callers have tokens."""
+    """A service whose callers have tokens, and whose addresses a proxy tells: failures are limited for each."""
     tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
     own = {"ANTHROPIC_API_KEY": KEY, "RILL_TOKENS": tokens, "RILL_MAX_BODY": "2000", "RILL_MODELS": MODEL}
-    with Rill({**rill_env(module_upstream), **own}) as running:
+    with Rill({**rill_env(module_upstream), **own, "RILL_TRUSTED_PROXIES": "1"}) as running:
         yield running
 
 
@@ -67,7 +67,13 @@ def ask(
 
 def new_address() -> str:
     """The address of a caller that has never asked."""
-    return f"198.51.100.{next(_addresses)}"
+    number = next(_addresses)
+    return f"198.51.{100 + number // 250}.{number % 250 + 1}"
+
+
+def from_new_address() -> dict[str, str]:
+    """The header by which a proxy tells such an address."""
+    return {"X-Forwarded-For": new_address()}
 
 
 def chat(**more: Any) -> bytes:
@@ -399,7 +405,7 @@ WRONG = {
 @pytest.mark.parametrize("way", ways(b""))
 @pytest.mark.parametrize("name", WRONG)
 def test_no_other_token_is_known_however_odd(service: Rill, upstream: Upstream, name: str, way: str) -> None:
-    line = ways(WRONG[name])[way]
+    line = ways(WRONG[name])[way] + f"\r\nX-Forwarded-For: {new_address()}".encode()
     for path in (b"/stream?q=hi", b"/v1/models"):
         told = send(service.port, b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (path, line))
         assert told.status == 401
@@ -411,7 +417,7 @@ def test_no_other_token_is_known_however_odd(service: Rill, upstream: Upstream, 
 
 def test_a_token_of_seven_thousand_letters_is_a_401(service: Rill) -> None:
     for header in ({"Authorization": "Bearer " + "w" * 7000}, {"x-api-key": "w" * 7000}):
-        assert ask(service, "/stream?q=hi", header).status == 401
+        assert ask(service, "/stream?q=hi", {**header, **from_new_address()}).status == 401
 
 
 ELSEWHERE = {
@@ -430,7 +436,8 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_token_in_the_url_opens_nothing(service: Rill, upstream: Upstream, name: str) -> None:
-    assert ask(service, ELSEWHERE[name]).status == 401
+    # A target with a user in it is not valid: https://www.rfc-editor.org/rfc/rfc9110#section-4.2.4
+    assert ask(service, ELSEWHERE[name], from_new_address()).status == (400 if "@" in ELSEWHERE[name] else 401)
     assert upstream.requests == []
 
 
@@ -439,7 +446,7 @@ def test_a_token_in_any_other_header_or_in_the_body_opens_nothing(
     service: Rill, upstream: Upstream, header: str
 ) -> None:
     value = {"Cookie": f"token={TOKEN}; x-api-key={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}"}.get(header, TOKEN)
-    form = {"Content-Type": "application/x-www-form-urlencoded", header: value}
+    form = {"Content-Type": "application/x-www-form-urlencoded", header: value, **from_new_address()}
     body = f"q=hi&token={TOKEN}&api_key={TOKEN}&authorization=Bearer+{TOKEN}".encode()
     assert ask(service, "/stream", form, "POST", body).status == 401
     assert upstream.requests == []

@@ -34,6 +34,29 @@ def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) 
     assert rate.partition("/")[2] in refused.value.detail
 
 
+@pytest.mark.parametrize("rate", ["2/second;3/day", "3/day;2/second"])
+def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
+    counted = Rate(rate)
+    counted.count("alice")
+    counted.count("alice")
+    for _ in range(50):  # What the shorter window rejects uses up nothing of the longer one.
+        with suppress(Problem):
+            counted.count("alice")
+    with pytest.raises(Problem) as refused:
+        deque(map(counted.count, repeat("alice")), maxlen=0)
+    assert refused.value.headers["RateLimit-Policy"] in ("2;w=1", "3;w=86400")
+    time.sleep(2.1)  # pacing: what is awaited is the very passing of this time
+    with suppress(Problem):
+        counted.count("alice")
+    time.sleep(1.1)
+    with pytest.raises(Problem) as refused:
+        counted.count("alice")
+    assert refused.value.headers["RateLimit-Limit"] == "3"
+    assert refused.value.headers["RateLimit-Policy"] == "3;w=86400"
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after > 1000
+
+
 def test_who_comes_back_when_told_to_is_let_in() -> None:
     counted = Rate("5/second")
     with suppress(Problem):

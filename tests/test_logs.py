@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from io import StringIO
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
 import upstream as wire
-from server import ROOT, Rill, StartRill, rill_env
+from server import ROOT, Conversation, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 from rill.telemetry import TALKATIVE, write_logs
@@ -69,7 +70,7 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
         "dialect": "text",
         "model": "claude-sonnet-5-5",
         "status": 200,
-        "ending": "done",
+        "ending": "completed",
         "stop_reason": "end_turn",
         "cancelled": False,
         "input_tokens": 12,
@@ -95,7 +96,7 @@ def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, ups
 @pytest.mark.parametrize(
     ("rest", "ending"),
     [
-        ((wire.close(),), "truncated"),
+        ((wire.close(),), "upstream_truncated"),
         ((wire.send(wire.stream_error()), wire.end()), "upstream_error"),
     ],
     ids=["cut", "error"],
@@ -140,7 +141,7 @@ def test_the_line_of_an_answer_whose_caller_left_says_that_it_was_broken_off(ril
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "left"}) as asked:
         assert asked.next_chunk() == b"some "
     line = line_about(rill, "left")
-    assert (line["ending"], line["cancelled"], line["status"], line["bytes"]) == ("client_gone", True, 200, 5)
+    assert (line["ending"], line["cancelled"], line["status"], line["bytes"]) == ("client_disconnected", True, 200, 5)
 
 
 def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstream: Upstream) -> None:
@@ -148,7 +149,7 @@ def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstrea
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "behind"}) as asked:
         asked.read_until(b"[DONE]\n\n")
     line = line_about(rill, "behind")
-    assert (line["ending"], line["cancelled"]) == ("done", False)
+    assert (line["ending"], line["cancelled"]) == ("completed", False)
 
 
 def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
@@ -169,7 +170,7 @@ def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "mute"}) as asked:
         asked.read_rest()
     line = line_about(rill, "mute")
-    assert (line["first_text_ms"], line["stop_reason"], line["ending"]) == (None, "tool_use", "done")
+    assert (line["first_text_ms"], line["stop_reason"], line["ending"]) == (None, "tool_use", "completed")
 
 
 # All that is written
@@ -184,12 +185,14 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
         with rill.ask("GET", "/stream?q=canary", {"X-Request-Id": f"answer-{number}"}) as asked:
             asked.read_rest()
         line_about(rill, f"answer-{number}")
-    for path in ("/stream", "/canary", "/stream?q=canary&max_tokens=0", "/readyz", "/metrics", "/"):
+    for path in ("/stream", "/nothing?canary", "/stream?q=canary&max_tokens=0", "/readyz", "/metrics", "/"):
         with rill.ask("GET", path, {"Connection": "close"}) as asked:
             asked.read_rest()
     assert rill.stop().exit_code == 0
     written = rill.output().split("\n")[:-1]
-    assert [line["request_id"] for line in lines_of(rill.output())] == ["answer-0", "answer-1", "answer-2"]
+    *answers, refused = lines_of(rill.output())
+    assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
+    assert (refused["event"], refused["path"]) == ("refused", "/*")
     others = [line for line in written if not line.startswith("{")]
     said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
     assert said == [
@@ -216,26 +219,32 @@ def read_line(terminal: int, wanted: bytes) -> str:
     return got.decode()
 
 
-def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
-    upstream.script(*BEGUN, *WHOLE)
+@contextmanager
+def on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
+    """A server whose stdout is a terminal, and its port."""
     terminal, end = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8", **rill_env(upstream)}
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=end, stderr=subprocess.DEVNULL) as gunicorn:
         os.close(end)
         try:
-            port = wait_for_port(gunicorn.pid)
-            curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary"]
-            assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
-            written = read_line(terminal, b"answer")
+            yield terminal, wait_for_port(gunicorn.pid)
         finally:
             gunicorn.terminate()
     os.close(terminal)
+
+
+def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
+    upstream.script(*BEGUN, *WHOLE)
+    with on_terminal(upstream) as (terminal, port):
+        curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary"]
+        assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
+        written = read_line(terminal, b"answer")
     plain = re.sub(r"\x1b\[[\d;]*m", "", written)
     assert plain != written, "no colours"
     (line,) = [each for each in plain.splitlines() if "answer" in each]
     assert not line.startswith("{")
-    assert "ending=done" in line
+    assert "ending=completed" in line
     assert "canary" not in line
 
 
@@ -310,6 +319,65 @@ def test_a_line_break_in_what_is_logged_makes_no_second_line(logs: Callable[[Str
     logs(written).warning("a model named %s", 'x"\n{"event": "answer"}')
     assert written.getvalue().count("\n") == 1
     assert json.loads(written.getvalue())["event"] == 'a model named x"\n{"event": "answer"}'
+
+
+# C0 and C1 controls, DEL, bidirectional controls, line and paragraph separators, half a surrogate pair.
+UNSAFE = "\x00\x07\x08\x1b\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2028\u2029\u2066\u2069\udc80"
+
+
+@pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
+def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
+    logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
+) -> None:
+    written = stream()
+    logs(written).warning("a model named %s", UNSAFE, extra={"model": f"a{UNSAFE}b", "list": [UNSAFE], UNSAFE: "name"})
+    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # structlog's own colours
+    assert [letter for letter in UNSAFE if letter in said] == []
+    assert said.count("\n") == 1
+    if stream is StringIO:
+        assert said.isascii()
+        assert json.loads(said)["model"] == f"a{UNSAFE}b"
+    else:
+        assert "\\u001b" in said
+        assert "\\u202e" in said
+
+
+def test_a_model_with_terminal_escapes_reaches_no_terminal(upstream: Upstream) -> None:
+    upstream.always(*BEGUN, *WHOLE)
+    model = quote(f"]0;owned{UNSAFE[:-1]}")
+    with on_terminal(upstream) as (terminal, port):
+        curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary&model={model}"]
+        assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
+        written = read_line(terminal, b"answer")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", written)
+    assert "owned" in plain
+    assert [letter for letter in UNSAFE if letter in plain] == []
+
+
+ESCAPES = "\x1b]0;owned\x07\x9b31m\u202e\x7f"
+# Wherever a client's bytes may stand that gunicorn reads.
+STEERING = {
+    "method": f"G{ESCAPES} /stream HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "URL": f"GET /stream?q={ESCAPES} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "encoded URL": f"GET /{quote(ESCAPES)}?q={quote(ESCAPES)} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "version": f"GET /stream HTTP/{ESCAPES}\r\nHost: localhost\r\n\r\n",
+    "host": f"GET /stream HTTP/1.1\r\nHost: {ESCAPES}\r\n\r\n",
+    "header": f"GET /stream HTTP/1.1\r\nHost: localhost\r\nX-{ESCAPES}: x\r\n\r\n",
+    "value": f"GET /stream HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {ESCAPES}\r\nReferer: {ESCAPES}\r\n\r\n",
+    "length": f"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {ESCAPES}\r\n\r\n",
+    "chunk": f"POST /stream HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{ESCAPES}\r\n",
+    "half a head": f"GET /{ESCAPES}",
+}
+
+
+def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> None:
+    rill = start_rill("--log-level", "debug", "--access-logfile", "-", "--capture-output")
+    for request in STEERING.values():
+        with Conversation(rill.port, request.encode()) as asked:
+            asked.half_close()
+            asked.read_rest()
+    rill.stop()
+    assert [letter for letter in set(ESCAPES) - set("]0;owned31m") if letter in rill.output()] == []
 
 
 @pytest.mark.parametrize("name", TALKATIVE)

@@ -162,8 +162,8 @@ def test_the_last_user_text_is_answered_whatever_surrounds_it(client: anthropic.
         (question("x", messages=["x"]), "messages.0: Input should be a valid dictionary"),
         (question("x", messages=[{"role": "user"}]), "messages.0.content: Field required"),
         (
-            question("x", messages=[{"role": "system", "content": "x"}]),
-            "messages.0.role: Input should be 'user' or 'assistant'",
+            question("x", messages=[{"role": "tool", "content": "x"}]),
+            "messages.0.role: Input should be 'user', 'assistant' or 'system'",
         ),
         (
             question("x", messages=[{"role": "assistant", "content": "x"}]),

@@ -50,7 +50,7 @@ def refusal_of(**fields: Any) -> str:
 
 def test_what_is_unsaid_is_left_to_the_settings() -> None:
     prompt = read_completion(json.dumps({"messages": [HI]}).encode(), make_settings(RILL_MAX_TOKENS="77"))
-    assert prompt == Prompt("claude-sonnet-5-5", 77, [HI], {}, streamed=False)
+    assert prompt == Prompt("claude-sonnet-5-5", 77, [HI], {}, streamed=False, default_model=True)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_whole_completion_that_fails_midway_raises() -> None:
         yield [Text("A ")]
         raise Problem("upstream_truncated")
 
-    with pytest.raises(Problem, match="broke off"):
+    with pytest.raises(Problem, match="closed before"):
         write_whole(break_off(), Prompt("m", 1, []), "r")
 
 

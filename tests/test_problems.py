@@ -1,5 +1,7 @@
 """What can go wrong is one table, and what the upstream calls an error maps onto it."""
 
+import re
+
 import pytest
 
 from rill.problems import KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem, upstream_problem
@@ -8,9 +10,12 @@ STATUSES = {
     "bad_request": 400,
     "unauthorized": 401,
     "forbidden": 403,
+    "wrong_host": 403,
     "prefetch": 403,
     "not_found": 404,
     "wrong_method": 405,
+    "not_resumable": 412,
+    "model_not_found": 404,
     "too_large": 413,
     "wrong_type": 415,
     "refused": 422,
@@ -18,11 +23,15 @@ STATUSES = {
     "upstream_rate_limited": 429,
     "upstream_refused": 502,
     "upstream_failed": 502,
+    "upstream_account_blocked": 502,
     "upstream_unreachable": 502,
     "full": 503,
-    "draining": 503,
+    "shutdown": 503,
     "upstream_overloaded": 503,
     "upstream_timeout": 504,
+    "start_timeout": 504,
+    "idle_timeout": 504,
+    "total_timeout": 504,
 }
 
 
@@ -43,18 +52,34 @@ def test_each_problem_says_something_to_its_caller_in_one_line(name: str) -> Non
 
 
 def test_closer_words_replace_those_of_the_table() -> None:
-    problem = Problem("bad_request", "q: should not be empty.", retry_after=3)
+    problem = Problem("bad_request", "q: should not be empty.")
     assert problem.detail == str(problem) == "q: should not be empty."
-    assert problem.retry_after == 3
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("detail", [None, "At most 60 per minute."])
+def test_the_words_name_the_time_to_wait_and_no_other(name: str, detail: str | None) -> None:
+    problem = Problem(name, detail, retry_after=3600)
+    assert problem.retry_after == 3600
+    assert problem.detail.endswith(". Try again in 3600 s.")
+    assert not re.search(r"in a moment|later|again\.", problem.detail)
 
 
 def test_a_problem_is_written_as_rfc_9457_says() -> None:
     assert Problem("full").as_json() == {
         "type": "about:blank",
-        "title": "full",
+        "title": "Service Unavailable",
         "status": 503,
         "detail": "All places for answers are taken. Try again in a moment.",
+        "code": "full",
     }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_title_of_a_problem_is_for_people_and_its_code_for_programs(name: str) -> None:
+    told = Problem(name).as_json()
+    assert told["code"] == name
+    assert " " in str(told["title"]) or told["title"] in ("Unauthorized", "Forbidden")
 
 
 def test_an_unknown_name_is_a_mistake_of_ours() -> None:

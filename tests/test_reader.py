@@ -111,7 +111,7 @@ def test_a_recording_of_ours_gives_what_is_expected_of_it(name: str) -> None:
     outcome, expected = read(wire.recorded(name)), wire.expected()[name]
     assert outcome.text == expected["text"]
     assert (outcome.end.stop_reason if outcome.end else None) == expected["stop_reason"]
-    assert outcome.problem == (None if expected["ending"] == "done" else "upstream_overloaded")
+    assert outcome.problem == (None if expected["ending"] == "completed" else "upstream_overloaded")
 
 
 @every_recording

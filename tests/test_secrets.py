@@ -46,7 +46,7 @@ def environment(upstream: Upstream, **more: str) -> dict[str, str]:
     """A server with a secret of every kind, whose Redis is not there."""
     secrets = {"ANTHROPIC_API_KEY": KEY, "RILL_TOKENS": f"alice={TOKEN}", "RILL_SYSTEM": f"Be {OWN_SYSTEM}."}
     own = {"REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0", "RILL_MAX_BODY": "3000", "RILL_MODELS": MODEL}
-    return {**rill_env(upstream), **secrets, **own, **more}
+    return {**rill_env(upstream), **secrets, **own, "RILL_UPSTREAM_FEATURES": ASKED, **more}
 
 
 @pytest.fixture(scope="module", params=NOISE)
@@ -218,13 +218,17 @@ REFUSED = {
     "odd scheme": get(f"/stream?{QUERY}", {"Authorization": f"{WRONG} {TOKEN}"}),
     "token in the URL": request_bytes("GET", f"/stream?{QUERY}&token={TOKEN}&api_key={TOKEN}"),
     "token before the host": request_bytes("GET", f"http://alice:{TOKEN}@127.0.0.1/stream?{QUERY}"),
+    "host": get(f"/stream?{QUERY}", {"Host": ASKED}),
+    "origin": get(f"/stream?{QUERY}", {"Origin": f"https://{ASKED}"}),
+    "field of Messages": post(MESSAGES, chat(of_tomorrow=ASKED)),
+    "tool of Messages": post(MESSAGES, chat(tools=[{"type": "web_search_20250305", "name": ASKED}])),
     "prefetch": get(f"/stream?{QUERY}", {"Sec-Purpose": f"prefetch;{ASKED}"}),
 }
 # What is let through, with secrets where nothing should look at them.
 UNNOTICED = {
     "headers": get(f"/stream?{QUERY}", {"Cookie": TOKEN, "Referer": ASKED, "User-Agent": TOKEN, "X-Debug": ASKED}),
     "beta": post(MESSAGES, chat(stream=True), {"anthropic-beta": ASKED, "anthropic-version": ASKED}),
-    "origin": get(f"/stream?{QUERY}", {"Origin": f"https://{ASKED}", "Accept": f"{ASKED}/x, */*", "Host": ASKED}),
+    "media types": get(f"/stream?{QUERY}", {"Accept": f"{ASKED}/x, */*"}),
     "forwarded": get(f"/stream?{QUERY}", {"X-Forwarded-For": TOKEN, "X-Forwarded-Proto": ASKED, "SCRIPT_NAME": ASKED}),
     "last event": get(f"/chat/stream?message={ASKED}", {"Last-Event-ID": ASKED}),
     "HEAD": request_bytes("HEAD", f"/stream?{QUERY}", ALICE),

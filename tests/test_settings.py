@@ -31,6 +31,8 @@ DEFAULTS = {
     "streams_per_caller": 50,
     "max_body": 1048576,
     "trusted_proxies": 0,
+    "allowed_hosts": (),
+    "upstream_features": (),
     "first_event_seconds": 25,
     "idle_seconds": 120,
     "total_seconds": 900,
@@ -101,6 +103,8 @@ def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
         ("RILL_DRAIN_SECONDS", "0", "drain_seconds", 0),
         ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "base_url", "http://127.0.0.1:9000/relay"),
         ("RILL_MODELS", "a, b ,,c", "models", ("a", "b", "c")),
+        ("RILL_ALLOWED_HOSTS", "a.example, [::2]", "allowed_hosts", ("a.example", "[::2]")),
+        ("RILL_UPSTREAM_FEATURES", "web_search,context-1m", "upstream_features", ("web_search", "context-1m")),
     ],
 )
 def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant: object) -> None:
@@ -174,6 +178,7 @@ BAD_VALUES = {
     "RILL_STREAMS_PER_CALLER": ["0", "x"],
     "RILL_MAX_BODY": ["0", "1MB"],
     "RILL_TRUSTED_PROXIES": ["-1", "all"],
+    "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "*.example", "::1"],
     "RILL_FIRST_EVENT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
     "RILL_IDLE_SECONDS": ["0", "nan", "inf"],
     "RILL_TOTAL_SECONDS": ["0", "nan", "inf"],

@@ -85,7 +85,7 @@ def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: R
     assert "claude-sonnet-5-5" in answer
     (line,) = answer_lines(offline, 1, "offline-1")
     assert line["upstream_request_id"].startswith("req_offline_")  # a header that only the SDK's response tells
-    assert (line["status"], line["ending"], line["stop_reason"]) == (200, "done", "end_turn")
+    assert (line["status"], line["ending"], line["stop_reason"]) == (200, "completed", "end_turn")
     assert line["output_tokens"] > 0
 
 

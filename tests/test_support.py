@@ -241,7 +241,7 @@ def test_a_recorded_answer_is_what_is_expected_of_it(name: str) -> None:
     assert {
         "text": text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"),
         "stop_reason": reasons[0] if reasons else None,
-        "ending": {"message_stop": "done", "error": "upstream_error"}[events[-1]["type"]],
+        "ending": {"message_stop": "completed", "error": "upstream_error"}[events[-1]["type"]],
     } == wire.expected()[name]
 
 

@@ -130,7 +130,7 @@ def test_a_cut_answer_exits_with_3_after_all_that_came(upstream: Upstream) -> No
     upstream.script(*BEGUN, wire.close())
     code, written, told = run(upstream, "hi")
     assert (code, written) == (3, "first \n")
-    assert_told(told, r"The answer is cut\. .*broke off.*\n", unfinished("first "))
+    assert_told(told, r"The answer is cut\. .*closed before.*\n", unfinished("first "))
 
 
 REFUSAL = wire.stop("refusal", 0, stop_details={"type": "refusal", "explanation": "Not this."})
@@ -140,7 +140,7 @@ REFUSAL = wire.stop("refusal", 0, stop_details={"type": "refusal", "explanation"
     ("steps", "words"),
     [
         ((wire.error(400, "invalid_request_error", "prompt is too long"),), "prompt is too long"),
-        ((wire.head(), wire.send(wire.opening()), wire.close()), "broke off"),
+        ((wire.head(), wire.send(wire.opening()), wire.close()), "closed before"),
         ((wire.head(), wire.send(wire.start(), REFUSAL), wire.end()), r"Not this\."),
     ],
     ids=["400", "cut before its text", "the model refuses"],

@@ -55,7 +55,7 @@ def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
 
 def test_without_options_the_settings_speak() -> None:
     prompt = read_fields({"q": SAID}, make_settings(RILL_MODEL="small", RILL_MAX_TOKENS="77"))
-    assert prompt == Prompt("small", 77, one_message(SAID), {})
+    assert prompt == Prompt("small", 77, one_message(SAID), {}, default_model=True)
     assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM="Be brief.")).options == {"system": "Be brief."}
 
 
@@ -75,7 +75,7 @@ def test_a_plain_body_takes_its_options_from_the_query() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    body = {"q": SAID, "stream": True, "top_p": 0.5, "id": "x", "trigger": "submit-message", "messageId": None}
+    body = {"q": SAID, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
     assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": SAID}, SETTINGS)
 
 
@@ -117,13 +117,13 @@ def test_the_ai_sdks_parts_become_their_text() -> None:
     assert prompt.messages == [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
 
 
-def test_system_messages_become_the_system_prompt_unless_one_is_given() -> None:
+def test_system_messages_become_the_system_prompt_after_the_one_that_is_given() -> None:
     system, second, user = (
         {"role": role, "content": text} for role, text in [("system", "A"), ("system", "B"), ("user", "C")]
     )
     assert ask(system, user, second).options == {"system": "A\n\nB"}
     assert ask(system, user, second).messages == [user]
-    assert ask(system, user, system=SAID).options == {"system": SAID}
+    assert ask(system, user, system=SAID).options == {"system": f"{SAID}\n\nA"}
 
 
 def test_a_system_message_of_blocks_is_not_lost() -> None:

@@ -14,8 +14,9 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ import upstream as wire
 from certificates import make_certificate
 from upstream import Upstream
 
+from rill.pool import _tls_context
 from rill.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
 
 TESTS = Path(__file__).parent
@@ -435,15 +437,14 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstr
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_kept_connection_that_dies_before_the_first_byte_is_tried_once_more(
+def test_a_kept_connection_that_dies_before_the_first_byte_is_not_tried_again_here(
     upstream: Upstream, start_client: StartClient, cut: wire.Step
 ) -> None:
     upstream.script(OK)
     upstream.script(cut)
-    upstream.script(OK)
     client = start_client(ask, url=upstream.url)
-    assert [next(client), next(client)] == [[200, "ok"]] * 2
-    assert (len(upstream.requests), upstream.accepted) == (3, 2)
+    assert [next(client), next(client)] == [[200, "ok"], ["Unanswered"]]
+    assert (len(upstream.requests), upstream.accepted) == (2, 1)
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
@@ -451,7 +452,7 @@ def test_a_fresh_connection_that_dies_is_not_tried_again(
     upstream: Upstream, start_client: StartClient, cut: wire.Step
 ) -> None:
     upstream.script(cut)
-    assert next(start_client(ask, url=upstream.url)) == ["RemoteProtocolError"]
+    assert next(start_client(ask, url=upstream.url)) == ["Unanswered"]
     assert len(upstream.requests) == 1
 
 
@@ -758,16 +759,15 @@ def read_exactly(url: str, size: int) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_over_tls_a_kept_connection_that_dies_is_tried_once_more(
+def test_over_tls_a_kept_connection_that_dies_is_told_from_one_that_answered(
     start_client: StartClient, certificate: Path, cut: wire.Step
 ) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         own.script(OK)
         own.script(cut)
-        own.script(OK)
         client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
-        assert [next(client), next(client)] == [[200, "ok"]] * 2
-        assert len(own.requests) == 3
+        assert [next(client), next(client)] == [[200, "ok"], ["Unanswered"]]
+        assert len(own.requests) == 2
 
 
 def test_over_tls_a_cut_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
@@ -979,3 +979,59 @@ def test_a_body_whose_connection_was_reset_can_be_closed(upstream: Upstream, sta
     upstream.open("reset")
     upstream.wait_until(lambda: upstream.open_connections == 0, "the reset")
     assert next(client) == "closed"
+
+
+# Which address
+
+
+def reach(url: str, unreachable: int) -> Iterator[Any]:
+    """The seconds until a response begins, on a connection of its own each, where the first address never answers."""
+
+    def resolve(*arguments: Any) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, ("127.0.0.2", unreachable)), (*kind, ("127.0.0.1", urlsplit(url).port))]
+
+    with closing(open_client(url, connect=10)) as client:
+        gevent.socket.getaddrinfo = resolve  # A name with two addresses, as a resolver gives it.
+        held = []
+        while True:
+            began = time.monotonic()
+            held.append(send(client, url))
+            yield time.monotonic() - began
+
+
+@contextmanager
+def unreachable_port() -> Iterator[int]:
+    """A port that answers no attempt to connect: its queue is full, and nobody accepts."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.2", 0))
+        listener.listen(0)
+        for _ in range(8):
+            waiting = held.enter_context(socket.socket())
+            waiting.settimeout(0.3)
+            with suppress(OSError):
+                waiting.connect(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_an_address_that_does_not_answer_delays_one_connection_by_two_seconds_and_no_other(
+    start_client: StartClient, upstream: Upstream
+) -> None:
+    upstream.always(wire.head(), wire.send(wire.opening()), wire.silence())
+    with unreachable_port() as port:
+        client = start_client(reach, url=upstream.url, unreachable=port)
+        first, second = next(client), next(client)
+    assert 1.5 < first < 7
+    assert second < 1.5
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_where_an_operator_names_the_roots_no_others_are_trusted(
+    name: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    assert _tls_context().cert_store_stats()["x509_ca"] > 10
+    monkeypatch.setenv(name, str(certificate if name == "SSL_CERT_FILE" else tmp_path))
+    assert _tls_context().cert_store_stats()["x509"] == (name == "SSL_CERT_FILE")

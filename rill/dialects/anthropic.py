@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+from rill.dialects.features import check_features
 from rill.dialects.fields import MAX_MESSAGES, read_json_object
 from rill.dialects.silences import Silences
 from rill.events import Bytes, End, Event
@@ -20,7 +21,7 @@ EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
 def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> Prompt:
-    """The request as the upstream will get it; raises Problem. Only the model and max_tokens are looked at."""
+    """Return the request as the upstream will get it; raise Problem for what this service does not allow."""
     fields = read_json_object(body)
     model, max_tokens, messages = fields.get("model"), fields.get("max_tokens"), fields.get("messages")
     if not isinstance(model, str) or not model:
@@ -30,14 +31,18 @@ def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, s
     if len(messages) > MAX_MESSAGES:
         raise Problem("bad_request", f"messages: should be at most {MAX_MESSAGES}.")
     settings.check(model, max_tokens)
-    streamed = fields.get("stream") is True
+    forwarded = {name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS}
+    check_features(fields, forwarded.get("anthropic-beta", ""), settings)
+    streamed = fields.get("stream", False)
+    if not isinstance(streamed, bool):
+        raise Problem("bad_request", "stream: should be true or false.")
     options = {name: value for name, value in fields.items() if name not in ("model", "max_tokens", "messages")}
     return Prompt(
         model=model,
         max_tokens=max_tokens,
         messages=messages,
         options={**options, "stream": streamed},
-        headers={name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS},
+        headers=forwarded,
         query={"beta": query["beta"]} if "beta" in query else {},
         streamed=streamed,
         verbatim=True,

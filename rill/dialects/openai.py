@@ -1,18 +1,27 @@
 """OpenAI's chat completions, as far as Claude can answer them: https://platform.openai.com/docs/api-reference/chat
 
-What would change the answer and cannot be carried over is refused by name; what would not, such as `user`, is ignored.
+A field that would change the answer and cannot be carried over is rejected by name, and so is an unknown one. Ignored
+are IGNORED, the `detail` of an image and the `name` of a message.
 """
 
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
-from rill.dialects.fields import MAX_MESSAGES, bad_field, read_json_object
+from rill.dialects.fields import (
+    LIST_TAG,
+    MAX_MESSAGES,
+    TEXT_OR_LIST,
+    TEXT_TAG,
+    bad_field,
+    read_json_object,
+    refuse_fields,
+)
 from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
@@ -21,58 +30,85 @@ from rill.settings import Settings
 
 DATA_URL = re.compile(r"data:(image/[\w.+-]+);base64,([A-Za-z0-9+/=\s]+)")
 FINISH_REASONS = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "content_filter"}
+THINKING = "use POST /v1/messages with `thinking`"
 # A field -> what to do instead. A value that asks for nothing (null, false, 0, an empty list or object) is let through.
 REFUSED = {
-    "tools": "use POST /v1/messages, which takes the Anthropic API's tools",
-    "functions": "use POST /v1/messages, which takes the Anthropic API's tools",
+    **dict.fromkeys(("tools", "functions"), "use POST /v1/messages, which takes the Anthropic API's tools"),
+    **dict.fromkeys(("thinking", "reasoning"), THINKING),
+    **dict.fromkeys(
+        ("cache_control", "mcp_servers", "container", "context_management", "output_config", "output_format"),
+        "use POST /v1/messages",
+    ),
+    "system": "send it as a message of the role system",
+    "stop_sequences": "use stop",
+    "max_output_tokens": "use max_completion_tokens",
     "audio": "ask for text",
     "frequency_penalty": "leave it out: Claude has no such setting",
     "presence_penalty": "leave it out: Claude has no such setting",
     "logit_bias": "leave it out: Claude has no such setting",
     "logprobs": "leave it out: Claude tells no probabilities",
     "top_logprobs": "leave it out: Claude tells no probabilities",
-    "reasoning_effort": "use POST /v1/messages with `thinking`",
     "seed": "leave it out: Claude's answers cannot be repeated",
     "verbosity": "say it in the prompt",
     "web_search_options": "use POST /v1/messages with its web search tool",
 }
+# Fields without effect on the text of an answer by Claude.
+IGNORED = {
+    *("user", "safety_identifier", "metadata", "store", "service_tier", "prediction"),
+    *("prompt_cache_key", "prompt_cache_retention", "tool_choice", "function_call", "parallel_tool_calls"),
+}
+FIELD_NAME = re.compile(r"[A-Za-z_]{1,40}")
 
 
 class Part(BaseModel):
-    """A part of a message: text or an image."""
+    """A part of a message: text, an image, or what an earlier answer said in refusing."""
 
-    type: Literal["text", "image_url"]
+    type: Literal["text", "image_url", "refusal"]
     text: str = ""
+    refusal: str = ""
     image_url: dict[str, Any] = Field(default_factory=dict)
+    cache_control: dict[str, Any] | None = None
 
-    def as_block(self) -> dict[str, Any]:
-        """The part as a content block of the Messages API; raises Problem."""
-        if self.type == "text":
-            return {"type": "text", "text": self.text}
+    def as_block(self, where: str) -> dict[str, Any]:
+        """Return the part as a content block of the Messages API; raises Problem."""
+        block = self._image(where) if self.type == "image_url" else {"type": "text", "text": self.text or self.refusal}
+        return {**block, "cache_control": self.cache_control} if self.cache_control else block
+
+    def _image(self, where: str) -> dict[str, Any]:
         url = str(self.image_url.get("url", ""))
         if data := DATA_URL.fullmatch(url):
             return {"type": "image", "source": {"type": "base64", "media_type": data[1], "data": data[2]}}
         if url.startswith(("http://", "https://")):
             return {"type": "image", "source": {"type": "url", "url": url}}
-        raise Problem("bad_request", "image_url.url: should be an http(s) URL or data:image/...;base64,...")
+        raise Problem("bad_request", f"{where}.image_url.url: should be an http(s) URL or data:image/...;base64,...")
+
+
+Content = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Part], Field(fail_fast=True), Tag(LIST_TAG)], TEXT_OR_LIST
+]
 
 
 class Message(BaseModel):
     """A message of a role that has a counterpart in the Messages API."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], Field(fail_fast=True)] | str
+    content: Content | None = None
+    refusal: str | None = None
 
-    def text(self) -> str:
-        """What a system message says; raises Problem where it shows an image, which only the user can."""
-        if not isinstance(self.content, str) and any(part.type != "text" for part in self.content):
-            raise Problem("bad_request", f"messages: a {self.role} message can hold no image; send it as the user.")
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    def as_message(self) -> dict[str, Any]:
-        """The message in the Messages API's shape."""
-        content = self.content if isinstance(self.content, str) else [part.as_block() for part in self.content]
-        return {"role": self.role, "content": content}
+    def said(self, where: str) -> str | list[dict[str, Any]]:
+        """Return the content in the Messages API's shape; raises Problem."""
+        if self.content is None:
+            if self.role != "assistant":
+                raise Problem("bad_request", f"{where}.content: should be a string or a list.")
+            return self.refusal or ""
+        if isinstance(self.content, str):
+            return self.content
+        blocks = [part.as_block(f"{where}.content.{index}") for index, part in enumerate(self.content)]
+        if self.role in ("system", "developer") and any(block["type"] != "text" for block in blocks):
+            raise Problem(
+                "bad_request", f"{where}.content: a {self.role} message should be text; images are the user's."
+            )
+        return blocks
 
 
 class StreamOptions(BaseModel):
@@ -92,10 +128,19 @@ class Completion(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None  # Not OpenAI's, but many of its clients can send it.
+    stop: (
+        Annotated[
+            Annotated[str, Tag(TEXT_TAG)] | Annotated[list[str], Field(fail_fast=True), Tag(LIST_TAG)], TEXT_OR_LIST
+        ]
+        | None
+    ) = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+
+KNOWN = {*Completion.model_fields, *REFUSED, *IGNORED, "reasoning_effort", "response_format", "modalities"}
 
 
 def read_completion(body: bytes, settings: Settings) -> Prompt:
@@ -106,29 +151,54 @@ def read_completion(body: bytes, settings: Settings) -> Prompt:
         asked = Completion.model_validate(fields)
     except ValidationError as error:
         raise bad_field(error) from None
-    system = [message.text() for message in asked.messages if message.role in ("system", "developer")]
+    messages, system = _messages_of(asked.messages)
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
     options = {
-        "system": "\n\n".join(system) or settings.system,
+        "system": system or settings.system,
         "temperature": None if asked.temperature is None else min(asked.temperature, 1.0),
         "top_p": asked.top_p,
+        "top_k": asked.top_k,
         "stop_sequences": stops or None,
     }
     model, max_tokens = settings.check(asked.model, asked.max_completion_tokens or asked.max_tokens)
     return Prompt(
         model=model,
         max_tokens=max_tokens,
-        messages=[message.as_message() for message in asked.messages if message.role in ("user", "assistant")],
+        messages=messages,
         options={name: value for name, value in options.items() if value is not None},
         streamed=bool(asked.stream),
+        default_model=asked.model is None,
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
     )
 
 
+def _messages_of(asked: Iterable[Message]) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]]]:
+    """Return the conversation and the system prompt; raises Problem where there is no conversation."""
+    messages: list[dict[str, Any]] = []
+    system: list[str | list[dict[str, Any]]] = []
+    for index, message in enumerate(asked):
+        said = message.said(f"messages.{index}")
+        if message.role in ("system", "developer"):
+            system.append(said)
+        elif said or message.role == "user":  # An assistant's empty message says nothing, and the upstream takes none.
+            messages.append({"role": message.role, "content": said})
+    if not messages:
+        raise Problem("bad_request", "messages: should hold at least one message of the role user.")
+    return messages, _system_of(system)
+
+
+def _system_of(said: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[str, Any]]:
+    """Return the system prompt as one text, or as blocks where one of them is to be cached."""
+    blocks = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in said]
+    if any("cache_control" in block for block in chain.from_iterable(blocks)):
+        return list(chain.from_iterable(blocks))
+    return "\n\n".join("".join(block["text"] for block in each) for each in blocks)
+
+
 def _refuse_unsupported(fields: dict[str, Any]) -> None:
-    for name, instead in REFUSED.items():
-        if fields.get(name):
-            raise Problem("bad_request", f"{name}: not supported here; {instead}.")
+    if fields.get("reasoning_effort") != "none":
+        refuse_fields(fields, {"reasoning_effort": THINKING})
+    refuse_fields(fields, REFUSED)
     kind = fields.get("response_format")
     if isinstance(kind, dict) and kind.get("type", "text") != "text":
         raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
@@ -136,10 +206,21 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
         raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
     if fields.get("n") not in (None, 1):
         raise Problem("bad_request", "n: should be 1; ask once for each answer you want.")
-    messages = fields.get("messages")
-    for message in messages if isinstance(messages, list) else []:
-        if isinstance(message, dict) and (message.get("role") in ("tool", "function") or message.get("tool_calls")):
-            raise Problem("bad_request", f"messages: tools are not supported here; {REFUSED['tools']}.")
+    _refuse_tools(fields.get("messages"))
+    unknown = [name for name in fields if name not in KNOWN and fields[name]]
+    if unknown:
+        name = unknown[0] if FIELD_NAME.fullmatch(unknown[0]) else "a field"
+        raise Problem("bad_request", f"{name}: not known here; leave it out.")
+
+
+def _refuse_tools(messages: Any) -> None:
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        names = [name for name in ("tool_calls", "function_call", "audio") if message.get(name)]
+        if names or message.get("role") in ("tool", "function"):
+            where = f"messages.{index}.{names[0] if names else 'role'}"
+            raise Problem("bad_request", f"{where}: not supported here; {REFUSED['tools']}.")
 
 
 class OpenAIFrames:
@@ -148,7 +229,9 @@ class OpenAIFrames:
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self._prompt = prompt
         self._silence = Silences()
-        self._base = _base(prompt, request_id)
+        self._base = {**_base(prompt, request_id), "object": "chat.completion.chunk"}
+        if prompt.include_usage:
+            self._base["usage"] = None  # Of each chunk but the last: the field is there, without a count.
         # All but the text of a chunk is the same for a whole answer.
         head, _, tail = self._chunk({"content": "\0"}).rpartition(b'"\\u0000"')
         self._head, self._tail = head, tail
@@ -171,7 +254,7 @@ class OpenAIFrames:
         return self._data({"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]})
 
     def _data(self, fields: dict[str, Any]) -> bytes:
-        return b"data: " + json.dumps({**self._base, "object": "chat.completion.chunk", **fields}).encode() + b"\n\n"
+        return b"data: " + json.dumps({**self._base, **fields}).encode() + b"\n\n"
 
 
 def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -> tuple[bytes, End]:

@@ -1,17 +1,21 @@
 """Server-sent events, as EventSource reads them: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 It is asked as plain text is. The answer's text comes as unnamed events; CR and CR LF, which the format cannot carry,
-arrive as one newline. Silence is a comment. `event: done` with its statistics and then `data: [DONE]` end a whole
-answer, `event: error` any other.
+arrive as one newline. A line `[DONE]` of the text is split between two events: it would look like the end. Silence is a
+comment. `event: done` with its statistics and then `data: [DONE]` end a whole answer, `event: error` any other.
 """
 
 import json
+import re
 import time
 
 from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
+
+# Where to split a text in which a line would look like the mark of the end.
+WITHIN_MARK = re.compile(r"(?<=^\[DONE)(?=\]$)", re.MULTILINE)
 
 
 class SSEFrames:
@@ -43,7 +47,8 @@ class SSEFrames:
         self._after_cr = text.endswith("\r")
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return self._write("data: " + text.replace("\n", "\ndata: ")) if text else b""
+        texts = WITHIN_MARK.split(text) if "[DONE]" in text else [text]
+        return b"".join(self._write("data: " + text.replace("\n", "\ndata: ")) for text in texts if text)
 
     def _write(self, event: str) -> bytes:
         self._silence.break_()

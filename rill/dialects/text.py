@@ -1,11 +1,21 @@
 """Plain text: the prompt in whatever form is at hand, the answer as UTF-8 with nothing added and nothing lost."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, Tag, ValidationError
 
-from rill.dialects.fields import MAX_MESSAGES, bad_field, read_json_object
+from rill.dialects.fields import (
+    LIST_TAG,
+    MAX_MESSAGES,
+    TEXT_OR_LIST,
+    TEXT_TAG,
+    bad_field,
+    read_json_object,
+    refuse_fields,
+)
+from rill.dialects.parts import content_of
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
@@ -13,29 +23,37 @@ from rill.settings import Settings
 
 # Only the first fault is told: to gather a million of them would hold up everybody.
 Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Content = Annotated[Annotated[str, Tag(TEXT_TAG)] | Annotated[Blocks, Tag(LIST_TAG)], TEXT_OR_LIST]
 
 
 class Message(BaseModel):
     """A message in the Messages API's shape (`content`) or in the AI SDK's (`parts`)."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | Blocks | None = None
+    content: Content | None = None
     parts: Blocks | None = None
+    experimental_attachments: list[Any] | None = None
 
-    def said(self) -> str | list[dict[str, Any]]:
-        """What is said, as the Messages API takes it; of the AI SDK's parts that is the text."""
-        if self.parts is None or self.role == "system":
-            return self.content or ""
-        return _join_texts(self.parts)
-
-    def text(self) -> str:
-        """The text of what is said."""
-        blocks = self.content or self.parts or ""
-        return blocks if isinstance(blocks, str) else _join_texts(blocks)
+    def said(self, where: str) -> str | list[dict[str, Any]]:
+        """Return the content of the message as the Messages API takes it; raises Problem, naming the field."""
+        if self.experimental_attachments:
+            raise Problem("bad_request", f"{where}.experimental_attachments: send files as parts of the type file.")
+        if self.parts is None:
+            content: str | list[dict[str, Any]] = self.content or ""
+        else:
+            content = content_of(f"{where}.parts", self.role, self.parts)
+            # Older AI SDKs send the text of the parts as `content` as well.
+            if self.content and self.content != content and self.content != _texts_of(content):
+                raise Problem("bad_request", f"{where}: should have content or parts, not two different ones.")
+        if self.role == "system" and not isinstance(content, str):
+            if any(block.get("type") != "text" for block in content):
+                raise Problem("bad_request", f"{where}.content: a system message should be text.")
+            content = _texts_of(content)
+        return content
 
 
 class Question(BaseModel):
-    """The fields of a request, from its query, its form or its JSON; further ones are ignored."""
+    """The fields of a request, from its query, its form or its JSON; further ones are ignored, but see UNSUPPORTED."""
 
     q: str | None = None
     message: str | None = None
@@ -49,19 +67,45 @@ class Question(BaseModel):
 
 # Where the prompt may be.
 PROMPT_FIELDS = ("q", "message", "prompt", "messages")
+# curl calls a body a form unless it is told otherwise.
+NO_FORM = (
+    "The form has no field q, message, prompt or messages. To send the body itself, name its type: "
+    "curl -H 'Content-Type: text/plain' --data-binary ..., or curl --json ... for JSON."
+)
+
+
+# Fields of other APIs that would change the answer -> what to do instead.
+UNSUPPORTED = {
+    **dict.fromkeys(("maxTokens", "maxOutputTokens", "max_completion_tokens"), "use max_tokens"),
+    **dict.fromkeys(
+        (
+            *("top_p", "topP", "top_k", "topK", "stop", "stop_sequences", "stopSequences", "thinking", "reasoning"),
+            *("tools", "tool_choice", "toolChoice", "response_format", "output_config", "output_format"),
+        ),
+        "use POST /v1/messages",
+    ),
+}
 
 
 def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     """The prompt in a query's or a form's fields, or in a JSON object; raises Problem, naming the field."""
+    refuse_fields(fields, UNSUPPORTED)
     try:
         return _prompt_of(Question.model_validate(fields), settings)
     except ValidationError as error:
         raise bad_field(error) from None
 
 
-def read_json(body: bytes, settings: Settings) -> Prompt:
-    """The prompt in a JSON body; raises Problem, naming the field."""
-    return read_fields(read_json_object(body), settings)
+def read_form(fields: Mapping[str, Any], settings: Settings) -> Prompt:
+    """The prompt in a form's fields; raises Problem, which helps where the body was meant to be the prompt itself."""
+    if not any(name in fields for name in PROMPT_FIELDS):
+        raise Problem("bad_request", NO_FORM)
+    return read_fields(fields, settings)
+
+
+def read_json(body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})) -> Prompt:
+    """The prompt in a JSON body, which overrides the options of the query; raises Problem, naming the field."""
+    return read_fields({**options, **read_json_object(body)}, settings)
 
 
 def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Prompt:
@@ -94,14 +138,21 @@ def check_beginning(beginning: list[Event]) -> None:
 
 
 def _prompt_of(question: Question, settings: Settings) -> Prompt:
-    messages, system = _messages_of(question)
+    messages, said = _messages_of(question)
     model, max_tokens = settings.check(question.model, question.max_tokens)
-    options = {"system": question.system or system or settings.system, "temperature": question.temperature}
-    return Prompt(model, max_tokens, messages, {name: value for name, value in options.items() if value is not None})
+    system = "\n\n".join(filter(None, (question.system, *said))) or settings.system
+    options = {"system": system, "temperature": question.temperature}
+    return Prompt(
+        model,
+        max_tokens,
+        messages,
+        {name: value for name, value in options.items() if value is not None},
+        default_model=question.model is None,
+    )
 
 
-def _messages_of(question: Question) -> tuple[list[dict[str, Any]], str | None]:
-    """The messages, and what those of the role `system` say; raises Problem where nothing is asked."""
+def _messages_of(question: Question) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the messages, and what those of the role `system` say; raises Problem where there is no prompt."""
     given = [name for name in PROMPT_FIELDS if getattr(question, name) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "there is no prompt"
@@ -110,13 +161,21 @@ def _messages_of(question: Question) -> tuple[list[dict[str, Any]], str | None]:
         text = getattr(question, given[0])
         if not text.strip():
             raise Problem("bad_request", f"{given[0]}: should not be empty.")
-        return [{"role": "user", "content": text}], None
-    spoken = [message for message in question.messages if message.role != "system"]
-    if not spoken or not all(message.said() for message in spoken):
+        return [{"role": "user", "content": text}], []
+    spoken, system = [], []
+    for index, message in enumerate(question.messages):
+        content = message.said(f"messages.{index}")
+        if message.role == "system":
+            system.append(str(content))
+        elif content or message.role == "user" or message.parts is None:
+            # An answer that was stopped before its first text has parts, but no content.
+            spoken.append({"role": message.role, "content": content})
+    if not spoken or not all(message["content"] for message in spoken):
         raise Problem("bad_request", "messages: should hold at least one of the user's, each with content or parts.")
-    system = "\n\n".join(message.text() for message in question.messages if message.role == "system")
-    return [{"role": message.role, "content": message.said()} for message in spoken], system or None
+    return spoken, system
 
 
-def _join_texts(blocks: list[dict[str, Any]]) -> str:
-    return "".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
+def _texts_of(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(str(block.get("text", "")) for block in content if block.get("type") == "text")

@@ -159,12 +159,10 @@ function describeCut(why) {
 }
 
 async function describeRefusal(response) {
-  if (response.status === 401) return { kind: "locked", words: "A token is needed." };
-  // Rill explains itself in plain text; anything else comes from something on the way.
+  if (response.status === 401) return { kind: "locked", words: tokenWords() };
+  // Rill says in plain text why, and when to try again; anything else comes from something on the way.
   const why = isOfType(response, "text/plain") ? await response.text() : "Something on the way answered, not Rill.";
-  const after = response.headers.get("Retry-After");
-  const back = after ? `Come back ${isNaN(after) ? `after ${after}` : `in ${after} s`}.` : "";
-  return { kind: "refused", words: `Refused (${response.status}): ${why} ${back}` };
+  return { kind: "refused", words: `Refused (${response.status}): ${why.trim()}` };
 }
 
 function isOfType(response, type) {
@@ -220,7 +218,7 @@ async function listModels() {
   const response = await request("v1/models").catch(() => null);
   if (response?.status === 401) askForToken();
   if (!response?.ok) return;
-  const { data } = await response.json();
+  const { data } = await response.json().catch(() => ({ data: [] }));
   $("model").replaceChildren(...data.map(({ id }) => new Option(id)));
   $("models").hidden = data.length < 2;
 }
@@ -231,8 +229,12 @@ function request(path, options = {}) {
   return fetch(path, { ...options, headers: { ...bearer, ...options.headers }, credentials: "omit" });
 }
 
+function tokenWords() {
+  return storage.rillToken ? "The server did not accept this token." : "This server asks for a token.";
+}
+
 function askForToken() {
-  const words = storage.rillToken ? "The server did not accept this token." : "This server asks for a token.";
+  const words = tokenWords();
   $("gate-words").textContent = `${words} It is kept in this tab alone, and no longer.`;
   delete storage.rillToken;
   $("gate").hidden = false;

@@ -16,6 +16,8 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
         "ANTHROPIC_BASE_URL": module_upstream.url,
         "RILL_MODELS": "*",
         "RILL_RATE": "100000/minute",
+        "RILL_UPSTREAM_FEATURES": "*",
+        "RILL_ALLOWED_HOSTS": "rill.test",
     }
     with Rill(env) as running:
         yield running

@@ -149,7 +149,7 @@ def test_fetch_rejects_at_a_cut(how: str, page: Page, upstream: Upstream) -> Non
 def test_fetch_shows_the_words_of_a_refusal(page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     page.run(READ, QUESTION)
-    page.wait_for("ended", "429: The model's rate limit is reached. Try again later.\n")
+    page.wait_for("ended", "429: The model's rate limit is reached. Try again in 7 s.\n")
 
 
 def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:

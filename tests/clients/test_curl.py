@@ -74,7 +74,7 @@ def test_curl_fails_at_a_cut(arguments: list[str], how: str, service: Rill, upst
 def test_fail_with_body_prints_the_words_and_fails(service: Rill, upstream: Upstream) -> None:
     script_refusal(upstream)
     with curl(service, "--fail-with-body", "-d", "q=hi") as process:
-        assert finish(process) == ("The model's rate limit is reached. Try again later.\n", HTTP_ERROR)
+        assert finish(process) == ("The model's rate limit is reached. Try again in 7 s.\n", HTTP_ERROR)
 
 
 def test_fail_with_body_leaves_a_whole_answer_as_it_is(service: Rill, upstream: Upstream) -> None:

@@ -22,12 +22,12 @@ from server import ROOT, Rill, StartRill
 from test_chromium import CHROMIUM, DRIVER, FLAGS, SECONDS
 from upstream import Upstream
 
-MOST_BYTES = 15_000
+MOST_BYTES = 16_384
 WHOLE = "Arrived whole: the model had said all."
 STOPPED = "Stopped by you."
 CUT = "Cut: this is not the whole answer. "
-BROKE_OFF = CUT + "The model's API broke off before the answer was whole."
-REFUSED = "Refused (429): The model's rate limit is reached. Try again later. Come back in 7 s."
+BROKE_OFF = CUT + "The model's API closed before the answer was complete."
+REFUSED = "Refused (429): The model's rate limit is reached. Try again in 7 s."
 FLOWS = "Text arrives piece by piece."
 BUFFERS = "A proxy on the way is buffering: text will not appear piece by piece."
 TOKEN = "a-secret-of-alice"
@@ -326,7 +326,7 @@ def test_an_error_in_mid_answer_is_told_with_its_reason(open_page: Page, upstrea
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     upstream.open("error")
-    open_page.wait_for_endings(CUT + "The model is overloaded. Try again in a moment.")
+    open_page.wait_for_endings(CUT + "The model is overloaded. Try again in 1 s.")
     assert open_page.texts(".answer") == [FIRST]
 
 

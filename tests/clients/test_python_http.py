@@ -104,7 +104,7 @@ def test_httpx_reads_a_problem_as_json_where_it_accepts_that(
     script_refusal(upstream)
     response = client.get(f"{service.url}/stream", params=ASK, headers={"Accept": "application/json"})
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")
-    assert response.json()["title"] == "upstream_rate_limited"
+    assert response.json()["code"] == "upstream_rate_limited"
 
 
 # httpx-sse

@@ -122,9 +122,9 @@ def test_the_page_of_another_origin_shows_the_words_of_a_refusal(
 ) -> None:
     script_refusal(upstream)
     ask(browser, elsewhere, open_rill)
-    wait_for(browser, "ending", "No answer (429): The model's rate limit is reached. Try again later.")
+    wait_for(browser, "ending", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
     ask(browser, elsewhere, open_rill, token="another")
-    wait_for(browser, "ending", "No answer (401): A token is needed")
+    wait_for(browser, "ending", "No answer (401): This API key is not valid")
 
 
 def test_the_page_of_an_origin_that_is_not_named_gets_no_answer(

@@ -76,7 +76,7 @@ def test_an_example_shows_the_words_of_a_refusal(script: str, service: Rill, ups
     with run(script, service) as process:
         printed, said = process.communicate(timeout=30)
     assert process.returncode == NONE
-    assert "The model's rate limit is reached. Try again later." in (printed if script == "ask.sh" else said)
+    assert "The model's rate limit is reached. Try again in 7 s." in (printed if script == "ask.sh" else said)
     assert "429" in said
 
 

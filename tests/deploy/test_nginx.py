@@ -114,7 +114,7 @@ def test_a_caller_that_leaves_behind_nginx_ends_the_upstreams_answer(
     with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
         asked.read_until(PIECES[0].encode())
     upstream.wait_until_left()
-    assert wait_for_line(service, request_id)["ending"] == "client_gone"
+    assert wait_for_line(service, request_id)["ending"] == "client_disconnected"
 
 
 def test_a_caller_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
@@ -180,7 +180,7 @@ def test_rills_own_words_pass_nginx(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": "7"}))
     with ask(nginx) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (429, "7")
-        assert asked.read_rest() == b"The model's rate limit is reached. Try again later.\n"
+        assert asked.read_rest() == b"The model's rate limit is reached. Try again in 7 s.\n"
 
 
 def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Upstream) -> None:

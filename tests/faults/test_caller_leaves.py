@@ -48,7 +48,7 @@ def test_leaving_closes_the_upstream_and_is_logged(
     WAYS[way](asked)
     assert_upstream_closed_once(upstream)
     line = logged(rill, name)
-    assert (line["ending"], line["dialect"]) == ("client_gone", dialect)
+    assert (line["ending"], line["dialect"]) == ("client_disconnected", dialect)
     assert line["status"] == (499 if phase == "no headers" else 200)
 
 
@@ -61,7 +61,7 @@ def test_a_library_that_closes_its_response_closes_the_upstream(rill: Rill, upst
     ) as response:
         assert next(response.iter_content(None)).startswith(b"one ")
     assert_upstream_closed_once(upstream)
-    assert logged(rill, name)["ending"] == "client_gone"
+    assert logged(rill, name)["ending"] == "client_disconnected"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
@@ -78,7 +78,7 @@ def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Up
             assert curl.stdout.read(4) == b"one "
         curl.send_signal(signal.SIGINT)
     assert_upstream_closed_once(upstream)
-    assert logged(rill, name)["ending"] == "client_gone"
+    assert logged(rill, name)["ending"] == "client_disconnected"
 
 
 def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstream) -> None:
@@ -89,7 +89,7 @@ def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstre
         asked.half_close()
         assert_upstream_closed_once(upstream)
         assert (asked.read_rest(), asked.ended) == (b"", "cut")
-    assert logged(rill, name)["ending"] == "client_gone"
+    assert logged(rill, name)["ending"] == "client_disconnected"
 
 
 def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, upstream: Upstream) -> None:
@@ -97,7 +97,7 @@ def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, up
     name = name_request()
     with ask(rill, name):
         upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].ending == "sent", "the refusal")
-    assert logged(rill, name, timeout=0.3)["ending"] == "client_gone"
+    assert logged(rill, name, timeout=0.3)["ending"] == "client_disconnected"
     time.sleep(1.5)  # longer than the pause would have been
     assert len(upstream.requests) == 1
 
@@ -109,7 +109,7 @@ def test_a_caller_that_has_read_done_may_close_at_once(rill: Rill, upstream: Ups
     with ask(rill, name, SSE) as asked:
         assert b"[DONE]" in asked.read_until(b"[DONE]")
     line = logged(rill, name)
-    assert (line["ending"], line["stop_reason"]) == ("done", "end_turn")
+    assert (line["ending"], line["stop_reason"]) == ("completed", "end_turn")
 
 
 def test_a_caller_that_left_before_its_request_was_read_costs_nothing_further(rill: Rill, upstream: Upstream) -> None:
@@ -118,7 +118,7 @@ def test_a_caller_that_left_before_its_request_was_read_costs_nothing_further(ri
     for name in names:
         ask(rill, name).close()
     endings = {logged(rill, name)["ending"] for name in names}
-    assert endings <= {"client_gone", "full"}
+    assert endings <= {"client_disconnected", "full"}
     upstream.wait_until(lambda: all(each.ending == "left" for each in upstream.answers), "all to be closed")
 
 
@@ -157,7 +157,7 @@ def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
     left_at = time.monotonic()
     WAYS[way](asked)
     assert upstream.wait_until_left() - left_at < 2
-    assert logged(rill, name)["ending"] == "client_gone"
+    assert logged(rill, name)["ending"] == "client_disconnected"
 
 
 def test_of_two_callers_only_the_one_that_leaves_is_cut(rill: Rill, upstream: Upstream) -> None:

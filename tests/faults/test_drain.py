@@ -67,7 +67,7 @@ def see_the_ends(opened: dict[str, Conversation]) -> None:
     for name in ("long-sse", "silent-sse"):
         rest = opened[name].read_rest()
         assert (name, opened[name].ended) == (name, "clean")
-        assert json.loads(rest.split(b"event: error\ndata: ")[1])["title"] == "draining"
+        assert json.loads(rest.split(b"event: error\ndata: ")[1])["code"] == "shutdown"
         assert b"[DONE]" not in rest
     assert opened["unbegun-text"].status == 503
 
@@ -75,7 +75,7 @@ def see_the_ends(opened: dict[str, Conversation]) -> None:
 def see_the_log(rill: Rill) -> None:
     endings = {line["request_id"]: line["ending"] for line in log_lines(rill.output())}
     assert {name: endings.get(name) for name in STREAMS} == {
-        name: {"short": "done", "unbegun": "draining"}.get(q, "shutdown") for name, (q, _, _) in STREAMS.items()
+        name: {"short": "completed", "unbegun": "shutdown"}.get(q, "shutdown") for name, (q, _, _) in STREAMS.items()
     }
     assert "SIGKILL" not in rill.output()
     assert "Traceback" not in rill.output()
@@ -130,7 +130,7 @@ def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[...
         upstream.open("rest")
         assert (asked.read_rest(), asked.ended) == (b"two", "clean")
     assert rill.wait() == 0
-    assert [line["ending"] for line in log_lines(rill.output()) if line["request_id"] == "twice"] == ["done"]
+    assert [line["ending"] for line in log_lines(rill.output()) if line["request_id"] == "twice"] == ["completed"]
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.9])

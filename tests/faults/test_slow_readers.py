@@ -82,5 +82,20 @@ def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_
             assert slow.result().endswith(b"0\r\n\r\n")
         assert seconds <= PLACE_FREE_SECONDS
         assert 0 < most <= MOST_BUFFERED
-        assert logged(service, name)["ending"] == "slow_client"
+        assert logged(service, name)["ending"] == "client_too_slow"
         upstream.wait_until(lambda: {each.ending for each in upstream.answers} == {"left", "sent"}, "both ends", 20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_one_who_reads_a_thousand_bytes_a_second_is_served_whole(service: Rill, upstream: Upstream) -> None:
+    size = 120_000
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("~" * size), wire.stop()), wire.end())
+    request = request_bytes("GET", "/stream?q=short", {"Connection": "close"})
+    with connect_with_a_small_window(service, request) as reader:
+        got = b""
+        while piece := reader.recv(1000):
+            got += piece
+            time.sleep(1)
+    assert got.count(b"~") == size
+    assert got.endswith(b"0\r\n\r\n")

@@ -39,7 +39,7 @@ def test_silence_instead_of_an_answer_is_a_504_in_time(
     with ask(rill, name, headers) as asked:
         assert asked.status == 504
     assert FIRST <= time.monotonic() - begun < FIRST + LATE
-    assert logged(rill, name)["ending"] == "upstream_timeout"
+    assert logged(rill, name)["ending"] == "start_timeout"
     upstream.wait_until_left(0.5)
     assert len(upstream.requests) == 1
 
@@ -76,7 +76,7 @@ def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, 
         got = asked.read_rest()
         assert asked.ended == "clean"
     assert b"[DONE]" not in got
-    assert json.loads(got.split(b"event: error\ndata: ")[1])["title"] == "upstream_silent"
+    assert json.loads(got.split(b"event: error\ndata: ")[1])["code"] == "idle_timeout"
     assert logged(rill, name)["ending"] == "idle_timeout"
     upstream.wait_until_left(0.5)
 
@@ -91,7 +91,7 @@ def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
     with ask(rill, name) as asked:
         assert (asked.read_rest(), asked.ended) == (b"so", "clean")
     line = logged(rill, name)
-    assert line["ending"] == "done"
+    assert line["ending"] == "completed"
     assert line["duration_ms"] > 1000 * IDLE
 
 
@@ -108,7 +108,7 @@ def test_an_answer_without_end_ends_in_all(
         assert asked.ended == ("clean" if headers else "cut")
     assert TOTAL <= time.monotonic() - begun < TOTAL + LATE
     assert b"[DONE]" not in got
-    assert (b'"title": "too_long"' in got) == bool(headers)
+    assert (b'"code": "total_timeout"' in got) == bool(headers)
     assert logged(rill, name)["ending"] == "total_timeout"
     upstream.wait_until_left(0.5)
 

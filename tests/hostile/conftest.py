@@ -4,8 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 from raw import answers, play, untroubled
-from server import Rill
+from server import Rill, rill_env
 from upstream import Upstream
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server that passes on every feature of /v1/messages."""
+    with Rill({**rill_env(module_upstream), "RILL_UPSTREAM_FEATURES": "*"}) as running:
+        yield running
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ SETTINGS = {
     "RILL_OFFLINE_RATE": "0",
     "RILL_RATE": "1000000/second",
     "RILL_MODELS": "*",
+    "RILL_UPSTREAM_FEATURES": "*",
     "RILL_MAX_TOKENS": "64",
     "RILL_STREAMS": str(STREAMS),
     "RILL_STREAMS_PER_CALLER": str(STREAMS),

@@ -29,8 +29,8 @@ from werkzeug.wrappers import Request
 
 DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
 ANSWERED_SECONDS = 10
-# What refuses a bad request; 413 where it is bad by its length.
-REFUSALS = ["400", "401", "403", "405", "413", "414", "415", "431"]
+# What refuses a bad request; 413 where it is bad by its length, 429 after too many without a valid token.
+REFUSALS = ["400", "401", "403", "405", "413", "414", "415", "429", "431"]
 # Where events are asked for, nothing else in a request with it is looked at.
 LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
 ASKING = ("/stream", "/chat/stream")
@@ -42,7 +42,7 @@ REQUESTS = {
     "/v1/messages": "AnthropicRequest",
     "/v1/chat/completions": "OpenAIRequest",
 }
-NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p"}
+NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}
 BOOLEANS = {"stream", "include_usage"}
 
 
@@ -112,8 +112,9 @@ def let_the_user_begin(context: HookContext, body: Any) -> Any:
     """Makes an assistant that speaks first the user, and 300.0, which JSON Schema takes for an integer, 300."""
     if isinstance(body, dict):
         first = first_spoken(body)
-        if first and first.get("role") == "assistant":
-            first["role"] = "user"
+        if first is not None and first.get("role") == "assistant":
+            first.clear()  # What an assistant may leave out, such as its content, the user may not.
+            first.update(role="user", content="Hello")
         if first == {} and body["messages"]:
             body["messages"].append({"role": "user", "content": "Hello"})
         tokens = body.get("max_tokens")
@@ -157,7 +158,7 @@ def is_good_as_read(case: Case, sent: PreparedRequest) -> bool:
     elif request.mimetype == "text/plain":
         fields["q"] = request.get_data(as_text=True)
     else:
-        fields.update(request.form.to_dict())
+        fields.update({name: value for name, value in request.form.to_dict().items() if name is not None})
     reference = {"$ref": f"#/components/schemas/{REQUESTS[case.path]}", "components": DESCRIPTION["components"]}
     return jsonschema_rs.is_valid(reference, as_read(fields))
 

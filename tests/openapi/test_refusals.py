@@ -10,6 +10,8 @@ from schemathesis.checks import CHECKS
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
+from rill.access import FAILURES_PER_WINDOW
+
 DESCRIPTION = schemathesis.openapi.from_path(ROOT / "rill" / "openapi.json")
 AS_DESCRIBED = (
     "status_code_conformance",
@@ -109,6 +111,26 @@ def test_what_may_not_be_asked_for_is_refused_as_described(start_rill: StartRill
     assert statuses_of(rill, "GET /stream", query={"q": "hello", "model": "another"}) == {403}
     assert statuses_of(rill, "POST /v1/messages", body=other) == {403}
     assert statuses_of(rill, "POST /v1/chat/completions", body=other) == {403}
+
+
+def test_a_host_that_is_not_served_is_refused_as_described(service: Rill) -> None:
+    for asked in (*ASKING, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
+        assert statuses_of(service, asked, {"Host": "another.example"}) == {403}
+
+
+def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) -> None:
+    tools = {**QUESTION, "tools": [{"type": "web_search_20250305"}]}
+    assert statuses_of(service, "POST /v1/messages", body=tools) == {403}
+    assert statuses_of(service, "POST /v1/messages", {"anthropic-beta": "context-1m-2025-08-07"}) == {403}
+
+
+def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
+    rill = start_rill(RILL_TOKENS="alice=secret")
+    for _ in range(FAILURES_PER_WINDOW):
+        with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
+            assert asked.status == 401
+    for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+        assert statuses_of(rill, each) == {429}
 
 
 def test_a_body_too_long_or_of_another_type_is_refused_as_described(start_rill: StartRill) -> None:

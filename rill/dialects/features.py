@@ -1,0 +1,133 @@
+"""What a request of the Messages API may use: whatever costs no more than the tokens that are checked.
+
+All else (server tools, further models, faster service, other machines) needs RILL_UPSTREAM_FEATURES. Each list is of
+what is harmless, so that what the API adds later is rejected until somebody has classified it; a test compares the
+lists with what the SDK knows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rill.problems import Problem
+from rill.settings import Settings
+
+HARMLESS_FIELDS = frozenset(
+    {
+        *("model", "max_tokens", "messages", "stream", "system", "metadata", "stop_sequences"),
+        *("temperature", "top_p", "top_k", "tools", "tool_choice", "thinking", "cache_control"),
+        *("output_config", "output_format", "context_management", "diagnostics"),
+    }
+)
+# Tools that run at the client, and the search among the request's own tools, which is not billed.
+HARMLESS_TOOLS = frozenset(
+    {
+        *("custom", "bash", "text_editor", "computer", "computer_toolset", "browser_toolset", "memory"),
+        *("tool_search_tool_regex", "tool_search_tool_bm25"),
+    }
+)
+HARMLESS_EDITS = frozenset({"clear_tool_uses", "clear_thinking"})
+# Betas that change the form of a request or an answer; max_tokens still bounds what is billed.
+HARMLESS_BETAS = frozenset(
+    {
+        *("adaptive-thinking", "advanced-tool-use", "cache-diagnosis", "claude-code", "computer-use"),
+        *("context-management", "dev-full-thinking", "effort", "extended-cache-ttl", "fine-grained-tool-streaming"),
+        *("interleaved-thinking", "mid-conversation-output-config", "mid-conversation-system-clear-at"),
+        *("mid-conversation-tool-changes", "model-context-window-exceeded", "oauth", "output-128k", "output-300k"),
+        *("pdfs", "prompt-caching", "prompt-caching-scope", "redact-thinking", "structured-outputs", "task-budgets"),
+        *("thinking-binding-controls", "thinking-display-updates", "thinking-token-count", "token-counting"),
+        *("token-efficient-tools", "tool-examples", "tool-search-tool"),
+    }
+)
+# Fields whose values are the client's own words or JSON schemas, in which `model` means nothing to the API.
+OPAQUE = frozenset({"input_schema", "input_examples", "schema", "metadata", "system", "stop_sequences"})
+# The date that ends a tool's type (_20250305) or a beta (-2025-08-07, -20250219).
+_VERSION = re.compile(r"(?:_\d{8}|-\d{4}-\d{2}-\d{2}|-\d{8})\Z", re.ASCII)
+MOST_REPEATED = 60  # letters of a name that the client sent, in an answer to it
+
+
+def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) -> None:
+    """Raise Problem for what is not enabled, and for a nested model or max_tokens that is not allowed."""
+    enabled = frozenset(settings.upstream_features)
+    for name, value in fields.items():
+        if value is not None:
+            _check(name, name, HARMLESS_FIELDS, enabled)
+    for where, definition in _tools_of(fields):
+        _check(where, _type_of(where, definition), HARMLESS_TOOLS, enabled)
+        _check_nested(definition, settings)
+    for where, edit in _objects_of("context_management.edits", _edits_of(fields)):
+        _check(where, _type_of(where, edit), HARMLESS_EDITS, enabled)
+    for beta in filter(None, map(str.strip, betas.split(","))):
+        _check("anthropic-beta", beta, HARMLESS_BETAS, enabled)
+    for name, value in fields.items():
+        if name not in ("messages", "tools", "model", "max_tokens", *OPAQUE):
+            _check_nested(value, settings)
+
+
+def family_of(name: str) -> str:
+    """Return the name of a tool's type or of a beta without its version."""
+    return _VERSION.sub("", name)
+
+
+def _check(where: str, name: str, harmless: frozenset[str], enabled: frozenset[str]) -> None:
+    if name in harmless:
+        return
+    family = family_of(name)
+    if family in harmless or not enabled.isdisjoint((name, family, "*")):
+        return
+    told = family[:MOST_REPEATED]
+    subject = "this field" if where == name else f"`{name[:MOST_REPEATED]}`"
+    raise Problem(
+        "forbidden",
+        f"{where[:MOST_REPEATED]}: {subject} is not enabled here. The operator can enable it with "
+        f"RILL_UPSTREAM_FEATURES={told}.",
+    )
+
+
+def _tools_of(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each tool is defined, and its definition: in `tools`, or in a message that adds one."""
+    yield from _objects_of("tools", fields.get("tools"))
+    for number, message in enumerate(fields["messages"]):
+        content = message.get("content") if isinstance(message, dict) else None
+        for place, block in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(block, dict) and block.get("type") == "tool_addition":
+                tool = block.get("tool")
+                if isinstance(tool, dict) and "definition" in tool:
+                    yield _object_of(f"messages.{number}.content.{place}", tool["definition"])
+
+
+def _edits_of(fields: Mapping[str, Any]) -> Any:
+    management = fields.get("context_management")
+    return _object_of("context_management", management)[1].get("edits") if management is not None else None
+
+
+def _objects_of(where: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(value, list | None):
+        raise Problem("bad_request", f"{where}: should be a list.")
+    for number, item in enumerate(value or ()):
+        yield _object_of(f"{where}.{number}", item)
+
+
+def _object_of(where: str, value: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise Problem("bad_request", f"{where}: should be an object.")
+    return where, value
+
+
+def _type_of(where: str, definition: dict[str, Any]) -> str:
+    kind = definition.get("type")
+    if not isinstance(kind, str | None):
+        raise Problem("bad_request", f"{where}: `type` should be a string.")
+    return "custom" if kind is None else kind
+
+
+def _check_nested(value: Any, settings: Settings) -> None:
+    """Check every `model` and `max_tokens` within a value, as those of the request itself are checked."""
+    items = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    for name, inner in items:
+        if name == "model" and isinstance(inner, str):
+            settings.check(inner, None)
+        elif name == "max_tokens" and isinstance(inner, int | float):
+            settings.check(None, inner if type(inner) is int else -1)
+        elif name not in OPAQUE:
+            _check_nested(inner, settings)

@@ -1,0 +1,58 @@
+"""The bound on how many time series the labels of /metrics make, whatever clients and models the settings name."""
+
+import json
+
+from prometheus_client.mmap_dict import MmapedDict
+
+from rill.metrics_files import COUNTER_BYTES
+
+OTHER = "other"
+# For the metrics whose labels Rill's own code bounds, and for the answers counted under `other` twice.
+RESERVED_BYTES = 256 << 10
+# What a series takes beside its labels' values: its names, its explanation, its number, padding.
+SERIES_BYTES = 256
+
+
+class SeriesBudget:
+    """Which callers and models have series of their own: as many as a file of counters holds.
+
+    `path` is this worker's file, where a predecessor may have left series; None if it has none.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._free = COUNTER_BYTES - RESERVED_BYTES
+        self._known: set[tuple[str, ...]] = set()
+        if path:
+            self._read(path)
+
+    def fit(self, caller: str, model: str, *others: str, series: int = 1) -> tuple[str, str]:
+        """Return the caller and the model to count under, with `others` as labels of so many `series`.
+
+        Either is `other` where there is no space for it.
+        """
+        for name in (caller, OTHER):
+            labels = (name, model, *others)
+            if labels in self._known or self._admit(labels, series):
+                return name, model
+        return OTHER, OTHER
+
+    def _admit(self, labels: tuple[str, ...], series: int) -> bool:
+        cost = series * _bytes_of(labels)
+        if cost > self._free:
+            return False
+        self._free -= cost
+        self._known.add(labels)
+        return True
+
+    def _read(self, path: str) -> None:
+        values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
+        for key, *_ in values:
+            _, name, labels, _ = json.loads(key)
+            if name in ("rill_answers_total", "rill_tokens_total"):
+                known = tuple(labels[label] for label in ("caller", "model", "dialect", "ending") if label in labels)
+                self._known.add(known)
+                self._free -= _bytes_of(known)
+
+
+def _bytes_of(labels: tuple[str, ...]) -> int:
+    return SERIES_BYTES + len(json.dumps(labels))

@@ -1,0 +1,31 @@
+"""Whatever happens at random, client, upstream and log agree: nothing paid twice, no wrong outcome, nothing lost."""
+
+import time
+
+from plan import play
+from run import Clients, report
+from server import StartRill
+from upstream import Upstream
+from witness import log_lines, wait_until
+
+CLIENTS = 30
+SECONDS = 15.0
+# Short limits, so that silence does not take the test's time.
+ENV = {
+    "RILL_FIRST_EVENT_SECONDS": "4",
+    "RILL_IDLE_SECONDS": "3",
+    "RILL_STREAMS_PER_CALLER": "1000",
+}
+
+
+def test_client_upstream_and_log_agree_on_every_answer(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(play)
+    rill = start_rill(**ENV)
+    with Clients(rill, CLIENTS, seed=20261121) as clients:
+        time.sleep(SECONDS)
+    names = {result.plan.name for result, _, _ in clients.results}
+    wait_until(lambda: names <= {line["request_id"] for line in log_lines(rill.output())}, lambda: "lines are missing")
+    faults = clients.judge(upstream)
+    print(report(clients, faults))
+    assert not faults, report(clients, faults)
+    assert len(clients.results) > 2 * CLIENTS

@@ -1,0 +1,180 @@
+"""Five minutes of everything at once: afterwards nothing is lost, paid twice, or left behind."""
+
+import fcntl
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import upstream as wire
+from plan import play
+from redis_server import RedisServer
+from run import Clients, report
+from server import Conversation, Rill, request_bytes, rill_env
+from upstream import Answer, Upstream
+from witness import ask, wait_until
+
+CLIENTS = 300
+SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))
+SLOW_READERS = 10
+DRAIN_SECONDS = 5.0
+BETWEEN_SECONDS = 4.0
+SUSPENDED_SECONDS = 1.0
+# Descriptors and memory of a worker at rest, beyond those of a fresh one.
+MOST_DESCRIPTORS = 20
+MOST_BYTES = 40_000_000
+TEMPORARY_BYTES = 8_000_000
+ENV = {
+    "WEB_CONCURRENCY": "2",
+    "RILL_FIRST_EVENT_SECONDS": "8",
+    "RILL_IDLE_SECONDS": "5",
+    "RILL_DRAIN_SECONDS": str(DRAIN_SECONDS),
+    "RILL_STREAMS_PER_CALLER": "1000",
+}
+BIG = (wire.head(), wire.send(wire.opening()), *[wire.send(wire.text("x" * 8000))] * 200, wire.close())
+
+
+def play_all(answer: Answer) -> None:
+    """What the plan says, or more than a client reads."""
+    content = answer.request.json["messages"][-1]["content"]
+    if content != "big":
+        play(answer)
+        return
+    for step in BIG:
+        step(answer)
+
+
+@contextmanager
+def stalled_pipe() -> Iterator[int]:
+    """The end of a small pipe that nobody reads."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        yield write
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+class Trouble:
+    """What happens to the server while the clients ask, one thing after the other."""
+
+    def __init__(self, rill: Rill, clients: Clients, redis: RedisServer, temporary: Path) -> None:
+        self._rill = rill
+        self._clients = clients
+        self._redis = redis
+        self._temporary = temporary
+        self._chance = random.Random(7)
+        self.done: list[str] = []
+
+    def go_on_until(self, end: float) -> None:
+        """Cause trouble until the time has come (monotonic)."""
+        kinds: tuple[Callable[[], None], ...] = (
+            self.kill_a_worker,
+            self.reload,
+            self.add_and_remove_a_worker,
+            self.lose_redis,
+            self.fill_the_temporary_folder,
+            self.connect_slow_readers,
+            self.suspend_a_worker,
+        )
+        while time.monotonic() < end:
+            kind = self._chance.choice(kinds)
+            self.done.append(kind.__name__)
+            kind()
+            time.sleep(BETWEEN_SECONDS)
+
+    def kill_a_worker(self) -> None:
+        """Kill a worker: its answers are lost, and its lines."""
+        self._clients.disturb(time.monotonic() - 1, 3)
+        self._chance.choice(self._rill.workers()).kill()
+
+    def suspend_a_worker(self) -> None:
+        """Stop a worker for a moment: nothing is lost."""
+        worker = self._chance.choice(self._rill.workers())
+        worker.suspend()
+        time.sleep(SUSPENDED_SECONDS)
+        worker.resume()
+
+    def reload(self) -> None:
+        """Replace the workers; what does not end in time is told so."""
+        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, DRAIN_SECONDS)
+        self._rill.signal(signal.SIGHUP)
+
+    def add_and_remove_a_worker(self) -> None:
+        """Change the number of workers; what does not end in time is told so."""
+        self._rill.signal(signal.SIGTTIN)
+        time.sleep(BETWEEN_SECONDS)
+        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, DRAIN_SECONDS)
+        self._rill.signal(signal.SIGTTOU)
+
+    def lose_redis(self) -> None:
+        """Kill Redis, and bring it back."""
+        self._redis.kill()
+        time.sleep(BETWEEN_SECONDS)
+        self._redis.start()
+
+    def fill_the_temporary_folder(self) -> None:
+        """Leave no byte in the folder where workers share their metrics."""
+        filler = self._temporary / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            for _ in range(TEMPORARY_BYTES // 4096):
+                file.write(b"x" * 4096)
+        time.sleep(BETWEEN_SECONDS)
+        filler.unlink(missing_ok=True)
+
+    def connect_slow_readers(self) -> None:
+        """Ask for long answers and do not read them."""
+        request = request_bytes("GET", "/stream?q=big")
+        readers = [Conversation(self._rill.port, request) for _ in range(SLOW_READERS)]
+        time.sleep(BETWEEN_SECONDS)
+        for reader in readers:
+            reader.close()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_five_minutes_of_everything_at_once_lose_nothing_and_leave_nothing_behind(
+    upstream: Upstream, tmp_path: Path, mounted: Callable[[int], Path]
+) -> None:
+    upstream.always(play_all)
+    temporary = mounted(TEMPORARY_BYTES)
+    with RedisServer(tmp_path) as redis, stalled_pipe() as stalled:
+        env = {**rill_env(upstream), **ENV, "REDIS_URL": redis.url, "TMPDIR": str(temporary)}
+        with Rill(env, outputs=(None, stalled)) as rill:
+            soak(rill, upstream, redis, temporary)
+
+
+def soak(rill: Rill, upstream: Upstream, redis: RedisServer, temporary: Path) -> None:
+    """Let many clients ask while there is trouble, and compare everything afterwards."""
+    fresh = at_rest(rill.wait_for_workers(2))
+    with Clients(rill, CLIENTS, seed=int(time.time())) as clients:
+        trouble = Trouble(rill, clients, redis, temporary)
+        thread = threading.Thread(target=trouble.go_on_until, args=(time.monotonic() + SECONDS,))
+        thread.start()
+        thread.join()
+    time.sleep(DRAIN_SECONDS)
+    faults = [fault for fault in clients.judge(upstream) if "big" not in fault]
+    print(report(clients, faults), trouble.done, sep="\n")
+    assert not faults, report(clients, faults)
+    wait_until(lambda: upstream.open_connections <= 2 * 100, lambda: "connections to the upstream stay open", 30)
+    with ask(rill, headers={"Connection": "close"}, q="big") as asked:
+        assert asked.status == 200
+    descriptors, memory = at_rest(rill.wait_for_workers(2))
+    print(f"descriptors {fresh[0]} -> {descriptors}, memory {fresh[1]} -> {memory}")
+    kept = upstream.open_connections
+    assert descriptors <= fresh[0] + kept + MOST_DESCRIPTORS
+    assert memory <= fresh[1] + MOST_BYTES
+    assert "Traceback" not in rill.output()
+    assert "SIGBUS" not in rill.output()
+
+
+def at_rest(workers: list[psutil.Process]) -> tuple[int, int]:
+    """The most descriptors and memory (bytes) that one of the workers holds."""
+    return max(each.num_fds() for each in workers), max(each.memory_info().rss for each in workers)

@@ -1,0 +1,449 @@
+"""The party at fault is the one that is reported: the client, the upstream, our own account, or Rill itself."""
+
+import json
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import upstream as wire
+import yaml
+from gevent.socket import socket as GeventSocket
+from server import ROOT, Conversation, Rill, StartRill, request_bytes, rill_env
+from upstream import Step, Upstream
+
+from rill.client import SEND_BUFFER_BYTES, ClientSocket
+from rill.turns import Turns
+
+ALICE = {"Authorization": "Bearer of-alice"}
+BODY = {"model": "claude-nothing-9", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+DIALECTS = ("text", "sse", "anthropic", "openai")
+BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def rill(module_upstream: Upstream) -> Iterator[Rill]:
+    """A server with an API key, short timeouts, and a route that fails outside Flask."""
+    env = {"RILL_TOKENS": "alice=of-alice", "RILL_FIRST_EVENT_SECONDS": "3", "RILL_IDLE_SECONDS": "3"}
+    arguments = ("--pythonpath", HERE)
+    with Rill({**rill_env(module_upstream), **env}, arguments, app="failing:app") as running:
+        yield running
+
+
+def ask(rill: Rill, dialect: str = "text", name: str = "", model: str | None = "claude-nothing-9") -> Conversation:
+    """Ask in a dialect, for a model if there is one, under the request id `name`."""
+    headers = {**ALICE, **({"X-Request-Id": name} if name else {})}
+    if dialect in ("text", "sse"):
+        accept = {"Accept": "text/event-stream"} if dialect == "sse" else {}
+        return rill.ask("GET", "/stream?q=hi" + (f"&model={model}" if model else ""), {**headers, **accept})
+    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
+    fields = {**BODY, "model": model} if model else {key: value for key, value in BODY.items() if key != "model"}
+    return rill.ask("POST", path, {**headers, "Content-Type": "application/json"}, json.dumps(fields).encode())
+
+
+def lines(rill: Rill) -> list[dict[str, Any]]:
+    """Every JSON line of the log."""
+    return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith("{")]
+
+
+def logged(rill: Rill, name: str) -> dict[str, Any]:
+    """Wait for the line about the answer to the request `name`."""
+    deadline = time.monotonic() + 10
+    while not (found := [line for line in lines(rill) if line.get("request_id") == name]):
+        assert time.monotonic() < deadline, rill.output()[-3000:]
+        time.sleep(0.02)
+    return found[0]
+
+
+def counters(rill: Rill) -> dict[tuple[str, str], float]:
+    """What each series of the metrics counts, by its name and its labels."""
+    with rill.ask("GET", "/metrics", ALICE) as asked:
+        rows = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", asked.read_rest().decode(), re.MULTILINE)
+    return {(name, labels): float(value) for name, labels, value in rows}
+
+
+class Counted:
+    """What the counters rise by between the beginning and the end of the context."""
+
+    def __init__(self, rill: Rill) -> None:
+        self._rill = rill
+        self.risen: dict[tuple[str, str], float] = {}
+
+    def __enter__(self) -> "Counted":
+        self._before = counters(self._rill)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        now = counters(self._rill)
+        self.risen = {key: value - self._before.get(key, 0) for key, value in now.items()}
+
+    def errors(self) -> dict[str, float]:
+        """The upstream errors, by type."""
+        rows = {labels: value for (name, labels), value in self.risen.items() if name == "rill_upstream_errors_total"}
+        return {labels.split('"')[1]: value for labels, value in rows.items() if value}
+
+
+# Our own account
+
+ACCOUNT = {
+    "credit": "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade.",
+    "limits": "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
+    "workspace": "You have reached your specified workspace API usage limits. You will regain access on 2026-12-01.",
+    "organization": "This organization has been disabled.",
+    "spend": "This request would exceed your workspace's monthly spend limit.",
+}
+OURS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("message", ACCOUNT)
+def test_an_account_that_is_not_served_is_a_502_without_the_apis_words(
+    rill: Rill, upstream: Upstream, message: str, dialect: str
+) -> None:
+    upstream.always(wire.error(400, "invalid_request_error", ACCOUNT[message]))
+    with Counted(rill) as counted, ask(rill, dialect) as asked:
+        assert asked.status == 502
+        assert not OURS.search(asked.read_rest().decode())
+    assert counted.errors() == {"account_blocked": 1}
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("begin", [(), (wire.send(wire.start()),)], ids=["first", "later"])
+def test_an_event_about_our_account_is_not_passed_on(
+    rill: Rill, upstream: Upstream, dialect: str, begin: tuple[Step, ...]
+) -> None:
+    event = wire.stream_error("invalid_request_error", ACCOUNT["credit"])
+    upstream.always(wire.head(), *begin, wire.send(event), wire.end())
+    with ask(rill, dialect) as asked:
+        assert asked.status == (200 if begin and dialect != "text" else 502)
+        assert not OURS.search(asked.read_rest().decode())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "prompt is too long: 200001 tokens > 200000 maximum",
+        "max_tokens: 64001 > 64000, which is the maximum allowed number of output tokens",
+        "messages.0.content: our organization has been disabled, our workspace is at its usage limits",
+        "messages: at least one message is required",
+    ],
+)
+def test_an_error_of_the_request_stays_the_clients_with_its_words(rill: Rill, upstream: Upstream, message: str) -> None:
+    upstream.always(wire.error(400, "invalid_request_error", message))
+    with Counted(rill) as counted, ask(rill) as asked:
+        assert (asked.status, asked.read_rest().decode().strip()) == (400, message)
+    assert counted.errors() == {"bad_request": 1}
+
+
+# Every response that is not 2xx
+
+
+@pytest.mark.parametrize(
+    ("step", "type", "count"),
+    [
+        (wire.error(529, "overloaded_error", "no", {"retry-after": "0"}), "overloaded", 3),
+        (wire.error(500, "api_error", "no", {"retry-after": "0"}), "failed", 3),
+        (wire.error(404, "not_found_error", "model: claude-nothing-9"), "model_not_found", 1),
+        (wire.status(404, {"content-type": "text/html"}, b"<h1>Not Found"), "refused", 1),
+        (wire.status(307, {"location": "/elsewhere"}), "failed", 1),
+        (wire.error(413, "request_too_large", "too large"), "too_large", 1),
+    ],
+    ids=["529", "500", "404 model", "404 address", "307", "413"],
+)
+def test_every_response_of_the_upstream_that_is_not_2xx_is_counted(
+    rill: Rill, upstream: Upstream, step: Step, type: str, count: int
+) -> None:
+    upstream.always(step)
+    with Counted(rill) as counted, ask(rill) as asked:
+        asked.read_rest()
+    assert counted.errors() == {type: count}
+    assert len(upstream.requests) == count
+
+
+# A total outage, whatever its form
+
+Form = tuple[Step, ...]
+OUTAGES: dict[str, Form] = {
+    "401": (wire.error(401, "authentication_error", "invalid x-api-key"),),
+    "403": (wire.error(403, "permission_error", "no"),),
+    "400 credit": (wire.error(400, "invalid_request_error", ACCOUNT["credit"]),),
+    "404 address": (wire.status(404, {"content-type": "text/html"}, b"<h1>Not Found"),),
+    "404 of the API": (wire.error(404, "not_found_error", "Not Found"),),
+    "429": (wire.error(429, "rate_limit_error", "no", {"retry-after": "3600"}),),
+    "500": (wire.error(500, "api_error", "no", {"retry-after": "0"}),),
+    "529": (wire.error(529, "overloaded_error", "no", {"retry-after": "0"}),),
+    "HTML": (wire.status(200, {"content-type": "text/html"}, b"<h1>Log in"),),
+    "silence": (wire.silence(),),
+    "silence in the answer": (*BEGUN, wire.silence()),
+    "cut": (*BEGUN, wire.close()),
+    "an error in the answer": (*BEGUN, wire.send(wire.stream_error()), wire.end()),
+}
+
+
+def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
+    """Evaluate an alert of docs/alerts.yml, with what the counters have risen by in place of their rates."""
+    (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
+    (expression,) = [each["expr"] for each in group["rules"] if each.get("alert") == rule]
+
+    def total(found: re.Match[str]) -> str:
+        metric, label, values = found.groups()
+        pattern = re.compile(values)
+        matching = [
+            value
+            for (name, labels), value in risen.items()
+            if name == metric and pattern.fullmatch(re.search(rf'\b{label}="([^"]*)"', labels)[1])  # type: ignore[index]
+        ]
+        return repr(float(sum(matching)))
+
+    numbers = re.sub(r'sum\(rate\((\w+)\{(\w+)=~"([^"]*)"\}\[\w+\]\)\)', total, expression)
+    assert re.fullmatch(r"[\d.e+\s/()>-]+", numbers), numbers
+    left, right = (part.split("/") for part in numbers.split(">"))
+    over, under = map(float, left)
+    return bool(under) and over / under > float(right[0])  # x / 0 is NaN, which is over nothing
+
+
+@pytest.mark.parametrize("form", OUTAGES)
+@pytest.mark.parametrize("dialect", ["text", "anthropic"])
+def test_a_total_outage_fires_its_alert_whatever_its_form(
+    rill: Rill, upstream: Upstream, form: str, dialect: str
+) -> None:
+    upstream.always(*OUTAGES[form])
+    with Counted(rill) as counted, ask(rill, dialect, model="claude-sonnet-5-5") as asked:
+        asked.read_rest()
+    assert fires("RillUpstreamDown", counted.risen)
+    assert counted.errors()
+
+
+def test_an_upstream_that_cannot_be_reached_fires_the_alert(start_rill: StartRill) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    rill = start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}")
+    with Counted(rill) as counted, ask(rill) as asked:
+        assert asked.status == 502
+    assert fires("RillUpstreamDown", counted.risen)
+
+
+def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
+    upstream.script(wire.error(404, "not_found_error", "model: claude-nothing-9"))
+    upstream.script(*BEGUN, wire.silence())
+    with Counted(rill) as counted:
+        for status in (400, 404):
+            with ask(rill) as asked:
+                assert asked.status == status
+        with ask(rill, name="leaves") as asked:
+            asked.next_chunk()
+        logged(rill, "leaves")
+    assert not fires("RillUpstreamDown", counted.risen)
+
+
+# A model that the upstream does not know
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_chosen_model_that_does_not_exist_is_a_404_that_names_it(
+    rill: Rill, upstream: Upstream, dialect: str
+) -> None:
+    upstream.always(wire.error(404, "not_found_error", "model: claude-nothing-9"))
+    with ask(rill, dialect) as asked:
+        assert asked.status == 404
+        told = asked.read_rest().decode()
+    assert "claude-nothing-9" in told
+    if dialect in ("anthropic", "openai"):
+        assert json.loads(told)["error"]["type"] == "not_found_error"
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("dialect", ["text", "sse", "openai"])
+def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
+    rill: Rill, upstream: Upstream, dialect: str
+) -> None:
+    upstream.always(wire.error(404, "not_found_error", "model: claude-sonnet-5-5"))
+    with ask(rill, dialect, model=None) as asked:
+        assert asked.status == 502
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("step", [OUTAGES["404 address"][0], OUTAGES["404 of the API"][0]], ids=["HTML", "JSON"])
+def test_a_wrong_address_of_the_upstream_stays_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
+    upstream.always(step)
+    with ask(rill, dialect) as asked:
+        assert asked.status == 502
+
+
+# A slow client
+
+
+def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.socket:
+    """Ask through a small receive buffer, and read nothing yet."""
+    connected = socket.socket()
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connected.settimeout(30)
+    connected.connect(("127.0.0.1", rill.port))
+    connected.sendall(request_bytes("GET", path, {**ALICE, "X-Request-Id": name, "Connection": "close"}))
+    return connected
+
+
+def test_the_time_in_which_a_client_does_not_read_is_not_the_models_silence(rill: Rill, upstream: Upstream) -> None:
+    text = "~" * 400_000
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(text)), wire.send(wire.stop()), wire.end())
+    with connect_slowly(rill, "reads-late") as reader:
+        time.sleep(5)  # longer than the idle timeout, shorter than that of a client that does not read
+        got = b""
+        while piece := reader.recv(65536):
+            got += piece
+    assert got.count(b"~") == len(text)
+    assert logged(rill, "reads-late")["ending"] == "completed"
+
+
+def test_a_silent_upstream_behind_a_client_that_reads_late_is_still_an_idle_timeout(
+    rill: Rill, upstream: Upstream
+) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.silence())
+    with connect_slowly(rill, "silent-behind") as reader:
+        time.sleep(4)
+        begun = time.monotonic()
+        while reader.recv(65536):
+            pass
+        assert 2 <= time.monotonic() - begun < 7
+    assert logged(rill, "silent-behind")["ending"] == "idle_timeout"
+
+
+def accept_slowly() -> tuple[ClientSocket, GeventSocket]:
+    """Connect two sockets: the server's, and that of a client with a small receive buffer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        reader = GeventSocket()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        reader.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+    return ClientSocket(accepted, Turns(), None), reader
+
+
+def longest_block(writer: ClientSocket, reader: GeventSocket, piece: int) -> float:
+    """Read a piece each half second for five seconds: the longest time for which the client seemed to take nothing."""
+    longest = 0.0
+    for _ in range(10):
+        gevent.sleep(0.5)
+        if piece:
+            reader.recv(piece)
+        assert writer.blocked_since is not None
+        longest = max(longest, time.monotonic() - writer.blocked_since)
+    return longest
+
+
+@pytest.mark.parametrize("piece", [1000, 0])
+def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> None:
+    writer, reader = accept_slowly()
+    with writer, reader:
+        sending = gevent.spawn(writer.sendall, b"x" * 400_000)
+        gevent.sleep(0.2)
+        longest = longest_block(writer, reader, piece)
+        assert longest < 3 if piece else longest > 3
+        sending.kill()
+
+
+def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(rill: Rill, upstream: Upstream) -> None:
+    # All of the text is taken; the reset comes while only the upstream's last bytes are awaited.
+    upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
+    with ask(rill, name="resets") as asked:
+        assert asked.next_chunk() == b"some "
+        asked.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        upstream.open("end")
+        upstream.wait_until(lambda: upstream._held.get("end", 0) > 0, "the gate")
+        time.sleep(0.02)
+    assert logged(rill, "resets")["ending"] == "client_disconnected"
+
+
+# What the upstream said last
+
+
+@pytest.mark.parametrize("cut", [wire.end(), wire.close()], ids=["end", "cut"])
+@pytest.mark.parametrize("type", ["overloaded_error", "api_error"])
+def test_an_error_event_without_its_blank_line_is_that_error(
+    rill: Rill, upstream: Upstream, type: str, cut: Step
+) -> None:
+    upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), cut)
+    name = f"unterminated-{time.monotonic_ns()}"
+    with ask(rill, "sse", name) as asked:
+        told = asked.read_rest()
+    title = {"overloaded_error": "upstream_overloaded", "api_error": "upstream_failed"}[type]
+    assert json.loads(told.split(b"event: error\ndata: ")[1])["code"] == title
+    assert logged(rill, name)["ending"] == "upstream_error"
+
+
+# Rill's own failures
+
+
+def test_an_exception_that_leaves_the_application_is_an_internal_error(rill: Rill) -> None:
+    with rill.ask("GET", "/__fail?q=canary-prompt-of-a-client") as asked:
+        assert asked.status == 500
+    found = [line for line in lines(rill) if "RuntimeError" in line.get("exception", "")]
+    assert len(found) == 1
+    assert found[0]["level"] == "error"
+    assert "failing.py" in found[0]["exception"]
+    assert "A request could not be read: RuntimeError" not in rill.output()
+    assert "canary" not in rill.output()
+
+
+def test_what_cannot_be_parsed_is_no_internal_error(rill: Rill) -> None:
+    with Conversation(rill.port, b"hello\r\n\r\n") as asked:
+        assert asked.status == 400
+    assert "A request could not be read" in rill.output()
+
+
+# Keys and paths
+
+
+def test_a_missing_key_and_a_wrong_one_are_told_apart(rill: Rill) -> None:
+    told = []
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        with rill.ask("GET", "/stream?q=hi", headers) as asked:
+            assert asked.status == 401
+            told.append(asked.read_rest().decode())
+    assert "needed" in told[0]
+    assert "not valid" in told[1]
+
+
+def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    time.sleep(0.1)
+    return [line for line in lines(rill) if line["event"] == "refused" and condition(line)]
+
+
+def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: Rill) -> None:
+    time.sleep(1)  # the lines of the tests before count
+    wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "refused-401"}
+    with rill.ask("GET", "/stream?q=canary-prompt", wrong) as asked:
+        assert asked.status == 401
+    secret = "/x%0a%1b%5b31mFORGED/wrong-key-of-somebody/sk-ant-api03-abcdefgh/sk-test-key?q=canary"
+    with rill.ask("GET", secret, {**wrong, "X-Request-Id": "refused-404"}) as asked:
+        assert asked.status == 404
+    unauthorized, not_found = refusals_of(rill, lambda line: line["request_id"] in ("refused-401", "refused-404"))
+    assert (unauthorized["status"], unauthorized["problem"], unauthorized["path"]) == (401, "unauthorized", "/stream")
+    assert unauthorized["address"] == "127.0.0.1"
+    assert (not_found["status"], not_found["problem"]) == (404, "not_found")
+    assert not_found["path"] == "/*/*/*/*"
+    for word in ("wrong-key", "sk-ant", "sk-test", "canary", "q="):
+        assert word not in json.dumps([unauthorized, not_found])
+
+
+def test_a_flood_of_refusals_is_a_few_lines_a_second(rill: Rill) -> None:
+    time.sleep(1)
+    begun = time.monotonic()
+    for _ in range(60):
+        with rill.ask("GET", "/flood/stream") as asked:
+            assert asked.status == 404
+    seconds = time.monotonic() - begun
+    time.sleep(1)
+    with rill.ask("GET", "/flood/stream/messages") as asked:
+        assert asked.status == 404
+    written = refusals_of(rill, lambda line: line["path"].startswith("/*/stream"))
+    assert len(written) <= 5 * (seconds + 2) + 1
+    assert sum(line["left_out"] + 1 for line in written) == 61

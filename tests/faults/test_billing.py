@@ -1,0 +1,356 @@
+"""One question is paid for once: what may be sent to the upstream again, and what clients are told of trying again."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import upstream as wire
+from server import Conversation, Rill, StartRill, rill_env
+from upstream import Step, Upstream
+
+from rill.events import End, Event
+from rill.prompt import Prompt
+from rill.settings import Settings
+from rill.upstream import Upstream as Client
+
+BODY = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
+JSON = {"Content-Type": "application/json"}
+STREAMED = ("text", "sse", "anthropic", "openai", "openai whole")
+HANG_UPS = {"close": wire.close(), "reset": wire.reset()}
+
+
+@pytest.fixture(scope="module")
+def rill(module_upstream: Upstream) -> Iterator[Rill]:
+    """The server of most tests here, with a client's API key and short timeouts."""
+    env = {"RILL_TOKENS": "alice=of-alice", "RILL_IDLE_SECONDS": "2", "RILL_FIRST_EVENT_SECONDS": "8"}
+    with Rill({**rill_env(module_upstream), **env}) as running:
+        yield running
+
+
+def ask(rill: Rill, way: str, headers: dict[str, str] | None = None) -> Conversation:
+    """Ask in a dialect; one that is `whole` is not streamed to the client."""
+    fields = {"Authorization": "Bearer of-alice", **(headers or {})}
+    if way in ("text", "sse"):
+        return rill.ask("GET", "/stream?q=hi", {**fields, **({"Accept": "text/event-stream"} if way == "sse" else {})})
+    dialect, _, whole = way.partition(" ")
+    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
+    return rill.ask("POST", path, {**fields, **JSON}, json.dumps({**BODY, "stream": not whole}).encode())
+
+
+def keep_a_connection(rill: Rill, upstream: Upstream) -> None:
+    """Leave an idle connection to the upstream, which the next request takes."""
+    upstream.script(*wire.answer("warm"))
+    with ask(rill, "text") as asked:
+        assert asked.read_rest() == b"warm"
+    upstream.wait_until(lambda: upstream.answers[-1].ending == "sent", "the end of the first answer")
+    upstream.clear()
+
+
+# What is sent again
+
+
+@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("way", STREAMED)
+def test_a_streamed_request_whose_connection_closes_at_once_is_sent_three_times_at_most(
+    rill: Rill, upstream: Upstream, way: str, how: str
+) -> None:
+    keep_a_connection(rill, upstream)
+    upstream.always(HANG_UPS[how])
+    with ask(rill, way) as asked:
+        assert asked.status == 502
+    assert len(upstream.requests) == 3
+
+
+def test_a_kept_connection_that_was_just_closed_is_not_noticed(rill: Rill, upstream: Upstream) -> None:
+    keep_a_connection(rill, upstream)
+    upstream.script(wire.close())
+    upstream.script(*wire.answer("here"))
+    with ask(rill, "text") as asked:
+        assert (asked.read_rest(), asked.ended) == (b"here", "clean")
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("way", STREAMED)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "fresh"])
+def test_a_request_that_the_upstream_may_have_processed_is_sent_once(
+    rill: Rill, upstream: Upstream, way: str, how: str, kept: bool
+) -> None:
+    if kept:
+        keep_a_connection(rill, upstream)
+    upstream.always(wire.pause(0.7), HANG_UPS[how])
+    with ask(rill, way) as asked:
+        assert asked.status == 502
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "fresh"])
+def test_a_request_that_is_not_streamed_is_never_sent_again(
+    rill: Rill, upstream: Upstream, how: str, kept: bool
+) -> None:
+    if kept:
+        keep_a_connection(rill, upstream)
+    upstream.always(HANG_UPS[how])
+    with ask(rill, "anthropic whole") as asked:
+        assert asked.status == 502
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\ncontent-", b"220 smtp.example ESMTP\r\n\r\n"])
+def test_a_request_that_got_a_byte_of_a_response_is_sent_once(rill: Rill, upstream: Upstream, begin: bytes) -> None:
+    keep_a_connection(rill, upstream)
+    upstream.always(wire.raw(begin), wire.close())
+    with ask(rill, "text") as asked:
+        assert asked.status == 502
+    assert len(upstream.requests) == 1
+
+
+# An error as the first event
+
+FIRST_ERRORS = {
+    "overloaded_error": (503, 3),
+    "rate_limit_error": (429, 3),
+    "api_error": (502, 1),
+    "authentication_error": (502, 1),
+    "invalid_request_error": (400, 1),
+}
+PAUSES = {"at once": (), "behind a ping": (wire.send(wire.ping()),)}
+
+
+@pytest.mark.parametrize("type", FIRST_ERRORS)
+@pytest.mark.parametrize("way", STREAMED)
+def test_an_error_as_the_first_event_is_a_true_status_after_the_same_count_of_attempts(
+    rill: Rill, upstream: Upstream, way: str, type: str
+) -> None:
+    upstream.always(wire.head(), wire.send(wire.stream_error(type, "max_tokens: 9 is odd")), wire.end())
+    status, requests = FIRST_ERRORS[type]
+    with ask(rill, way) as asked:
+        assert asked.status == status
+        told = asked.read_rest()
+        assert asked.headers.get("retry-after") == ("1" if status in (429, 503) else None)
+    assert (b"max_tokens: 9 is odd" in told) == (status == 400)
+    assert len(upstream.requests) == requests
+
+
+@pytest.mark.parametrize("before", PAUSES)
+@pytest.mark.parametrize("way", STREAMED)
+def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
+    rill: Rill, upstream: Upstream, way: str, before: str
+) -> None:
+    head = wire.head({"request-id": "req_of_the_first"})
+    upstream.script(head, *PAUSES[before], wire.send(wire.stream_error()), wire.silence())
+    upstream.script(*wire.answer("here"))
+    with ask(rill, way) as asked:
+        assert asked.status == 200
+        told = asked.read_rest()
+        assert asked.ended == "clean"
+        if way == "anthropic":
+            assert asked.headers["request-id"] == wire.REQUEST_ID
+    assert b"here" in told
+    assert b"error" not in told
+    assert [each.ending for each in upstream.answers] == ["left", "sent"]
+
+
+def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.head(), wire.send(wire.start()), wire.send(wire.stream_error()), wire.end())
+    with ask(rill, "sse") as asked:
+        assert asked.status == 200
+        assert b"event: error" in asked.read_rest()
+    assert len(upstream.requests) == 1
+
+
+def test_no_overload_is_retried_beyond_the_start_timeout(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_FIRST_EVENT_SECONDS="0.3", RILL_TOKENS="alice=of-alice")
+    upstream.always(wire.head(), wire.send(wire.stream_error()), wire.end())
+    with ask(rill, "text") as asked:
+        assert asked.status == 503
+    assert len(upstream.requests) == 1
+
+
+# What is complete is delivered
+
+MESSAGE = {"type": "message", "content": [{"type": "text", "text": "paid"}], "stop_reason": "end_turn", "usage": {}}
+
+
+def test_a_whole_message_is_delivered_though_its_last_chunk_never_comes(rill: Rill, upstream: Upstream) -> None:
+    body = json.dumps(MESSAGE).encode()
+    upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.silence())
+    with ask(rill, "anthropic whole") as asked:
+        assert (asked.status, asked.read_rest(), asked.ended) == (200, body, "clean")
+
+
+@pytest.mark.parametrize("how", HANG_UPS)
+def test_a_whole_message_is_delivered_though_its_connection_breaks_behind_it(
+    rill: Rill, upstream: Upstream, how: str
+) -> None:
+    body = json.dumps(MESSAGE).encode()
+    upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.pause(0.2), HANG_UPS[how])
+    with ask(rill, "anthropic whole") as asked:
+        assert (asked.status, asked.read_rest()) == (200, body)
+
+
+def test_half_a_message_is_still_a_timeout(rill: Rill, upstream: Upstream) -> None:
+    half = json.dumps(MESSAGE).encode()[:-1]
+    upstream.script(wire.head({"content-type": "application/json"}), wire.send(half), wire.silence())
+    with ask(rill, "anthropic whole") as asked:
+        assert asked.status == 504
+
+
+class Interruption(Exception):
+    """What a deadline or a stop throws into the greenlet of an answer."""
+
+
+def test_an_interruption_while_only_trailing_bytes_are_awaited_ends_nothing(upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("paid"), wire.stop()), wire.silence())
+    client = Client(Settings(ANTHROPIC_API_KEY="sk-test-key"), upstream.url, 1)
+    answer = client.ask(Prompt("claude-sonnet-5-5", 50, BODY["messages"]), 5)  # type: ignore[arg-type]
+    got: list[Event] = []
+
+    def read() -> None:
+        for events in answer:
+            got.extend(events)
+
+    reader = gevent.spawn(read)
+    while not any(isinstance(event, End) for event in got):
+        gevent.sleep(0.001)
+    gevent.sleep(0)
+    reader.kill(Interruption("a stop"), block=False)
+    reader.get()  # raises what read() raised
+    answer.close()
+
+
+# A Range joins two answers
+
+RANGED = {
+    "GET /stream": ("GET", "/stream?q=hi", b""),
+    "GET /stream, events": ("GET", "/chat/stream?message=hi", b""),
+    "POST /stream": ("POST", "/stream", b"hi"),
+}
+
+
+@pytest.mark.parametrize("route", RANGED)
+@pytest.mark.parametrize("wanted", ["bytes=1-", "bytes=512-", "bytes=5-9", "Bytes = 12-"])
+def test_the_rest_of_an_answer_is_a_412_and_no_new_answer(
+    rill: Rill, upstream: Upstream, route: str, wanted: str
+) -> None:
+    method, path, body = RANGED[route]
+    headers = {"Authorization": "Bearer of-alice", "Range": wanted}
+    with rill.ask(method, path, headers, body) as asked:
+        assert asked.status == 412
+        assert "without Range" in asked.read_rest().decode()
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("route", RANGED)
+@pytest.mark.parametrize("wanted", ["bytes=0-", "bytes=00-", "bytes=-5", "lines=1-", "bytes=", ""])
+def test_any_other_range_is_answered_whole(rill: Rill, upstream: Upstream, route: str, wanted: str) -> None:
+    upstream.script(*wire.answer("whole"))
+    method, path, body = RANGED[route]
+    with rill.ask(method, path, {"Authorization": "Bearer of-alice", "Range": wanted}, body) as asked:
+        assert asked.status == 200
+        assert b"whole" in asked.read_rest()
+
+
+CUT = (wire.head(), wire.send(wire.opening(), wire.text("half an answer")), wire.pause(0.1), wire.close())
+KEY = "--header=Authorization: Bearer of-alice"
+
+
+@pytest.mark.skipif(not shutil.which("wget"), reason="needs wget")
+def test_wget_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: Path) -> None:
+    upstream.script(*CUT)
+    upstream.always(*wire.answer("another answer, which is a longer one"))
+    command = ["wget", "-q", "--tries=3", "--waitretry=1", KEY, "-O", "answer", f"{rill.url}/stream?q=hi"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert done.returncode != 0
+    assert (tmp_path / "answer").read_bytes() == b"half an answer"
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: Path) -> None:
+    upstream.script(*CUT)
+    upstream.always(*wire.answer("another answer, which is a longer one"))
+    command = ["curl", "-sfN", "-C", "-", KEY, "-o", "answer", f"{rill.url}/stream?q=hi"]
+    command[4] = "-HAuthorization: Bearer of-alice"
+    for code in (18, 22):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+        assert done.returncode == code
+        assert (tmp_path / "answer").read_bytes() == b"half an answer"
+    assert len(upstream.requests) == 1
+
+
+# What an SDK is told of trying again
+
+AT_ONCE = {"retry-after": "0"}
+
+
+ADVICE: dict[str, tuple[Sequence[Step], int, str | None, int]] = {
+    "a rejected key": ([wire.error(401, "authentication_error", "no")], 502, "false", 1),
+    "not allowed": ([wire.error(403, "permission_error", "no")], 502, "false", 1),
+    "no such model": ([wire.error(404, "not_found_error", "model: x")], 404, "false", 1),
+    "bad request": ([wire.error(400, "invalid_request_error", "no")], 400, "false", 1),
+    "failing": ([wire.error(500, "api_error", "no", AT_ONCE)], 502, "false", 3),
+    "overloaded": ([wire.error(529, "overloaded_error", "no", AT_ONCE)], 503, "false", 3),
+    "rate limit": ([wire.error(429, "rate_limit_error", "no", {"retry-after": "1"})], 429, "false", 3),
+    "overloaded for a while": ([wire.error(529, "overloaded_error", "no", {"retry-after": "9"})], 503, None, 1),
+    "rate limit for a while": ([wire.error(429, "rate_limit_error", "no", {"retry-after": "9"})], 429, None, 1),
+    "rate limit for an hour": ([wire.error(429, "rate_limit_error", "no", {"retry-after": "3600"})], 429, "false", 1),
+    "the upstream says no": (
+        [wire.error(429, "rate_limit_error", "no", {"retry-after": "9", "x-should-retry": "false"})], 429, "false", 1
+    ),
+    "the upstream says yes": (
+        [wire.error(400, "invalid_request_error", "no", {"retry-after": "9", "x-should-retry": "true"})],
+        400, "true", 1,
+    ),
+    "a yes that was tried": (
+        [wire.error(400, "invalid_request_error", "no", {"retry-after": "0", "x-should-retry": "true"})],
+        400, "false", 3,
+    ),
+    "gateway timeout": ([wire.error(504, "api_error", "no", AT_ONCE)], 504, "false", 1),
+    "cut late": ([wire.pause(0.7), wire.close()], 502, "false", 1),
+    "cut after its head": ([wire.head(), wire.close()], 502, "false", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["anthropic", "openai"])
+@pytest.mark.parametrize("case", ADVICE)
+def test_an_sdk_is_told_not_to_multiply_what_was_tried_or_cannot_help(
+    rill: Rill, upstream: Upstream, case: str, way: str
+) -> None:
+    steps, status, advice, requests = ADVICE[case]
+    upstream.always(*steps)
+    with ask(rill, way) as asked:
+        assert (asked.status, asked.headers.get("x-should-retry")) == (status, advice)
+    assert len(upstream.requests) == requests
+
+
+def test_a_wrong_key_and_an_unknown_route_are_not_worth_a_retry(rill: Rill) -> None:
+    with ask(rill, "anthropic", {"Authorization": "Bearer wrong"}) as asked:
+        assert (asked.status, asked.headers["x-should-retry"]) == (401, "false")
+    with rill.ask("POST", "/v1/nothing") as asked:
+        assert (asked.status, asked.headers["x-should-retry"]) == (404, "false")
+
+
+def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_RATE="1/hour", RILL_TOKENS="alice=of-alice")
+    upstream.always(*wire.answer("ok"))
+    with ask(rill, "anthropic") as asked:
+        asked.read_rest()
+    with ask(rill, "anthropic") as asked:
+        assert (asked.status, asked.headers.get("x-should-retry")) == (429, None)
+        message: dict[str, Any] = json.loads(asked.read_rest())
+        assert re.search(r"Try again in \d+ s\.$", message["error"]["message"])
+        assert not re.search(r"later|moment", message["error"]["message"])
+
+
+def test_plain_text_has_no_header_for_sdks(rill: Rill, upstream: Upstream) -> None:
+    upstream.always(wire.error(401, "authentication_error", "no"))
+    with ask(rill, "text") as asked:
+        assert (asked.status, asked.headers.get("x-should-retry")) == (502, None)

@@ -1,0 +1,286 @@
+"""A log that nobody reads: no request waits for it, no worker dies of it, and the loss is counted and reported."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import upstream as wire
+from server import ROOT, Rill, raw_request, rill_env
+from upstream import Upstream
+
+from rill.log_stream import LogStream
+
+ANSWER = (
+    wire.head(),
+    wire.send(wire.opening(), wire.text("some text"), wire.block_stop(), wire.stop()),
+    wire.end(),
+)
+# Enough to fill every buffer below; a line of an answer is about 400 bytes.
+MANY = 60
+SCARCE = 4096
+
+
+Ends = tuple[int, int]  # where to read, where to write
+
+
+def pipe_ends() -> Ends:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, SCARCE)
+    return read, write
+
+
+def socket_ends() -> Ends:
+    read, write = socket.socketpair()
+    write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SCARCE)
+    return read.detach(), write.detach()
+
+
+@pytest.fixture
+def ends() -> Iterator[Callable[[Callable[[], Ends]], Ends]]:
+    """Make a pair of connected descriptors that are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(kind: Callable[[], Ends]) -> Ends:
+            pair = kind()
+            for each in pair:
+                stack.callback(close, each)
+            return pair
+
+        yield make
+
+
+def close(fd: int) -> None:
+    with suppress(OSError):
+        os.close(fd)
+
+
+def read_available(fd: int, seconds: float = 0) -> bytes:
+    """All that can be read now, or that begins within `seconds`."""
+    got = b""
+    while select.select([fd], [], [], 0 if got else seconds)[0] and (data := os.read(fd, 65536)):
+        got += data
+    return got
+
+
+def ask_many(rill: Rill, times: int = MANY) -> None:
+    for number in range(times):
+        with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": f"answer-{number}"}) as asked:
+            assert asked.read_rest() == b"some text"
+
+
+def break_many(rill: Rill, times: int = MANY) -> None:
+    """Send what is no request, of which gunicorn's log is told."""
+    for _ in range(times):
+        with raw_request(rill.port, b"NONSENSE\r\n\r\n") as asked:
+            assert asked.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def lines_dropped(rill: Rill) -> int:
+    with rill.ask("GET", "/metrics", {"Connection": "close"}) as asked:
+        (found,) = re.findall(rb"^rill_log_lines_dropped_total (\d+)", asked.read_rest(), re.MULTILINE)
+    return int(found)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def losses(written: bytes) -> int:
+    """How many lines the reports of losses say are lost."""
+    as_json = re.findall(rb'^\{"event": "log lines dropped", "lines": (\d+)', written, re.MULTILINE)
+    as_text = re.findall(rb"^\[.*\] \[\d+\] \[WARNING\] (\d+) log lines were dropped", written, re.MULTILINE)
+    return sum(map(int, as_json + as_text))
+
+
+@pytest.mark.parametrize("kind", [pipe_ends, socket_ends, pty.openpty], ids=["pipe", "socket", "terminal"])
+def test_a_log_that_nobody_reads_holds_up_no_request(
+    upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends], kind: Callable[[], Ends]
+) -> None:
+    upstream.always(*ANSWER)
+    (stdout, to_stdout), (stderr, to_stderr) = ends(kind), ends(kind)
+    with Rill(rill_env(upstream), outputs=(to_stdout, to_stderr)) as rill:
+        before = rill.wait_for_workers(1)
+        ask_many(rill)
+        break_many(rill)
+        dropped = lines_dropped(rill)
+        assert dropped > 0
+        told = read_available(stdout) + read_available(stderr)
+        ask_many(rill, 1)
+        break_many(rill, 1)
+        told += read_available(stdout, 5) + read_available(stderr, 5)
+        assert lines_dropped(rill) == dropped
+        told = re.sub(rb"\x1b\[[\d;]*m|\r", b"", told)  # a terminal's
+        answers = len(re.findall(rb"\banswer-\d+\b", told))
+        refused = len(re.findall(rb"A request could not be read", told))
+        assert losses(told) == dropped
+        assert answers + refused + dropped == 2 * MANY + 2
+        assert rill.workers() == before
+        assert all(os.get_blocking(each) for each in (to_stdout, to_stderr))
+        close(stdout)
+        close(stderr)
+        assert rill.stop().exit_code == 0
+
+
+def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
+    upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
+) -> None:
+    upstream.always(*ANSWER)
+    read, write = ends(pipe_ends)
+    with Rill({**rill_env(upstream), "WEB_CONCURRENCY": "2"}, outputs=(write, write)) as rill:
+        first, second = rill.wait_for_workers(2)
+        ask_many(rill)
+        break_many(rill)
+        assert rill.workers() == [first, second]
+        first.kill()  # the master logs it
+        first.wait(10)
+        rill.wait_for_workers(2)
+        ask_many(rill)
+        dropped = lines_dropped(rill)
+        assert dropped > 0
+        told = read_available(read)
+        for _ in range(MANY):  # whichever worker they come to
+            ask_many(rill, 1)
+            told += read_available(read, 5)
+        assert losses(told) > 0
+        lines = [line for line in told.split(b"\n") if line]
+        assert [line for line in lines if not re.fullmatch(rb"\{.*\}|\[.*\] \[\d+\] \[[A-Z]+\] .*", line)] == []
+        assert second in rill.workers()
+        rill.signal(signal.SIGHUP)
+        wait_until(lambda: second not in rill.workers())
+        assert rill.stop().exit_code == 0
+
+
+def test_a_log_whose_reader_is_gone_ends_no_worker(
+    upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
+) -> None:
+    upstream.always(*ANSWER)
+    read, write = ends(pipe_ends)
+    with Rill(rill_env(upstream), outputs=(write, write)) as rill:
+        before = rill.wait_for_workers(1)
+        close(read)
+        ask_many(rill)
+        break_many(rill)
+        wait_until(lambda: lines_dropped(rill) == 2 * MANY)
+        assert rill.workers() == before
+        assert rill.stop().exit_code == 0
+
+
+def test_a_full_disk_under_the_log_ends_no_worker(upstream: Upstream, mounted: Callable[[int], Path]) -> None:
+    upstream.always(*ANSWER)
+    path = mounted(SCARCE) / "log"
+    log = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        with Rill(rill_env(upstream), outputs=(log, log)) as rill:
+            before = rill.wait_for_workers(1)
+            ask_many(rill)
+            break_many(rill)
+            assert lines_dropped(rill) > 0
+            os.truncate(path, 0)
+            ask_many(rill, 1)
+            wait_until(lambda: losses(path.read_bytes().lstrip(b"\0")) > 0)
+            assert rill.workers() == before
+            assert rill.stop().exit_code == 0
+    finally:
+        os.close(log)
+
+
+# The stream by itself
+
+
+def run_with_full_stderr(code: str, read: int, write: int) -> bytes:
+    """Run Python with a full pipe as stderr; return what it wrote to stdout."""
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 512)
+    os.set_blocking(write, True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=write, timeout=20, check=False
+    )
+    assert ran.returncode == 0
+    return ran.stdout
+
+
+WRITE_ALL = """
+import gevent, sys, traceback, warnings
+from rill.log_stream import count_dropped_lines, keep_logs_from_blocking
+gevent.sleep(0)
+{prepare}
+keep_logs_from_blocking()
+gevent.spawn(lambda: 1 / 0).join()
+warnings.warn("w")
+print("words", file=sys.stderr)
+print(count_dropped_lines())
+"""
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        "",
+        pytest.param(
+            "import os; os.setuid(65534)",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else"),
+        ),
+    ],
+    ids=["reopened", "another user's"],
+)
+def test_tracebacks_and_warnings_do_not_wait_for_a_reader_either(
+    ends: Callable[[Callable[[], Ends]], Ends], prepare: str
+) -> None:
+    assert int(run_with_full_stderr(WRITE_ALL.format(prepare=prepare), *ends(pipe_ends))) >= 3
+
+
+def test_a_line_that_was_begun_is_finished_before_the_next(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+    read, write = ends(pipe_ends)
+    stream = LogStream(write, json_lines=True)
+    stream.write("a" * 10_000 + "\n")
+    got = b""
+    for number in range(10):
+        stream.write(f"line {number}\n")
+        got += read_available(read)
+    first, report, *rest = got.decode().splitlines()
+    assert first == "a" * 10_000
+    dropped = json.loads(report)["lines"]
+    assert dropped == stream.dropped > 0
+    assert rest == [f"line {number}" for number in range(dropped, 10)]
+
+
+def test_a_child_does_not_finish_or_report_what_its_parent_began(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+    read, write = ends(pipe_ends)
+    stream = LogStream(write, json_lines=True)
+    stream.write("a" * 10_000 + "\n")
+    stream.write("lost\n")
+    assert stream.dropped == 1
+    assert read_available(read) == b"a" * SCARCE
+    if (child := os.fork()) == 0:
+        stream.write("of the child\n")
+        os._exit(stream.dropped)
+    assert os.waitpid(child, 0)[1] == 0
+    assert read_available(read) == b"of the child\n"
+
+
+def test_a_line_is_written_when_it_is_complete(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+    read, write = ends(pipe_ends)
+    stream = LogStream(write, json_lines=True)
+    print("one", "two", file=stream)
+    print("half", end="", file=stream)
+    assert read_available(read) == b"one two\n"
+    stream.flush()
+    assert read_available(read) == b"half"
+    assert (stream.fileno(), stream.isatty(), stream.writable()) == (write, False, True)

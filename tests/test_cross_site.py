@@ -1,0 +1,310 @@
+"""No page of another site uses this service through its visitor's browser: not by DNS rebinding, a form or fetch."""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import upstream as wire
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from server import Conversation, Rill, StartFailed, StartRill, request_bytes
+from upstream import Upstream
+
+EVIL = "rebound.example"
+KEY = {"ANTHROPIC_API_KEY": "sk-test-key"}
+CHAT = (
+    b'{"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": true}'
+)
+JSON = {"Content-Type": "application/json"}
+# Every route that may be billed, or that shows answers, metrics or settings.
+GUARDED = {
+    "GET /stream": ("GET", "/stream?q=hi", b""),
+    "POST /stream": ("POST", "/stream", b'{"q": "hi"}'),
+    "GET /chat/stream": ("GET", "/chat/stream?message=hi", b""),
+    "POST /v1/messages": ("POST", "/v1/messages", CHAT),
+    "POST /v1/chat/completions": ("POST", "/v1/chat/completions", CHAT),
+    "GET /v1/models": ("GET", "/v1/models", b""),
+    "GET /drip": ("GET", "/drip", b""),
+    "GET /metrics": ("GET", "/metrics", b""),
+    "GET /": ("GET", "/", b""),
+}
+BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metrics", "GET /")]
+
+
+@pytest.fixture(scope="module")
+def local(module_upstream: Upstream) -> Iterator[Rill]:
+    """What `make run` starts where a key is set: on loopback, without client keys."""
+    with Rill({**KEY, "ANTHROPIC_BASE_URL": module_upstream.url, "RILL_RATE": "100000/minute"}) as running:
+        yield running
+
+
+def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
+    """The status and the body of the answer on one of the routes."""
+    method, path, body = GUARDED[name]
+    fields = {**(JSON if body else {}), "Connection": "close", **headers}
+    with Conversation(port or service.port, request_bytes(method, path, fields, body)) as asked:
+        return asked.status, asked.read_rest().decode()
+
+
+# DNS rebinding: https://en.wikipedia.org/wiki/DNS_rebinding
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_on_loopback_without_client_keys_another_host_name_is_rejected(
+    local: Rill, upstream: Upstream, name: str
+) -> None:
+    upstream.always(*wire.answer("ok"))
+    status, text = ask(local, name, {"Host": f"{EVIL}:{local.port}"})
+    assert (status, "RILL_ALLOWED_HOSTS" in text) == (403, True)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        EVIL,
+        f"localhost.{EVIL}",
+        f"127.0.0.1.{EVIL}",
+        "localhostx",
+        "127.0.0.1x",
+        "[::1].example",
+        "127.0.0.2",
+        "0.0.0.0",
+        "[::2]",
+        "2130706433",
+        "127.1",
+        "localhost%2eexample",
+    ],
+)
+def test_a_host_name_that_only_looks_local_is_rejected(local: Rill, upstream: Upstream, host: str) -> None:
+    with local.ask("GET", "/stream?q=hi", {"Host": host}) as asked:
+        assert asked.status in (400, 403)  # 400: it is no Host at all
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("port", ["", ":", ":80", ":65535", "own"])
+def test_on_loopback_its_own_names_are_served_on_any_port(
+    local: Rill, upstream: Upstream, host: str, port: str
+) -> None:
+    upstream.always(*wire.answer("ok"))
+    own = f":{local.port}" if port == "own" else port
+    assert ask(local, "GET /stream", {"Host": f"{host}{own}"}) == (200, "ok")
+
+
+def test_a_client_without_a_host_is_no_browser_and_is_served(local: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    with Conversation(local.port, b"GET /stream?q=hi HTTP/1.0\r\n\r\n") as asked:
+        assert (asked.status, asked.read_rest()) == (200, b"ok")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_checks_are_answered_whatever_host_they_name(local: Rill, path: str) -> None:
+    with local.ask("GET", path, {"Host": "10.0.0.7:8000"}) as asked:
+        assert asked.status == 200
+
+
+def test_a_rejected_host_is_counted(local: Rill) -> None:
+    ask(local, "GET /stream", {"Host": EVIL})
+    _, text = ask(local, "GET /metrics", {})
+    assert 'rill_refusals_total{cause="wrong_host"}' in text
+
+
+def test_a_host_that_is_allowed_is_served_and_no_other(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    rill = start_rill(RILL_ALLOWED_HOSTS="Rill.Example, [fd00::7]")
+    statuses = {
+        host: ask(rill, "GET /stream", {"Host": host})[0]
+        for host in ("rill.example", "RILL.example:8443", "[fd00::7]:80", "localhost", EVIL, "x.rill.example")
+    }
+    assert list(statuses.values()) == [200, 200, 200, 200, 403, 403]
+
+
+@pytest.mark.parametrize(
+    "env", [{"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
+)
+def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(start_rill: StartRill, env: dict[str, str]) -> None:
+    rill = start_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
+    assert ask(rill, "GET /stream", {"Host": EVIL, "x-api-key": "one"})[0] == 403
+    assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
+
+
+@pytest.mark.parametrize("env", [{}, {"RILL_TOKENS": "alice=one"}], ids=["no keys", "keys"])
+def test_a_star_allows_every_host(start_rill: StartRill, env: dict[str, str]) -> None:
+    rill = start_rill(RILL_ALLOWED_HOSTS="*", **env)
+    assert ask(rill, "GET /v1/models", {"Host": EVIL, "x-api-key": "one"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "env", [{"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
+)
+def test_where_client_keys_or_the_offline_model_protect_the_key_any_host_is_served(
+    start_rill: StartRill, env: dict[str, str]
+) -> None:
+    rill = start_rill(RILL_ALLOWED_HOSTS=None, **env)
+    assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
+
+
+def test_on_a_public_address_any_host_is_served(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    rill = start_rill(bind=False, RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    assert ask(rill, "GET /stream", {"Host": "rill.example"}) == (200, "ok")
+
+
+def test_a_public_setting_does_not_open_the_loopback_to_other_sites(start_rill: StartRill, upstream: Upstream) -> None:
+    rill = start_rill(RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
+    assert upstream.requests == []
+
+
+def test_where_it_listens_on_both_only_the_loopback_is_guarded(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    with closing(socket.create_server(("0.0.0.0", 0))) as probe:
+        public = probe.getsockname()[1]
+    rill = start_rill("--bind", f"0.0.0.0:{public}", RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
+    assert ask(rill, "GET /stream", {"Host": "rill.example"}, public)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["rill.example", "127.0.0.2", "localhost"])
+def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream: Upstream, host: str) -> None:
+    upstream.always(*wire.answer("ok"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "rill.sock")
+        start_rill("--bind", f"unix:{path}", RILL_ALLOWED_HOSTS=None)
+        with closing(socket.socket(socket.AF_UNIX)) as connected:
+            connected.connect(path)
+            connected.sendall(request_bytes("GET", "/stream?q=hi", {"Host": host, "Connection": "close"}))
+            data = b"".join(iter(lambda: connected.recv(65536), b""))
+    assert data.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "value", ["https://rill.example", "rill.example:80", "rill.example/", "a b", "*.example", "[::1", "::1"]
+)
+def test_what_is_no_host_name_stops_the_start_in_one_line(start_rill: StartRill, value: str) -> None:
+    with pytest.raises(StartFailed) as failed:
+        start_rill(RILL_ALLOWED_HOSTS=value)
+    (line,) = [each for each in failed.value.output.splitlines() if each.startswith("rill: ")]
+    assert "RILL_ALLOWED_HOSTS" in line
+    assert "rill.example.com" in line
+
+
+# A real browser, whose DNS answers for the other site's name with the loopback.
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking no-proxy-server"
+
+ASK_AS_THE_SAME_ORIGIN = """
+const done = arguments[0]
+fetch('/stream', { method: 'POST', body: 'hi' }).then((answer) => done(answer.status), (error) => done(String(error)))
+"""
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+def test_a_rebound_name_in_a_browser_neither_reads_nor_spends(local: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in [*FLAGS.split(), f"host-resolver-rules=MAP {EVIL} 127.0.0.1"]:
+        options.add_argument(f"--{flag}")
+    browser = webdriver.Chrome(options, Service(DRIVER))
+    try:
+        browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # The other site's page would have no policy.
+        browser.get(f"http://{EVIL}:{local.port}/healthz")
+        assert browser.execute_async_script(ASK_AS_THE_SAME_ORIGIN) == 403
+    finally:
+        browser.quit()
+    assert upstream.requests == []
+
+
+# Requests of other sites, by a browser that sends no Sec-Fetch headers: they go to trustworthy origins only.
+# https://www.w3.org/TR/fetch-metadata/#framework and https://www.rfc-editor.org/rfc/rfc6454#section-7
+
+HOST = "localhost:8000"
+FOREIGN_ORIGINS = [
+    "http://evil.example",
+    "https://evil.example:8000",
+    "null",
+    "http://localhost",
+    "http://localhost:8001",
+    "https://localhost",
+    "http://evil.example:8000",
+    "http://localhost.evil.example:8000",
+    "http://localhost:8000.evil.example",
+    "http://localhost:8000@evil.example",
+    "http://evil.example http://localhost:8000",
+    "localhost:8000",
+    "file://",
+    "chrome-extension://abcdefgh",
+    "http://127.0.0.1:8000",
+]
+
+
+@pytest.mark.parametrize("name", BILLED)
+def test_a_page_of_another_origin_is_not_billed_for_without_sec_fetch(
+    local: Rill, upstream: Upstream, name: str
+) -> None:
+    upstream.always(*wire.answer("ok"))
+    status, text = ask(local, name, {"Host": HOST, "Origin": "http://evil.example"})
+    assert (status, "RILL_CORS_ORIGINS" in text) == (403, True)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+def test_an_origin_that_is_not_the_host_is_rejected(local: Rill, upstream: Upstream, origin: str) -> None:
+    assert ask(local, "POST /stream", {"Host": HOST, "Origin": origin})[0] == 403
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("LOCALHOST:8000", "HTTP://localhost:8000"),
+        ("localhost:8000", "https://localhost:8000"),
+        ("localhost", "http://localhost"),
+        ("localhost", "https://localhost"),
+        ("localhost:", "http://localhost"),
+        ("localhost:80", "http://localhost"),
+        ("localhost:443", "https://localhost"),
+        ("localhost", "https://localhost:443"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("[::1]", "http://[::1]"),
+    ],
+)
+def test_a_page_of_its_own_may_ask_without_sec_fetch(local: Rill, upstream: Upstream, host: str, origin: str) -> None:
+    upstream.always(*wire.answer("ok"))
+    assert ask(local, "POST /stream", {"Host": host, "Origin": origin}) == (200, "ok")
+
+
+@pytest.mark.parametrize("allowed", ["https://app.example", "*"])
+def test_an_origin_that_is_listed_may_ask_without_sec_fetch(
+    start_rill: StartRill, upstream: Upstream, allowed: str
+) -> None:
+    upstream.always(*wire.answer("ok"))
+    rill = start_rill(RILL_CORS_ORIGINS=allowed)
+    assert ask(rill, "POST /stream", {"Origin": "https://APP.example"})[0] == 200
+    assert ask(rill, "POST /stream", {"Origin": "null"})[0] == (200 if allowed == "*" else 403)
+
+
+def test_a_get_without_an_origin_stays_possible_as_the_security_page_says(local: Rill, upstream: Upstream) -> None:
+    upstream.always(*wire.answer("ok"))
+    assert ask(local, "GET /stream", {"Host": HOST, "Referer": "http://evil.example/"}) == (200, "ok")
+
+
+CROSS_SITE = {
+    "an image": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    "a fetch": {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "empty", "Origin": "http://evil.example"},
+    "a prefetch": {"Sec-Purpose": "prefetch"},
+}
+
+
+@pytest.mark.parametrize("name", CROSS_SITE)
+def test_a_drip_for_another_site_holds_no_place(local: Rill, name: str) -> None:
+    assert ask(local, "GET /drip", CROSS_SITE[name])[0] == 403
