@@ -1,4 +1,4 @@
-# docker build -t rill . && docker run -p 8000:8000 -e ANTHROPIC_API_KEY -e RILL_TOKENS=alice=... rill
+# docker build -t rill . && docker run -p 8000:8000 -e ANTHROPIC_API_KEY -e RILL_API_KEYS=alice=... rill
 
 FROM python:3.11-slim AS build
 COPY requirements.txt .

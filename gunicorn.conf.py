@@ -11,9 +11,9 @@ import sys
 from gevent import monkey
 from gunicorn import systemd
 
-from rill import metrics_files
-from rill.server import places_for
+from rill.server.worker import places_for
 from rill.settings import BadSettings, read_settings
+from rill.telemetry import metrics_files
 
 try:
     _settings = read_settings()
@@ -25,9 +25,9 @@ METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 # Everybody's only where a platform asks for it.
 bind = f"0.0.0.0:{_settings.port}" if _settings.port is not None else "127.0.0.1:8000"
 workers = _settings.workers
-worker_class = "rill.server.Worker"
+worker_class = "rill.server.worker.Worker"
 
-# A connection over this waits unanswered, so admission (RILL_STREAMS) must come first.
+# A connection over this waits unanswered, so admission (RILL_MAX_STREAMS) must come first.
 _streams, worker_connections = places_for(_settings.streams)
 
 # A burst of callers waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
@@ -37,7 +37,7 @@ backlog = 4096
 # connection that is being closed.
 keepalive = 95
 
-# Answers in flight have RILL_DRAIN_SECONDS; then they are ended, which takes a moment.
+# Answers in flight have RILL_SHUTDOWN_GRACE_SECONDS; then they are ended, which takes a moment.
 graceful_timeout = int(_settings.drain_seconds) + 4
 
 # A long answer would hold back the restart of its worker, and so every new caller.
@@ -48,7 +48,7 @@ control_socket_disable = True
 
 # gunicorn's own access log writes the query, and so the prompt; a platform that forces it on meets our Logger.
 accesslog = None
-logger_class = "rill.server.Logger"
+logger_class = "rill.server.worker.Logger"
 
 # No header sets SCRIPT_NAME or the scheme, whatever FORWARDED_ALLOW_IPS says; RILL_TRUSTED_PROXIES counts the hops.
 forwarder_headers = ""
@@ -65,8 +65,8 @@ def on_starting(server):
     public = [str(address) for address in _addresses(server.cfg) if not _is_local(address)]
     if public and not (_settings.offline or _settings.tokens or _settings.public):
         sys.exit(
-            f"rill: will not serve your key to everybody at {public[0]}: set RILL_TOKENS=name=secret, "
-            "or RILL_PUBLIC=1 if that is what you want"
+            f"rill: will not serve your key to everybody at {public[0]}: set RILL_API_KEYS=name=secret, "
+            "or RILL_ALLOW_ANONYMOUS=1 if that is what you want"
         )
     if server.cfg.is_ssl:
         sys.exit(
@@ -106,7 +106,7 @@ def when_ready(server):
 
     if _streams < _settings.streams:
         server.log.warning(
-            "RILL_STREAMS=%d does not fit: the hard limit of open files admits %d answers at once; raise `ulimit -Hn`.",
+            "RILL_MAX_STREAMS=%d does not fit: the hard limit of open files admits %d answers; raise `ulimit -Hn`.",
             _settings.streams,
             _streams,
         )

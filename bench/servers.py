@@ -105,10 +105,10 @@ def environment(task: Task) -> dict[str, str]:
         "ANTHROPIC_API_KEY": "bench",
         "ANTHROPIC_BASE_URL": task.upstream,
         "WEB_CONCURRENCY": str(task.workers),
-        "RILL_MODELS": "*",
-        "RILL_RATE": "1000000000/minute",
-        "RILL_STREAMS": "12000",
-        "RILL_STREAMS_PER_CALLER": "12000",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "1000000000/minute",
+        "RILL_MAX_STREAMS": "12000",
+        "RILL_MAX_STREAMS_PER_CLIENT": "12000",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if task.certificate:

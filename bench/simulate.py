@@ -23,7 +23,7 @@ TOKENS, SIGMA, RATE = 600, 1.0, 60  # an answer's mean length, the spread of its
 AGAIN_SECONDS, BOOT_SECONDS = 5.0, 2.0  # until who was cut asks again, at most; until a new worker serves
 # Chosen.
 BUSY, MOST_BUSY, MOST_REFUSED = 0.70, 0.01, 0.001  # of a core; of the seconds over that; of the callers
-PLACES, CELL = 200, 5_000  # RILL_STREAMS; streams of a cell
+PLACES, CELL = 200, 5_000  # RILL_MAX_STREAMS; streams of a cell
 WORKERS = 2  # of a machine: one a core, each on a port of its own, so that the router sees it
 
 TOKEN, START = TOKEN_CPU + TLS_TOKEN_CPU, START_CPU + TLS_START_CPU + REDIS_START_CPU

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -19,6 +20,7 @@ Digests = Annotated[Mapping[str, bytes], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 MAX_MODEL_LENGTH = 200
+DEFAULT_MODEL = "claude-sonnet-5-5"
 SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
 
 REDIS_OPTIONS = {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname"}
@@ -41,26 +43,32 @@ class Settings(BaseSettings):
     port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
     workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
     redis_url: str | None = _setting(
-        "REDIS_URL", None, "a Redis that counts `RILL_RATE` for all workers and machines", repr=False
+        "REDIS_URL", None, "a Redis that counts `RILL_RATE_LIMIT` for all workers and machines", repr=False
     )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
     offline_rate: float = _setting("RILL_OFFLINE_RATE", 50, "tokens a second of the offline model, 0: unpaced", ge=0)
-    model: str = _setting("RILL_MODEL", "claude-sonnet-5-5", "model when the request names none")
-    models: Names = _setting("RILL_MODELS", (), "models that may be asked for, comma-separated, `*` any; `RILL_MODEL`")
-    max_tokens: int = _setting("RILL_MAX_TOKENS", 4096, "tokens of an answer when unsaid", ge=1)
-    max_tokens_cap: int = _setting("RILL_MAX_TOKENS_CAP", 32768, "tokens of an answer at most", ge=1)
-    system: str | None = _setting("RILL_SYSTEM", None, "system prompt when the request has none")
+    model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")
+    models: Names = _setting(
+        "RILL_ALLOWED_MODELS",
+        (),
+        "exactly the models that may be asked for, comma-separated, `*` any; `RILL_DEFAULT_MODEL`",
+    )
+    max_tokens: int = _setting("RILL_DEFAULT_MAX_TOKENS", 4096, "tokens of an answer when the request names none", ge=1)
+    max_tokens_cap: int = _setting("RILL_MAX_TOKENS", 64000, "tokens of an answer at most", ge=1)
+    system: str | None = _setting("RILL_SYSTEM_PROMPT", None, "system prompt when the request has none")
     # Name -> SHA-256 of the secret, which is not kept.
     tokens: Digests = _setting(
-        "RILL_TOKENS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
+        "RILL_API_KEYS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
-    public: bool = _setting("RILL_PUBLIC", False, "1: serve without tokens on a public address")
+    public: bool = _setting("RILL_ALLOW_ANONYMOUS", False, "1: serve without keys on a public address")
     rate: str = _setting(
-        "RILL_RATE", "60/minute", "requests of one caller (token's name, else address); several joined by `;`"
+        "RILL_RATE_LIMIT", "60/minute", "requests of one client (key's name, else address); several joined by `;`"
     )
-    streams: int = _setting("RILL_STREAMS", 1000, "answers at once, per worker", ge=1, le=100_000)
-    streams_per_caller: int = _setting("RILL_STREAMS_PER_CALLER", 50, "answers at once of one caller, per worker", ge=1)
-    max_body: int = _setting("RILL_MAX_BODY", 1048576, "bytes of a request's body at most", ge=1)
+    streams: int = _setting("RILL_MAX_STREAMS", 1000, "concurrent answers, per worker", ge=1, le=100_000)
+    streams_per_caller: int = _setting(
+        "RILL_MAX_STREAMS_PER_CLIENT", 50, "concurrent answers of one client, per worker", ge=1
+    )
+    max_body: int = _setting("RILL_MAX_BODY_BYTES", 4194304, "bytes of a request body at most", ge=1)
     cors_origins: Names = _setting(
         "RILL_CORS_ORIGINS", (), "origins whose pages may ask, comma-separated, such as https://app.example; `*` all"
     )
@@ -70,11 +78,13 @@ class Settings(BaseSettings):
     upstream_features: Names = _setting(
         "RILL_UPSTREAM_FEATURES", (), "features of the Messages API to allow, such as `web_search`; `*` all"
     )
-    trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to believe; 1 on Heroku", ge=0)
-    first_event_seconds: float = _setting("RILL_FIRST_EVENT_SECONDS", 25, "seconds until the answer begins", gt=0)
-    idle_seconds: float = _setting("RILL_IDLE_SECONDS", 120, "seconds without content from the model", gt=0)
-    total_seconds: float = _setting("RILL_TOTAL_SECONDS", 900, "seconds of an answer in all", gt=0)
-    drain_seconds: float = _setting("RILL_DRAIN_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0)
+    trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to trust; 1 on Heroku", ge=0)
+    first_event_seconds: float = _setting("RILL_START_TIMEOUT_SECONDS", 25, "seconds until the answer begins", gt=0)
+    idle_seconds: float = _setting("RILL_IDLE_TIMEOUT_SECONDS", 120, "seconds without content from the model", gt=0)
+    total_seconds: float = _setting("RILL_TOTAL_TIMEOUT_SECONDS", 900, "seconds of an answer in total", gt=0)
+    drain_seconds: float = _setting(
+        "RILL_SHUTDOWN_GRACE_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0
+    )
 
     @field_validator("models", "cors_origins", "allowed_hosts", "upstream_features", mode="before")
     @classmethod
@@ -154,16 +164,29 @@ class Settings(BaseSettings):
         # Heroku's router adds the caller's address, and nobody reaches a dyno but through it.
         return {"RILL_TRUSTED_PROXIES": "1", **values} if "DYNO" in os.environ else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_default_model(cls, values: Any) -> Any:
+        allowed = cls._split_commas(values.get("RILL_ALLOWED_MODELS") or "")
+        named = [model for model in allowed if model != "*"]
+        return values if values.get("RILL_DEFAULT_MODEL") or not named else {**values, "RILL_DEFAULT_MODEL": named[0]}
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.models and "*" not in self.models and self.model not in self.models:
+            raise ValueError("RILL_ALLOWED_MODELS should list RILL_DEFAULT_MODEL")
         if self.max_tokens > self.max_tokens_cap:
-            raise ValueError("RILL_MAX_TOKENS should be at most RILL_MAX_TOKENS_CAP")
+            raise ValueError("RILL_DEFAULT_MAX_TOKENS should be at most RILL_MAX_TOKENS")
         if not (self.offline or self.api_key or self.auth_token):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
         return self
 
     def allowed_models(self) -> tuple[str, ...]:
         """The models that callers may ask for by name; `*` stands for any."""
+        return tuple(dict.fromkeys(self.models)) or (self.model,)
+
+    def known_models(self) -> tuple[str, ...]:
+        """Return the models that have a name here, the default first; `*` stands for any other."""
         return tuple(dict.fromkeys((self.model, *self.models)))
 
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
@@ -193,12 +216,22 @@ def _is_redis_url(value: str) -> bool:
     return url.scheme in ("redis", "rediss", "redis+unix") and bool(place) and known
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise BadSettings for a name that begins with RILL_ and is no setting."""
+    known = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    for name in names:
+        if name.startswith("RILL_") and name not in known:
+            near = get_close_matches(name, known, 1, cutoff=0.5)
+            raise BadSettings(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''}")
+
+
 class BadSettings(Exception):
     """A value that cannot be served with, told in one line that names it and says what it should be."""
 
 
 def read_settings() -> Settings:
-    """The settings of this process's environment; raises BadSettings."""
+    """Return the settings of this process's environment; raise BadSettings."""
+    check_names(os.environ)
     try:
         return Settings()
     except ValidationError as error:

@@ -90,11 +90,11 @@ def strings_in(value: Any) -> Iterator[str]:
 def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
     """The secrets that a server is given by its environment, each with its kind."""
     found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
-    for entry in env.get("RILL_TOKENS", "").split(","):
+    for entry in env.get("RILL_API_KEYS", "").split(","):
         found[entry.partition("=")[2] or entry] = "caller's token"
     with suppress(ValueError):
         found[unquote(urlsplit(env.get("REDIS_URL", "")).password or "")] = "password of Redis"
-    found[env.get("RILL_SYSTEM", "")[:LONGEST]] = "system prompt"
+    found[env.get("RILL_SYSTEM_PROMPT", "")[:LONGEST]] = "system prompt"
     return {secret: kind for secret, kind in found.items() if len(secret) >= SHORTEST}
 
 

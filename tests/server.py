@@ -397,8 +397,8 @@ def rill_env(upstream: Upstream) -> dict[str, str]:
     return {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": upstream.url,
-        "RILL_MODELS": "*",
-        "RILL_RATE": "1000000/minute",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "1000000/minute",
         # The Host of requests that are written by hand.
         "RILL_ALLOWED_HOSTS": "x",
     }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rill.access import Tokens
+from rill.admission.auth import Tokens
 from rill.problems import Problem
 from rill.settings import digest_of
 

@@ -26,7 +26,7 @@ recordings = st.sampled_from(RECORDED).map(wire.recorded)
 
 
 def make_settings(**env: str) -> Settings:
-    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_ALLOWED_MODELS": "small,large", **env})  # type: ignore[arg-type]
 
 
 SETTINGS = make_settings()
@@ -66,7 +66,7 @@ def test_only_stream_true_is_streamed(stream: dict[str, Any]) -> None:
 
 
 def test_the_settings_of_this_service_add_nothing_to_the_request() -> None:
-    settings = make_settings(RILL_SYSTEM="Be brief.", RILL_MAX_TOKENS="77")
+    settings = make_settings(RILL_SYSTEM_PROMPT="Be brief.", RILL_DEFAULT_MAX_TOKENS="77")
     prompt = read_messages(json.dumps(ASKED).encode(), {}, {}, settings)
     assert (prompt.max_tokens, prompt.options) == (9, {"stream": False})
 
@@ -90,8 +90,8 @@ def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
         ({"max_tokens": "9"}, "bad_request", "max_tokens"),
         ({"max_tokens": True}, "bad_request", "max_tokens"),
         ({"max_tokens": 9.0}, "bad_request", "max_tokens"),
-        ({"max_tokens": 0}, "bad_request", "from 1 to 32768"),
-        ({"max_tokens": 32769}, "bad_request", "from 1 to 32768"),
+        ({"max_tokens": 0}, "bad_request", "from 1 to 64000"),
+        ({"max_tokens": 64001}, "bad_request", "from 1 to 64000"),
         ({"messages": None}, "bad_request", "messages"),
         ({"messages": "hi"}, "bad_request", "messages"),
     ],

@@ -46,8 +46,12 @@ STRANGERS = {
 
 
 def environment(upstream: Upstream, origins: str) -> dict[str, str]:
-    tokens = {"RILL_TOKENS": f"alice={TOKEN},bob=builder-bob", "RILL_MODELS": MODEL, "RILL_MAX_BODY": "1000"}
-    return {**rill_env(upstream), **tokens, "RILL_RATE": "1000/hour", "RILL_CORS_ORIGINS": origins}
+    tokens = {
+        "RILL_API_KEYS": f"alice={TOKEN},bob=builder-bob",
+        "RILL_ALLOWED_MODELS": MODEL,
+        "RILL_MAX_BODY_BYTES": "1000",
+    }
+    return {**rill_env(upstream), **tokens, "RILL_RATE_LIMIT": "1000/hour", "RILL_CORS_ORIGINS": origins}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
 @pytest.fixture(scope="module")
 def one(module_upstream: Upstream) -> Iterator[Rill]:
     """A service for one origin, written as nobody's browser writes it."""
-    env = {**environment(module_upstream, "HTTPS://App.Example"), "RILL_RATE": "1/hour"}
+    env = {**environment(module_upstream, "HTTPS://App.Example"), "RILL_RATE_LIMIT": "1/hour"}
     with Rill(env) as running:
         yield running
 

@@ -39,7 +39,7 @@ BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metri
 @pytest.fixture(scope="module")
 def local(module_upstream: Upstream) -> Iterator[Rill]:
     """What `make run` starts where a key is set: on loopback, without client keys."""
-    with Rill({**KEY, "ANTHROPIC_BASE_URL": module_upstream.url, "RILL_RATE": "100000/minute"}) as running:
+    with Rill({**KEY, "ANTHROPIC_BASE_URL": module_upstream.url, "RILL_RATE_LIMIT": "100000/minute"}) as running:
         yield running
 
 
@@ -126,7 +126,7 @@ def test_a_host_that_is_allowed_is_served_and_no_other(start_rill: StartRill, up
 
 
 @pytest.mark.parametrize(
-    "env", [{"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
+    "env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
 )
 def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(start_rill: StartRill, env: dict[str, str]) -> None:
     rill = start_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
@@ -134,14 +134,14 @@ def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(start_rill: S
     assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
-@pytest.mark.parametrize("env", [{}, {"RILL_TOKENS": "alice=one"}], ids=["no keys", "keys"])
+@pytest.mark.parametrize("env", [{}, {"RILL_API_KEYS": "alice=one"}], ids=["no keys", "keys"])
 def test_a_star_allows_every_host(start_rill: StartRill, env: dict[str, str]) -> None:
     rill = start_rill(RILL_ALLOWED_HOSTS="*", **env)
     assert ask(rill, "GET /v1/models", {"Host": EVIL, "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize(
-    "env", [{"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
+    "env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
 )
 def test_where_client_keys_or_the_offline_model_protect_the_key_any_host_is_served(
     start_rill: StartRill, env: dict[str, str]
@@ -152,12 +152,12 @@ def test_where_client_keys_or_the_offline_model_protect_the_key_any_host_is_serv
 
 def test_on_a_public_address_any_host_is_served(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
-    rill = start_rill(bind=False, RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    rill = start_rill(bind=False, RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
     assert ask(rill, "GET /stream", {"Host": "rill.example"}) == (200, "ok")
 
 
 def test_a_public_setting_does_not_open_the_loopback_to_other_sites(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    rill = start_rill(RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
     assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
     assert upstream.requests == []
 
@@ -166,7 +166,7 @@ def test_where_it_listens_on_both_only_the_loopback_is_guarded(start_rill: Start
     upstream.always(*wire.answer("ok"))
     with closing(socket.create_server(("0.0.0.0", 0))) as probe:
         public = probe.getsockname()[1]
-    rill = start_rill("--bind", f"0.0.0.0:{public}", RILL_PUBLIC="1", RILL_ALLOWED_HOSTS=None)
+    rill = start_rill("--bind", f"0.0.0.0:{public}", RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
     assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
     assert ask(rill, "GET /stream", {"Host": "rill.example"}, public)[0] == 200
 

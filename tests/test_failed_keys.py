@@ -9,7 +9,7 @@ from raw import exchange
 from server import Rill, request_bytes, rill_env
 from upstream import Upstream
 
-from rill.access import FAILURES_PER_WINDOW, WINDOW_SECONDS, FailedAttempts, Tokens
+from rill.admission.auth import FAILURES_PER_WINDOW, WINDOW_SECONDS, FailedAttempts, Tokens
 from rill.problems import Problem
 from rill.settings import digest_of
 
@@ -18,7 +18,7 @@ GOOD, ADDRESS = "the-secret-of-alice", "203.0.113.7"
 
 @pytest.fixture
 def rill(upstream: Upstream) -> Iterator[Rill]:
-    with Rill({**rill_env(upstream), "RILL_TOKENS": f"alice={GOOD}"}) as running:
+    with Rill({**rill_env(upstream), "RILL_API_KEYS": f"alice={GOOD}"}) as running:
         yield running
 
 

@@ -25,7 +25,7 @@ ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "small", "max
 
 
 def make_settings(features: str = "") -> Settings:
-    env = {"ANTHROPIC_API_KEY": "sk-test", "RILL_MODEL": "small", "RILL_MAX_TOKENS_CAP": "5000"}
+    env = {"ANTHROPIC_API_KEY": "sk-test", "RILL_DEFAULT_MODEL": "small", "RILL_MAX_TOKENS": "5000"}
     return Settings(**env, RILL_UPSTREAM_FEATURES=features)  # type: ignore[arg-type]
 
 

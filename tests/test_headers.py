@@ -29,7 +29,12 @@ _addresses = itertools.count(1)
 def service(module_upstream: Upstream) -> Iterator[Rill]:
     """A service whose callers have tokens, and whose addresses a proxy tells: failures are limited for each."""
     tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
-    own = {"ANTHROPIC_API_KEY": KEY, "RILL_TOKENS": tokens, "RILL_MAX_BODY": "2000", "RILL_MODELS": MODEL}
+    own = {
+        "ANTHROPIC_API_KEY": KEY,
+        "RILL_API_KEYS": tokens,
+        "RILL_MAX_BODY_BYTES": "2000",
+        "RILL_ALLOWED_MODELS": MODEL,
+    }
     with Rill({**rill_env(module_upstream), **own, "RILL_TRUSTED_PROXIES": "1"}) as running:
         yield running
 
@@ -37,7 +42,7 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
 @pytest.fixture(scope="module")
 def open_house(module_upstream: Upstream) -> Iterator[Rill]:
     """A service for anybody, RATE times an hour and one answer at a time, known by the address that a proxy tells."""
-    own = {"RILL_RATE": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_STREAMS_PER_CALLER": "1"}
+    own = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1"}
     with Rill({**rill_env(module_upstream), **own}) as running:
         yield running
 

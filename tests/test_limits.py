@@ -7,7 +7,8 @@ from itertools import repeat
 
 import pytest
 
-from rill.limits import Places, Rate
+from rill.admission.concurrency import Places
+from rill.admission.rate_limit import Rate
 from rill.problems import Problem
 
 

@@ -21,7 +21,7 @@ import upstream as wire
 from server import ROOT, Conversation, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.telemetry import TALKATIVE, write_logs
+from rill.telemetry.logs import TALKATIVE, write_logs
 
 WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
@@ -117,7 +117,7 @@ def every(seconds: float, event: bytes) -> tuple[Step, ...]:
 
 
 def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_IDLE_SECONDS="1", RILL_TOTAL_SECONDS="2")
+    rill = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
         asked = []
@@ -198,7 +198,7 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
     assert said == [
         "Starting gunicorn",
         "Listening at: http://",
-        "Using worker: rill.server.Worker",
+        "Using worker: rill.server.worker.Worker",
         "Booting worker with pid:",
         "Handling signal: term",
         "Worker exiting",

@@ -16,9 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, Conversation, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.endings import CAUSES, UPSTREAM_OUTCOMES
 from rill.problems import KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
-from rill.telemetry import Telemetry
+from rill.streaming.cancellation import CAUSES
+from rill.streaming.delivery import UPSTREAM_OUTCOMES
+from rill.telemetry.metrics import Telemetry
 
 ALICE, BOB, CAROL = ({"x-api-key": f"secret-of-{name}"} for name in ("alice", "bob", "carol"))
 TOKENS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
@@ -86,8 +87,13 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
 @pytest.fixture(scope="module")
 def rill(module_upstream: Upstream) -> Iterator[Rill]:
     """A server for named callers, whose answers of a second's silence are ended."""
-    env = {"RILL_TOKENS": TOKENS, "RILL_MODELS": "claude-opus-5", "RILL_STREAMS": "2", "RILL_STREAMS_PER_CALLER": "1"}
-    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY": "2000"}) as running:
+    env = {
+        "RILL_API_KEYS": TOKENS,
+        "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5",
+        "RILL_MAX_STREAMS": "2",
+        "RILL_MAX_STREAMS_PER_CLIENT": "1",
+    }
+    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY_BYTES": "2000"}) as running:
         yield running
 
 
@@ -166,7 +172,7 @@ def test_an_answer_whose_caller_left_is_counted_as_that(rill: Rill, upstream: Up
 def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
-    rill, names = start_rill(RILL_IDLE_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
+    rill, names = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
     pings = [step for _ in range(100) for step in (wire.pause(0.1), wire.send(wire.ping()))]
     with counted(rill, 8) as added, ExitStack() as stack:
         asked = []
@@ -400,7 +406,7 @@ def test_one_answer_too_many_is_counted_as_its_callers_or_as_everybodys(rill: Ri
 
 def test_a_caller_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
-    rill = start_rill(RILL_RATE="2/hour")
+    rill = start_rill(RILL_RATE_LIMIT="2/hour")
     statuses = []
     for _ in range(4):
         with ask(rill, "text") as asked:
@@ -464,7 +470,10 @@ def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     rill = start_rill(
-        RILL_TOKENS="alice=secret-of-alice", TMPDIR=str(tmp_path), RILL_SYSTEM="canary-system", WEB_CONCURRENCY="2"
+        RILL_API_KEYS="alice=secret-of-alice",
+        TMPDIR=str(tmp_path),
+        RILL_SYSTEM_PROMPT="canary-system",
+        WEB_CONCURRENCY="2",
     )
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("canary-answer")), *REST["completed"])
     upstream.script(wire.error(400, "invalid_request_error", "canary-words"))

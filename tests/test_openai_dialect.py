@@ -23,7 +23,7 @@ line_ends = st.lists(st.text(alphabet='\r\n\u2028\x85\x00\x1f"\\', min_size=1, m
 
 
 def make_settings(**env: str) -> Settings:
-    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_ALLOWED_MODELS": "small,large", **env})  # type: ignore[arg-type]
 
 
 SETTINGS = make_settings()
@@ -49,8 +49,8 @@ def refusal_of(**fields: Any) -> str:
 
 
 def test_what_is_unsaid_is_left_to_the_settings() -> None:
-    prompt = read_completion(json.dumps({"messages": [HI]}).encode(), make_settings(RILL_MAX_TOKENS="77"))
-    assert prompt == Prompt("claude-sonnet-5-5", 77, [HI], {}, streamed=False, default_model=True)
+    prompt = read_completion(json.dumps({"messages": [HI]}).encode(), make_settings(RILL_DEFAULT_MAX_TOKENS="77"))
+    assert prompt == Prompt("small", 77, [HI], {}, streamed=False, default_model=True)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_system_and_developer_messages_become_the_system_prompt_in_their_order()
         HI,
         {"role": "developer", "content": [{"type": "text", "text": "Tw"}, {"type": "text", "text": "o."}]},
     ]
-    prompt = read(make_settings(RILL_SYSTEM="not this"), messages=messages)
+    prompt = read(make_settings(RILL_SYSTEM_PROMPT="not this"), messages=messages)
     assert (prompt.options["system"], prompt.messages) == ("One.\n\nTwo.", [HI])
 
 
 def test_without_a_system_message_the_settings_speak() -> None:
-    assert read(make_settings(RILL_SYSTEM="Be brief.")).options == {"system": "Be brief."}
+    assert read(make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
 def test_consecutive_messages_of_one_role_stay_as_they_are() -> None:
@@ -200,7 +200,7 @@ def test_what_asks_for_nothing_or_does_not_change_the_answer_is_let_through(fiel
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [HI, {"role": "narrator", "content": "x"}]}, "messages.1.role"),
         ({"max_tokens": 0}, "max_tokens:"),
-        ({"max_tokens": 32769}, "from 1 to 32768"),
+        ({"max_tokens": 64001}, "from 1 to 64000"),
         ({"max_completion_tokens": "many"}, "max_completion_tokens:"),
         ({"temperature": 2.1}, "temperature:"),
         ({"temperature": -0.1}, "temperature:"),

@@ -25,8 +25,8 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
     env = {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_MODELS": "*",
-        "RILL_RATE": "100000/minute",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "100000/minute",
     }
     with Rill(env) as running:
         yield running
@@ -210,7 +210,9 @@ def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     own = {"system": "Sei kurz. 短く。", "model": "claude-haiku-5", "max_tokens": 123}
-    service = start_rill(RILL_SYSTEM=own["system"], RILL_MODEL=own["model"], RILL_MAX_TOKENS="123")
+    service = start_rill(
+        RILL_SYSTEM_PROMPT=own["system"], RILL_DEFAULT_MODEL=own["model"], RILL_DEFAULT_MAX_TOKENS="123"
+    )
     messages = [{"role": "user", "content": "hi"}]
     assert receive(service, upstream, by_json({"q": "hi"})) == {"stream": True, **own, "messages": messages}
     upstream.clear()

@@ -18,10 +18,10 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
     env = {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_MODELS": "*",
-        "RILL_RATE": "100000/minute",
-        "RILL_STREAMS_PER_CALLER": "2",
-        "RILL_MAX_BODY": "1000",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "100000/minute",
+        "RILL_MAX_STREAMS_PER_CLIENT": "2",
+        "RILL_MAX_BODY_BYTES": "1000",
     }
     with Rill(env) as running:
         yield running

@@ -16,7 +16,7 @@ from upstream import Upstream
 
 from rill.events import End, Event, Silence, Start, Text
 from rill.problems import Problem
-from rill.reader import MAX_EVENT_BYTES, Reader
+from rill.upstream.sse_decoder import MAX_EVENT_BYTES, Reader
 
 OURS = sorted((Path(__file__).parent / "recorded").glob("*.sse"))
 SHARED = Path(__file__).parents[2] / "shared" / "recorded"

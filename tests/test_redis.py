@@ -1,4 +1,4 @@
-"""RILL_RATE counted in a real Redis for all workers and services, and by each worker alone while Redis is lost."""
+"""RILL_RATE_LIMIT counted in Redis for all workers and services, and by each worker alone while Redis is lost."""
 
 import itertools
 import shutil
@@ -46,7 +46,7 @@ def house(module_upstream: Upstream) -> Callable[..., dict[str, str]]:
     """The environment of a service whose callers may ask RATE times an hour, each known by the address it claims."""
 
     def build(**more: str) -> dict[str, str]:
-        rate = {"RILL_RATE": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_STREAMS_PER_CALLER": "1000"}
+        rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
         return {**rill_env(module_upstream), **rate, **more}
 
     return build
@@ -69,7 +69,7 @@ def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterato
 def crowd(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
     """A service of two workers on the same Redis, whose callers have tokens."""
     tokens = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
-    with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_TOKENS=tokens)) as running:
+    with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)) as running:
         running.wait_for_workers(2)
         yield running
 
@@ -186,7 +186,7 @@ def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer)
 
 
 def test_a_service_without_redis_url_counts_alone(start_rill: StartRill, redis: RedisServer) -> None:
-    alone = start_rill(RILL_RATE=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", REDIS_URL="")
+    alone = start_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", REDIS_URL="")
     before, callers = redis.kept(), redis.callers()
     assert statuses([alone], new_address(), RATE + 2) == ALLOWED + REFUSED
     assert (redis.kept(), redis.callers()) == (before, callers)

@@ -46,7 +46,12 @@ def test_the_import_rule_holds() -> None:
 
 
 def test_importing_a_room_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
-    env = {"RILL_STREAMS": "no number", "RILL_RATE": "no rate", "PORT": "no port", "ANTHROPIC_BASE_URL": "no url"}
+    env = {
+        "RILL_MAX_STREAMS": "no number",
+        "RILL_RATE_LIMIT": "no rate",
+        "PORT": "no port",
+        "ANTHROPIC_BASE_URL": "no url",
+    }
     command = [sys.executable, "-c", IMPORT_ALL]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

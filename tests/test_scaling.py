@@ -273,7 +273,7 @@ def test_redis_is_asked_once_a_request_however_long_the_answer(
 def test_redis_is_asked_twice_where_the_caller_is_refused(
     redis: RedisServer, upstream: Upstream, start_rill: StartRill
 ) -> None:
-    rill = start_rill(REDIS_URL=redis.url, RILL_RATE="1/hour")
+    rill = start_rill(REDIS_URL=redis.url, RILL_RATE_LIMIT="1/hour")
     upstream.always(*wire.answer("one"))
     for _ in range(2):
         ask(rill)  # the first refusal also loads its script
@@ -290,7 +290,9 @@ def ask(rill: Rill) -> str:
 
 def test_the_snippet_that_measures_redis_runs(redis: RedisServer) -> None:
     command = [sys.executable, "-", redis.url, "200"]
-    ran = subprocess.run(command, input=snippet("rill.limits"), cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, input=snippet("rill.admission.rate_limit"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     # So few callers may need less memory than Redis happens to give back meanwhile.
     assert re.fullmatch(r"\d+ µs in Redis, \d+ µs here, -?\d+ bytes a caller\n", ran.stdout), ran.stderr
 

@@ -44,8 +44,8 @@ NOISE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 
 def environment(upstream: Upstream, **more: str) -> dict[str, str]:
     """A server with a secret of every kind, whose Redis is not there."""
-    secrets = {"ANTHROPIC_API_KEY": KEY, "RILL_TOKENS": f"alice={TOKEN}", "RILL_SYSTEM": f"Be {OWN_SYSTEM}."}
-    own = {"REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0", "RILL_MAX_BODY": "3000", "RILL_MODELS": MODEL}
+    secrets = {"ANTHROPIC_API_KEY": KEY, "RILL_API_KEYS": f"alice={TOKEN}", "RILL_SYSTEM_PROMPT": f"Be {OWN_SYSTEM}."}
+    own = {"REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0", "RILL_MAX_BODY_BYTES": "3000", "RILL_ALLOWED_MODELS": MODEL}
     return {**rill_env(upstream), **secrets, **own, "RILL_UPSTREAM_FEATURES": ASKED, **more}
 
 

@@ -22,14 +22,14 @@ DEFAULTS = {
     "offline": False,
     "model": "claude-sonnet-5-5",
     "max_tokens": 4096,
-    "max_tokens_cap": 32768,
+    "max_tokens_cap": 64000,
     "system": None,
     "tokens": {},
     "public": False,
     "rate": "60/minute",
     "streams": 1000,
     "streams_per_caller": 50,
-    "max_body": 1048576,
+    "max_body": 4194304,
     "trusted_proxies": 0,
     "allowed_hosts": (),
     "upstream_features": (),
@@ -93,16 +93,16 @@ def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
         ("WEB_CONCURRENCY", "4", "workers", 4),
         ("RILL_OFFLINE", "1", "offline", True),
         ("RILL_OFFLINE", "0", "offline", False),
-        ("RILL_PUBLIC", "1", "public", True),
-        ("RILL_MODEL", "claude-opus-4-8", "model", "claude-opus-4-8"),
-        ("RILL_MAX_TOKENS", "1", "max_tokens", 1),
-        ("RILL_SYSTEM", "Be brief, 溪.", "system", "Be brief, 溪."),
-        ("RILL_RATE", "5/second", "rate", "5/second"),
-        ("RILL_STREAMS", "10000", "streams", 10000),
-        ("RILL_FIRST_EVENT_SECONDS", "0.5", "first_event_seconds", 0.5),
-        ("RILL_DRAIN_SECONDS", "0", "drain_seconds", 0),
+        ("RILL_ALLOW_ANONYMOUS", "1", "public", True),
+        ("RILL_DEFAULT_MODEL", "claude-opus-4-8", "model", "claude-opus-4-8"),
+        ("RILL_DEFAULT_MAX_TOKENS", "1", "max_tokens", 1),
+        ("RILL_SYSTEM_PROMPT", "Be brief, 溪.", "system", "Be brief, 溪."),
+        ("RILL_RATE_LIMIT", "5/second", "rate", "5/second"),
+        ("RILL_MAX_STREAMS", "10000", "streams", 10000),
+        ("RILL_START_TIMEOUT_SECONDS", "0.5", "first_event_seconds", 0.5),
+        ("RILL_SHUTDOWN_GRACE_SECONDS", "0", "drain_seconds", 0),
         ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "base_url", "http://127.0.0.1:9000/relay"),
-        ("RILL_MODELS", "a, b ,,c", "models", ("a", "b", "c")),
+        ("RILL_ALLOWED_MODELS", "a, b ,,c", "models", ("a", "b", "c")),
         ("RILL_ALLOWED_HOSTS", "a.example, [::2]", "allowed_hosts", ("a.example", "[::2]")),
         ("RILL_UPSTREAM_FEATURES", "web_search,context-1m", "upstream_features", ("web_search", "context-1m")),
     ],
@@ -125,7 +125,7 @@ def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant:
     ],
 )
 def test_of_a_token_the_digest_is_kept(read: Any, tokens: str, secrets: dict[str, str]) -> None:
-    assert read(**KEY, RILL_TOKENS=tokens).tokens == {
+    assert read(**KEY, RILL_API_KEYS=tokens).tokens == {
         name: hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest() for name, secret in secrets.items()
     }
 
@@ -134,12 +134,12 @@ def test_of_a_token_the_digest_is_kept(read: Any, tokens: str, secrets: dict[str
     ("models", "allowed", "refused"),
     [
         ("", ["claude-sonnet-5-5"], ["other", "", "*"]),
-        ("one, two", ["one", "two", "claude-sonnet-5-5"], ["three", "on"]),
+        ("one, two", ["one", "two"], ["three", "on", "claude-sonnet-5-5"]),
         ("*", ["anything", "claude-sonnet-5-5"], []),
     ],
 )
 def test_the_models_that_may_be_asked_for(read: Any, models: str, allowed: list[str], refused: list[str]) -> None:
-    settings = read(**KEY, RILL_MODELS=models)
+    settings = read(**KEY, RILL_ALLOWED_MODELS=models)
     assert [settings.check(model, None)[0] for model in allowed] == allowed
     for model in refused:
         with pytest.raises(Problem, match="model:") as forbidden:
@@ -147,15 +147,42 @@ def test_the_models_that_may_be_asked_for(read: Any, models: str, allowed: list[
         assert forbidden.value.status == 403
 
 
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"RILL_ALLOWED_MODELS": "one,two"}, "one"),
+        ({"RILL_ALLOWED_MODELS": "*,two"}, "two"),
+        ({"RILL_ALLOWED_MODELS": "*"}, "claude-sonnet-5-5"),
+        ({"RILL_ALLOWED_MODELS": "one,two", "RILL_DEFAULT_MODEL": "two"}, "two"),
+    ],
+)
+def test_the_first_allowed_model_is_the_default_if_no_other_is_set(
+    read: Any, env: dict[str, str], expected: str
+) -> None:
+    assert read(**KEY, **env).check(None, None)[0] == expected
+
+
+def test_a_default_model_that_is_not_allowed_is_refused(read: Any) -> None:
+    assert "RILL_ALLOWED_MODELS" in refusal(read, **KEY, RILL_ALLOWED_MODELS="one", RILL_DEFAULT_MODEL="two")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("RILL_API_KEY", "RILL_API_KEYS"), ("RILL_RATE", "RILL_RATE_LIMIT"), ("RILL_MAX_STREAM", "RILL_MAX_STREAMS")],
+)
+def test_a_name_that_is_no_setting_is_refused_and_the_nearest_one_suggested(read: Any, name: str, meant: str) -> None:
+    assert refusal(read, **KEY, **{name: "1"}) == f"{name}: no such setting; did you mean {meant}?"
+
+
 def test_the_name_of_a_model_has_a_bound(read: Any) -> None:
-    settings = read(**KEY, RILL_MODELS="*")
+    settings = read(**KEY, RILL_ALLOWED_MODELS="*")
     assert settings.check("m" * 200, None)[0] == "m" * 200
     with pytest.raises(Problem, match="model: should be at most 200 characters"):
         settings.check("m" * 201, None)
 
 
 def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> None:
-    settings = read(**KEY, RILL_MAX_TOKENS="10", RILL_MAX_TOKENS_CAP="20")
+    settings = read(**KEY, RILL_DEFAULT_MAX_TOKENS="10", RILL_MAX_TOKENS="20")
     assert settings.check(None, None) == ("claude-sonnet-5-5", 10)
     assert [settings.check(None, count)[1] for count in (1, 20)] == [1, 20]
     for count in (0, -1, 21):
@@ -169,25 +196,25 @@ BAD_VALUES = {
     "PORT": ["no", "-1", "65536", "80.5"],
     "WEB_CONCURRENCY": ["0", "-2", "many"],
     "RILL_OFFLINE": ["2", "maybe"],
-    "RILL_PUBLIC": ["2", "please"],
+    "RILL_ALLOW_ANONYMOUS": ["2", "please"],
     "RILL_OFFLINE_RATE": ["-1", "fast", "nan", "inf"],
-    "RILL_MAX_TOKENS": ["0", "-1", "1.5", "many", "32769"],
-    "RILL_MAX_TOKENS_CAP": ["0", "lots"],
-    "RILL_RATE": ["fast", "60", "60/fortnight", "/minute", "-1/minute", "0/minute"],
-    "RILL_STREAMS": ["0", "-1", "1e3", "1000001"],
-    "RILL_STREAMS_PER_CALLER": ["0", "x"],
-    "RILL_MAX_BODY": ["0", "1MB"],
+    "RILL_DEFAULT_MAX_TOKENS": ["0", "-1", "1.5", "many", "64001"],
+    "RILL_MAX_TOKENS": ["0", "lots"],
+    "RILL_RATE_LIMIT": ["fast", "60", "60/fortnight", "/minute", "-1/minute", "0/minute"],
+    "RILL_MAX_STREAMS": ["0", "-1", "1e3", "1000001"],
+    "RILL_MAX_STREAMS_PER_CLIENT": ["0", "x"],
+    "RILL_MAX_BODY_BYTES": ["0", "1MB"],
     "RILL_TRUSTED_PROXIES": ["-1", "all"],
     "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "*.example", "::1"],
-    "RILL_FIRST_EVENT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
-    "RILL_IDLE_SECONDS": ["0", "nan", "inf"],
-    "RILL_TOTAL_SECONDS": ["0", "nan", "inf"],
-    "RILL_DRAIN_SECONDS": ["-1", "nan", "inf"],
+    "RILL_START_TIMEOUT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
+    "RILL_IDLE_TIMEOUT_SECONDS": ["0", "nan", "inf"],
+    "RILL_TOTAL_TIMEOUT_SECONDS": ["0", "nan", "inf"],
+    "RILL_SHUTDOWN_GRACE_SECONDS": ["-1", "nan", "inf"],
     "ANTHROPIC_BASE_URL": [
         *("api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"),
         *("http://256.1.1.1", "http://a..b", f"http://{'a' * 64}.example", "https://name:hidden@relay.example"),
     ],
-    "RILL_TOKENS": [
+    "RILL_API_KEYS": [
         "alice=",
         "=secret",
         "alice=sha256:abc",
@@ -219,15 +246,15 @@ def test_a_key_a_token_or_offline_is_enough(read: Any, env: dict[str, str]) -> N
 
 
 def test_several_bad_values_are_all_named_in_the_one_line(read: Any) -> None:
-    words = refusal(read, RILL_STREAMS="none", RILL_MAX_BODY="0")
-    assert "RILL_STREAMS" in words
-    assert "RILL_MAX_BODY" in words
+    words = refusal(read, RILL_MAX_STREAMS="none", RILL_MAX_BODY_BYTES="0")
+    assert "RILL_MAX_STREAMS" in words
+    assert "RILL_MAX_BODY_BYTES" in words
 
 
 def test_no_refusal_shows_a_secret(read: Any) -> None:
-    words = refusal(read, ANTHROPIC_API_KEY="sk-ant-hidden", RILL_TOKENS="alice=hidden", RILL_STREAMS="0")
+    words = refusal(read, ANTHROPIC_API_KEY="sk-ant-hidden", RILL_API_KEYS="alice=hidden", RILL_MAX_STREAMS="0")
     assert "hidden" not in words
-    settings = read(ANTHROPIC_API_KEY="sk-ant-hidden", RILL_STREAMS="1")
+    settings = read(ANTHROPIC_API_KEY="sk-ant-hidden", RILL_MAX_STREAMS="1")
     assert "hidden" not in repr(settings)
 
 
@@ -240,13 +267,13 @@ def test_settings_never_change(read: Any) -> None:
 
 STARTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no key": ({"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY"),
-    "a bad number": ({"RILL_STREAMS": "none"}, "RILL_STREAMS"),
-    "a bad rate": ({"RILL_RATE": "fast"}, "RILL_RATE"),
+    "a bad number": ({"RILL_MAX_STREAMS": "none"}, "RILL_MAX_STREAMS"),
+    "a bad rate": ({"RILL_RATE_LIMIT": "fast"}, "RILL_RATE_LIMIT"),
     "a bad port": ({"PORT": "70000"}, "PORT"),
-    "bounds that cross": ({"RILL_MAX_TOKENS": "5", "RILL_MAX_TOKENS_CAP": "4"}, "RILL_MAX_TOKENS"),
-    "an endless drain": ({"RILL_DRAIN_SECONDS": "inf"}, "RILL_DRAIN_SECONDS"),
+    "bounds that cross": ({"RILL_DEFAULT_MAX_TOKENS": "5", "RILL_MAX_TOKENS": "4"}, "RILL_DEFAULT_MAX_TOKENS"),
+    "an endless drain": ({"RILL_SHUTDOWN_GRACE_SECONDS": "inf"}, "RILL_SHUTDOWN_GRACE_SECONDS"),
     "a bad upstream": ({"ANTHROPIC_BASE_URL": "http://x:99999"}, "ANTHROPIC_BASE_URL"),
-    "a secret that is empty": ({"RILL_TOKENS": "alice="}, "RILL_TOKENS"),
+    "a secret that is empty": ({"RILL_API_KEYS": "alice="}, "RILL_API_KEYS"),
 }
 
 
@@ -267,14 +294,14 @@ def test_a_bad_setting_stops_the_start(start_rill: StartRill, env: dict[str, str
 
 def test_a_key_is_never_served_to_everybody_by_accident(start_rill: StartRill) -> None:
     line = fail_to_start(start_rill, bind=False)
-    assert "RILL_TOKENS" in line
-    assert "RILL_PUBLIC=1" in line
+    assert "RILL_API_KEYS" in line
+    assert "RILL_ALLOW_ANONYMOUS=1" in line
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "127.0.0.1:0,0.0.0.0:0"])
 def test_nor_at_an_address_of_the_command_line(start_rill: StartRill, address: str) -> None:
     binds = [part for each in address.split(",") for part in ("--bind", each)]
-    assert "RILL_PUBLIC=1" in fail_to_start(start_rill, *binds)
+    assert "RILL_ALLOW_ANONYMOUS=1" in fail_to_start(start_rill, *binds)
 
 
 # As systemd starts a service that it listens for: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
@@ -304,11 +331,11 @@ def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]
         assert server.stdout
         told = next(line for line in server.stdout if "rill: " in line or "Listening" in line)
         server.terminate()
-    assert ("RILL_PUBLIC=1" in told) == (address == "0.0.0.0")
+    assert ("RILL_ALLOW_ANONYMOUS=1" in told) == (address == "0.0.0.0")
     assert ("Listening" in told) == (address == "127.0.0.1")
 
 
-@pytest.mark.parametrize("env", [{"RILL_PUBLIC": "1"}, {"RILL_TOKENS": "alice=one"}, {"RILL_OFFLINE": "1"}])
+@pytest.mark.parametrize("env", [{"RILL_ALLOW_ANONYMOUS": "1"}, {"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}])
 def test_said_so_it_is_served_to_everybody(start_rill: StartRill, env: dict[str, str]) -> None:
     with start_rill(bind=False, **env).ask("GET", "/healthz") as asked:
         assert asked.status == 200

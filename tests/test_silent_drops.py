@@ -22,8 +22,8 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
     env = {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_MODELS": "*",
-        "RILL_RATE": "100000/minute",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "100000/minute",
     }
     with Rill(env) as running:
         yield running
@@ -321,11 +321,11 @@ def test_a_stream_field_that_is_not_a_boolean_is_rejected(service: Rill, upstrea
     assert reject(service, upstream, "/v1/messages", fields).startswith("stream: should be true or false")
 
 
-# RILL_RATE
+# RILL_RATE_LIMIT
 
 
 def test_every_limit_of_a_rate_applies(upstream: Upstream) -> None:
-    env = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0", "RILL_RATE": "1000/second;2/day"}
+    env = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0", "RILL_RATE_LIMIT": "1000/second;2/day"}
     with Rill(env) as limited:
         told = []
         for _ in range(3):

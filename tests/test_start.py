@@ -122,8 +122,8 @@ PUBLIC = {
     "--bind of every interface": (("--bind", ":0"), {}),
     "--bind of IPv6": (("--bind", "[::]:0"), {}),
     "GUNICORN_CMD_ARGS": ((), {"GUNICORN_CMD_ARGS": "--bind=0.0.0.0:0"}),
-    "an empty list of tokens": ((), {"RILL_TOKENS": " , "}),
-    "RILL_PUBLIC=0": ((), {"RILL_PUBLIC": "0"}),
+    "an empty list of tokens": ((), {"RILL_API_KEYS": " , "}),
+    "RILL_ALLOW_ANONYMOUS=0": ((), {"RILL_ALLOW_ANONYMOUS": "0"}),
 }
 
 
@@ -132,14 +132,14 @@ def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
     arguments, env = PUBLIC[name]
     output = refuse({"ANTHROPIC_API_KEY": KEY, **env}, *arguments, bind=bool(arguments))
     (line,) = [line for line in output.splitlines() if line.startswith("rill:")]
-    assert "RILL_TOKENS" in line
-    assert "RILL_PUBLIC=1" in line
+    assert "RILL_API_KEYS" in line
+    assert "RILL_ALLOW_ANONYMOUS=1" in line
     assert "Traceback" not in output
     assert "Listening at" not in output
 
 
 @pytest.mark.parametrize("token", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
-@pytest.mark.parametrize("leave", [{"RILL_TOKENS": "alice=wonder-land"}, {"RILL_PUBLIC": "1"}])
+@pytest.mark.parametrize("leave", [{"RILL_API_KEYS": "alice=wonder-land"}, {"RILL_ALLOW_ANONYMOUS": "1"}])
 def test_a_key_is_served_to_everybody_where_that_is_said(upstream: Upstream, token: str, leave: dict[str, str]) -> None:
     upstream.script(*wire.answer("ok"))
     with Rill({token: KEY, "ANTHROPIC_BASE_URL": upstream.url, **leave}, bind=False) as service:
@@ -160,14 +160,14 @@ def test_a_key_is_served_on_the_loopback_as_it_is(upstream: Upstream, name: str)
 
 
 BAD = {
-    "RILL_STREAMS": ["0", "many", "-1"],
-    "RILL_MAX_TOKENS": ["0", "x", "99999"],
-    "RILL_MAX_BODY": ["0"],
-    "RILL_FIRST_EVENT_SECONDS": ["0", "soon", "nan", "inf"],
-    "RILL_DRAIN_SECONDS": ["-1", "inf"],
+    "RILL_MAX_STREAMS": ["0", "many", "-1"],
+    "RILL_DEFAULT_MAX_TOKENS": ["0", "x", "99999"],
+    "RILL_MAX_BODY_BYTES": ["0"],
+    "RILL_START_TIMEOUT_SECONDS": ["0", "soon", "nan", "inf"],
+    "RILL_SHUTDOWN_GRACE_SECONDS": ["-1", "inf"],
     "RILL_OFFLINE": ["maybe"],
-    "RILL_RATE": ["often", "0/minute", "60"],
-    "RILL_TOKENS": ["alice=", "=secret", "sha256:abc", "alice=one,alice=two"],
+    "RILL_RATE_LIMIT": ["often", "0/minute", "60"],
+    "RILL_API_KEYS": ["alice=", "=secret", "sha256:abc", "alice=one,alice=two"],
     "RILL_TRUSTED_PROXIES": ["-1"],
     "ANTHROPIC_BASE_URL": ["api.anthropic.com", "ftp://x"],
     "WEB_CONCURRENCY": ["0", "2000"],
@@ -199,7 +199,7 @@ def test_two_workers_answer() -> None:
 
 
 def test_behind_a_platforms_router_callers_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
-    service = start_rill(DYNO="web.1", RILL_RATE="1/minute")
+    service = start_rill(DYNO="web.1", RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []
     for sent in ("9.9.9.9, 203.0.113.1", "9.9.9.9, 203.0.113.2", "8.8.8.8, 203.0.113.2"):
@@ -209,7 +209,7 @@ def test_behind_a_platforms_router_callers_are_told_apart(start_rill: StartRill,
 
 
 def test_without_a_router_nobody_chooses_his_address(start_rill: StartRill, upstream: Upstream) -> None:
-    service = start_rill(RILL_RATE="1/minute")
+    service = start_rill(RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []
     for sent in ("203.0.113.1", "203.0.113.2"):

@@ -34,8 +34,8 @@ class Told(NamedTuple):
 
 def wired(upstream: Upstream, **more: str) -> dict[str, str]:
     """The environment of a server on this upstream, without a rate that a whole module of requests would meet."""
-    env = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": upstream.url, "RILL_MODELS": "*"}
-    return {**env, "RILL_RATE": "100000/minute", **more}
+    env = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": upstream.url, "RILL_ALLOWED_MODELS": "*"}
+    return {**env, "RILL_RATE_LIMIT": "100000/minute", **more}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
 @pytest.fixture(scope="module")
 def hasty(module_upstream: Upstream) -> Iterator[Rill]:
     """A server that waits half a second for the beginning of an answer."""
-    with Rill(wired(module_upstream, RILL_FIRST_EVENT_SECONDS="0.5")) as running:
+    with Rill(wired(module_upstream, RILL_START_TIMEOUT_SECONDS="0.5")) as running:
         yield running
 
 
@@ -56,9 +56,9 @@ def hasty(module_upstream: Upstream) -> Iterator[Rill]:
 def strict(module_upstream: Upstream) -> Iterator[Rill]:
     """A server with tokens, two models and short bodies."""
     env = {
-        "RILL_TOKENS": f"alice=wonder-land,sha256:{sha256(b'hashed').hexdigest()},bob=a=b+c/d",
-        "RILL_MODELS": "claude-opus-5,claude-haiku-5",
-        "RILL_MAX_BODY": "1000",
+        "RILL_API_KEYS": f"alice=wonder-land,sha256:{sha256(b'hashed').hexdigest()},bob=a=b+c/d",
+        "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5,claude-haiku-5",
+        "RILL_MAX_BODY_BYTES": "1000",
     }
     with Rill(wired(module_upstream, **env)) as running:
         yield running
@@ -100,9 +100,9 @@ FAULTS: dict[str, list[str]] = {
     "/stream?q=": ["q", "empty"],
     "/stream?q=%20%0A": ["q", "empty"],
     "/stream?q=hi&prompt=ho": ["q", "prompt"],
-    "/stream?q=hi&max_tokens=0": ["max_tokens", "1", "32768"],
-    "/stream?q=hi&max_tokens=-5": ["max_tokens", "1", "32768"],
-    "/stream?q=hi&max_tokens=32769": ["max_tokens", "1", "32768"],
+    "/stream?q=hi&max_tokens=0": ["max_tokens", "1", "64000"],
+    "/stream?q=hi&max_tokens=-5": ["max_tokens", "1", "64000"],
+    "/stream?q=hi&max_tokens=64001": ["max_tokens", "1", "64000"],
     "/stream?q=hi&max_tokens=" + "9" * 5000: ["max_tokens"],
     "/stream?q=hi&max_tokens=many": ["max_tokens", "integer"],
     "/stream?q=hi&max_tokens=1.5": ["max_tokens", "integer"],
@@ -114,7 +114,7 @@ FAULTS: dict[str, list[str]] = {
     "/stream?messages=hi": ["messages"],
     "/chat/stream": ["message"],
     "/chat/stream?message=": ["message", "empty"],
-    "/chat/stream?message=hi&max_tokens=0": ["max_tokens", "1", "32768"],
+    "/chat/stream?message=hi&max_tokens=0": ["max_tokens", "1", "64000"],
 }
 
 
@@ -174,13 +174,13 @@ def test_a_body_that_cannot_be_asked_is_a_400_that_names_the_field(
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 32769}, {"temperature": 2}, {"temperature": -1}])
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 64001}, {"temperature": 2}, {"temperature": -1}])
 def test_a_number_out_of_bounds_is_told_both_its_bounds(
     service: Rill, upstream: Upstream, fields: dict[str, Any]
 ) -> None:
     told = post_json(service, {"q": "hi", **fields})
     (name,) = fields
-    bounds = {"max_tokens": r"1\b.*\b32768", "temperature": r"0\b.*\b1"}[name]
+    bounds = {"max_tokens": r"1\b.*\b64000", "temperature": r"0\b.*\b1"}[name]
     assert told.status == 400
     assert re.search(rf"\b{name}\b.*\b{bounds}\b", told.text), told.text
     assert upstream.requests == []
@@ -484,7 +484,7 @@ def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstrea
 def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
-    service = start_rill(RILL_STREAMS="1")
+    service = start_rill(RILL_MAX_STREAMS="1")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK) as first:
         assert first.next_chunk() == b"one"
@@ -501,7 +501,7 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
 def test_a_caller_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
-    service = start_rill(RILL_STREAMS_PER_CALLER="1", RILL_TOKENS="alice=wonder-land,bob=b")
+    service = start_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK, ALICE) as first:
         assert first.next_chunk() == b"one"
@@ -512,7 +512,7 @@ def test_a_caller_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
 
 
 def test_a_caller_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
-    service = start_rill(RILL_RATE="2/minute", RILL_TOKENS="alice=wonder-land,bob=b")
+    service = start_rill(RILL_RATE_LIMIT="2/minute", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.always(*wire.answer("ok"))
     assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
     told = ask(service, headers=ALICE)

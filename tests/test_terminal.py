@@ -213,4 +213,4 @@ def test_what_is_logged_before_the_prompt_is_read_goes_to_stderr(upstream: Upstr
     code, written, told = run(upstream, "hi", "--max-tokens", "0", ALL_PROXY="socks5://127.0.0.1:1")
     assert (code, written) == (1, "")
     assert "the proxy of the environment is not an http one" in told
-    assert_told(told.split("\n", 1)[1], r"max_tokens: should be from 1 to 32768\.\n", unfinished(""))
+    assert_told(told.split("\n", 1)[1], r"max_tokens: should be from 1 to 64000\.\n", unfinished(""))

@@ -23,7 +23,7 @@ prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 def make_settings(**env: str) -> Settings:
-    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_MODELS": "small,large", **env})  # type: ignore[arg-type]
+    return Settings(**{"ANTHROPIC_API_KEY": "sk-test", "RILL_ALLOWED_MODELS": "small,large", **env})  # type: ignore[arg-type]
 
 
 SETTINGS = make_settings()
@@ -54,18 +54,20 @@ def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
 
 
 def test_without_options_the_settings_speak() -> None:
-    prompt = read_fields({"q": SAID}, make_settings(RILL_MODEL="small", RILL_MAX_TOKENS="77"))
+    prompt = read_fields({"q": SAID}, make_settings(RILL_DEFAULT_MODEL="small", RILL_DEFAULT_MAX_TOKENS="77"))
     assert prompt == Prompt("small", 77, one_message(SAID), {}, default_model=True)
-    assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM="Be brief.")).options == {"system": "Be brief."}
+    assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
 @pytest.mark.parametrize("form", ["fields", "json"])
 def test_options_are_understood_in_every_form(form: str) -> None:
     asked: dict[str, Any] = {"q": SAID, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
     if form == "fields":
-        prompt = read_fields({name: str(value) for name, value in asked.items()}, make_settings(RILL_SYSTEM="other"))
+        prompt = read_fields(
+            {name: str(value) for name, value in asked.items()}, make_settings(RILL_SYSTEM_PROMPT="other")
+        )
     else:
-        prompt = read_json(json.dumps(asked).encode(), make_settings(RILL_SYSTEM="other"))
+        prompt = read_json(json.dumps(asked).encode(), make_settings(RILL_SYSTEM_PROMPT="other"))
     assert prompt == Prompt("large", 5, one_message(SAID), {"system": "溪", "temperature": 0.5})
 
 
@@ -160,7 +162,7 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     ({"q": "a", "model": 5}, ["model:", "string"]),
     ({"q": "a", "max_tokens": 0}, ["max_tokens:", "1"]),
     ({"q": "a", "max_tokens": -5}, ["max_tokens:", "1"]),
-    ({"q": "a", "max_tokens": 32769}, ["max_tokens:", "1", "32768"]),
+    ({"q": "a", "max_tokens": 64001}, ["max_tokens:", "1", "64000"]),
     ({"q": "a", "max_tokens": 1.5}, ["max_tokens:", "integer"]),
     ({"q": "a", "max_tokens": "many"}, ["max_tokens:", "integer"]),
     ({"q": "a", "max_tokens": 10**400}, ["max_tokens:"]),
@@ -192,7 +194,7 @@ def test_every_refusal_names_its_field_and_its_bound(body: Any, named: list[str]
         ({"q": None}, "prompt"),
         ({"q": "a", "prompt": "b"}, "q and prompt"),
         ({"q": "a", "max_tokens": "0"}, "max_tokens:"),
-        ({"q": "a", "max_tokens": "32769"}, "from 1 to 32768"),
+        ({"q": "a", "max_tokens": "64001"}, "from 1 to 64000"),
         ({"q": "a", "max_tokens": "1e3"}, "max_tokens:"),
         ({"q": "a", "max_tokens": "9" * 5000}, "max_tokens:"),
         ({"q": "a", "temperature": "1.01"}, "temperature:"),

@@ -29,8 +29,8 @@ import upstream as wire
 from certificates import make_certificate
 from upstream import Upstream
 
-from rill.pool import _tls_context
-from rill.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
+from rill.upstream.pool import _tls_context
+from rill.upstream.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
 
 TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
@@ -936,7 +936,7 @@ def test_a_proxy_that_is_no_http_one_falls_to_the_sdks_own_client_and_says_so(
     bare_environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, proxy: str
 ) -> None:
     from rill.settings import Settings
-    from rill.upstream import Upstream as RealUpstream
+    from rill.upstream.client import Upstream as RealUpstream
 
     bare_environment.setenv("ALL_PROXY", proxy)
     settings = Settings(ANTHROPIC_API_KEY="sk-test")  # type: ignore[call-arg]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from rill.dialects.features import check_features
-from rill.dialects.fields import MAX_MESSAGES, read_json_object
-from rill.dialects.silences import Silences
+from rill.dialects.keep_alive import Silences
+from rill.dialects.validation import MAX_MESSAGES, read_json_object
 from rill.events import Bytes, End, Event
 from rill.problems import Problem
 from rill.prompt import Prompt

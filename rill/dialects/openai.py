@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
-from rill.dialects.fields import (
+from rill.dialects.keep_alive import Silences
+from rill.dialects.validation import (
     LIST_TAG,
     MAX_MESSAGES,
     TEXT_OR_LIST,
@@ -22,7 +23,6 @@ from rill.dialects.fields import (
     read_json_object,
     refuse_fields,
 )
-from rill.dialects.silences import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt

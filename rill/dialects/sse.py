@@ -9,7 +9,7 @@ import json
 import re
 import time
 
-from rill.dialects.silences import Silences
+from rill.dialects.keep_alive import Silences
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Tag, ValidationError
 
-from rill.dialects.fields import (
+from rill.dialects.parts import content_of
+from rill.dialects.validation import (
     LIST_TAG,
     MAX_MESSAGES,
     TEXT_OR_LIST,
@@ -15,7 +16,6 @@ from rill.dialects.fields import (
     read_json_object,
     refuse_fields,
 )
-from rill.dialects.parts import content_of
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt

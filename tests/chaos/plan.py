@@ -126,20 +126,23 @@ def _text_of(event: dict[str, Any]) -> str:
     return "".join(block["text"] for block in event.get("content", []))
 
 
-def play(answer: Answer) -> None:
-    """What the upstream does with a question, as its prompt says."""
-    number, fault, pieces = json.loads(answer.request.json["messages"][-1]["content"])
-    plan = Plan(number, "", fault, pieces)
-    for step in _steps(plan, answer):
-        step(answer)
+class Play:
+    """What the upstream does with each question, as its prompt says."""
+
+    def __init__(self) -> None:
+        self._failed_once: set[int] = set()
+
+    def __call__(self, answer: Answer) -> None:
+        number, fault, pieces = json.loads(answer.request.json["messages"][-1]["content"])
+        is_second = number in self._failed_once
+        if fault == "recovers":
+            self._failed_once.add(number)
+        streamed = answer.request.json.get("stream") is True
+        for step in _steps(Plan(number, "", "none" if is_second else fault, pieces), streamed):
+            step(answer)
 
 
-def _is_first(plan: Plan, answer: Answer) -> bool:
-    prompt = json.dumps(plan.prompt).encode()
-    return sum(prompt in each.body for each in list(answer.upstream.requests)) == 1
-
-
-def _steps(plan: Plan, answer: Answer) -> list[Step]:
+def _steps(plan: Plan, streamed: bool) -> list[Step]:
     refusals = {
         "overloaded": wire.error(529, "overloaded_error", "Overloaded"),
         "failing": wire.error(500, "api_error", "Internal server error"),
@@ -156,9 +159,9 @@ def _steps(plan: Plan, answer: Answer) -> list[Step]:
         return [wire.pause(LATE_SECONDS), wire.close()]
     if plan.fault == "no answer":
         return [wire.silence()]
-    if plan.fault == "recovers" and _is_first(plan, answer):
+    if plan.fault == "recovers":
         return [refusals["overloaded"]]
-    return _answer(plan) if answer.request.json.get("stream") is True else [wire.pause(PAUSE_SECONDS), _whole(plan)]
+    return _answer(plan) if streamed else [wire.pause(PAUSE_SECONDS), _whole(plan)]
 
 
 def _answer(plan: Plan) -> list[Step]:

@@ -2,7 +2,7 @@
 
 import time
 
-from plan import play
+from plan import Play
 from run import Clients, report
 from server import StartRill
 from upstream import Upstream
@@ -12,14 +12,14 @@ CLIENTS = 30
 SECONDS = 15.0
 # Short limits, so that silence does not take the test's time.
 ENV = {
-    "RILL_FIRST_EVENT_SECONDS": "4",
-    "RILL_IDLE_SECONDS": "3",
-    "RILL_STREAMS_PER_CALLER": "1000",
+    "RILL_START_TIMEOUT_SECONDS": "4",
+    "RILL_IDLE_TIMEOUT_SECONDS": "3",
+    "RILL_MAX_STREAMS_PER_CLIENT": "1000",
 }
 
 
 def test_client_upstream_and_log_agree_on_every_answer(start_rill: StartRill, upstream: Upstream) -> None:
-    upstream.always(play)
+    upstream.always(Play())
     rill = start_rill(**ENV)
     with Clients(rill, CLIENTS, seed=20261121) as clients:
         time.sleep(SECONDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import upstream as wire
-from plan import play
+from plan import Play
 from redis_server import RedisServer
 from run import Clients, report
 from server import Conversation, Rill, request_bytes, rill_env
@@ -24,6 +24,8 @@ CLIENTS = 300
 SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))
 SLOW_READERS = 10
 DRAIN_SECONDS = 5.0
+# The master waits for the workers of one reload before it begins the next one.
+LATE_DRAIN_SECONDS = 4 * DRAIN_SECONDS
 BETWEEN_SECONDS = 4.0
 SUSPENDED_SECONDS = 1.0
 # Descriptors and memory of a worker at rest, beyond those of a fresh one.
@@ -32,22 +34,23 @@ MOST_BYTES = 40_000_000
 TEMPORARY_BYTES = 8_000_000
 ENV = {
     "WEB_CONCURRENCY": "2",
-    "RILL_FIRST_EVENT_SECONDS": "8",
-    "RILL_IDLE_SECONDS": "5",
-    "RILL_DRAIN_SECONDS": str(DRAIN_SECONDS),
-    "RILL_STREAMS_PER_CALLER": "1000",
+    "RILL_START_TIMEOUT_SECONDS": "20",
+    "RILL_IDLE_TIMEOUT_SECONDS": "15",
+    "RILL_SHUTDOWN_GRACE_SECONDS": str(DRAIN_SECONDS),
+    "RILL_MAX_STREAMS_PER_CLIENT": "1000",
 }
 BIG = (wire.head(), wire.send(wire.opening()), *[wire.send(wire.text("x" * 8000))] * 200, wire.close())
 
 
-def play_all(answer: Answer) -> None:
+class PlayAll(Play):
     """What the plan says, or more than a client reads."""
-    content = answer.request.json["messages"][-1]["content"]
-    if content != "big":
-        play(answer)
-        return
-    for step in BIG:
-        step(answer)
+
+    def __call__(self, answer: Answer) -> None:
+        if answer.request.json["messages"][-1]["content"] != "big":
+            super().__call__(answer)
+            return
+        for step in BIG:
+            step(answer)
 
 
 @contextmanager
@@ -104,14 +107,14 @@ class Trouble:
 
     def reload(self) -> None:
         """Replace the workers; what does not end in time is told so."""
-        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, DRAIN_SECONDS)
+        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, LATE_DRAIN_SECONDS)
         self._rill.signal(signal.SIGHUP)
 
     def add_and_remove_a_worker(self) -> None:
         """Change the number of workers; what does not end in time is told so."""
         self._rill.signal(signal.SIGTTIN)
         time.sleep(BETWEEN_SECONDS)
-        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, DRAIN_SECONDS)
+        self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, LATE_DRAIN_SECONDS)
         self._rill.signal(signal.SIGTTOU)
 
     def lose_redis(self) -> None:
@@ -143,7 +146,7 @@ class Trouble:
 def test_five_minutes_of_everything_at_once_lose_nothing_and_leave_nothing_behind(
     upstream: Upstream, tmp_path: Path, mounted: Callable[[int], Path]
 ) -> None:
-    upstream.always(play_all)
+    upstream.always(PlayAll())
     temporary = mounted(TEMPORARY_BYTES)
     with RedisServer(tmp_path) as redis, stalled_pipe() as stalled:
         env = {**rill_env(upstream), **ENV, "REDIS_URL": redis.url, "TMPDIR": str(temporary)}

@@ -14,8 +14,8 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
     env = {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_MODELS": "*",
-        "RILL_RATE": "100000/minute",
+        "RILL_ALLOWED_MODELS": "*",
+        "RILL_RATE_LIMIT": "100000/minute",
         "RILL_UPSTREAM_FEATURES": "*",
         "RILL_ALLOWED_HOSTS": "rill.test",
     }

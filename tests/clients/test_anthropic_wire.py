@@ -156,7 +156,7 @@ def test_a_refusal_has_its_true_status_the_apis_shape_and_the_upstreams_headers(
         ("POST", b'{"model": "m", "max_tokens": 1e9, "messages": []}', 400, "invalid_request_error"),
         ("POST", b'{"model": "m", "max_tokens": 9, "messages": [NaN]}', 400, "invalid_request_error"),
         ("POST", b'{"model": "m", "max_tokens": 9, "messages": [1e999]}', 400, "invalid_request_error"),
-        ("POST", b" " * 1_048_577, 413, "request_too_large"),
+        ("POST", b" " * 4_194_305, 413, "request_too_large"),
         ("GET", b"", 405, "invalid_request_error"),
     ],
     ids=["no JSON", "no object", "too many tokens", "NaN", "infinite", "too long", "GET"],
@@ -198,7 +198,7 @@ def test_betas_version_and_query_reach_the_upstream(service: Rill, upstream: Ups
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key"])
 def test_the_callers_token_opens_the_door_and_goes_no_further(name: str, start_rill: Any, upstream: Upstream) -> None:
     upstream.always(*wire.answer(FIRST))
-    with start_rill(RILL_TOKENS="app=secret-of-the-caller") as service:
+    with start_rill(RILL_API_KEYS="app=secret-of-the-caller") as service:
         sent = {name: "Bearer secret-of-the-caller" if name == "Authorization" else "secret-of-the-caller"}
         with ask(service, headers={**sent, "Cookie": "session=secret-of-the-caller"}) as asked:
             assert asked.status == 200

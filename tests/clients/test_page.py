@@ -414,7 +414,7 @@ def test_a_new_conversation_ends_the_answer_under_way_and_forgets_all(open_page:
 
 
 def test_a_model_is_chosen_where_there_are_several(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
-    page.open(start_rill(RILL_MODELS="claude-opus-5,claude-haiku-5").url)
+    page.open(start_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
     page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
     upstream.always(*wire.answer(FIRST))
     page.ask()
@@ -464,7 +464,7 @@ def test_a_token_is_asked_for_where_one_is_needed_and_kept_in_this_tab_alone(
     page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_TOKENS=f"alice={TOKEN}").url)
+    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
     page.wait_for(page.focused, "token")
     assert page.find("#token").get_property("type") == "password"
     page.press("a-wrong-one", Keys.ENTER)
@@ -486,7 +486,7 @@ def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
     page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_TOKENS=f"alice={TOKEN}").url)
+    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
     page.wait_for(page.focused, "token")
     page.find("#question").send_keys(QUESTION, Keys.ENTER)
     page.wait_for(page.focused, "token")
@@ -587,7 +587,7 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
     page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_TOKENS=f"alice={TOKEN}", RILL_MODELS="claude-opus-5").url)
+    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "token")
     page.press(TOKEN, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
@@ -609,7 +609,7 @@ def test_light_and_dark_are_as_the_reader_prefers_with_contrast_enough(
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
     page.excuse("status of 4")
-    page.open(start_rill(RILL_TOKENS=f"alice={TOKEN}", RILL_MODELS="claude-opus-5").url)
+    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "token")
     assert min(contrast for _, contrast in page.run(CONTRASTS)) >= 4.5
     page.press(TOKEN, Keys.ENTER)
@@ -648,7 +648,11 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
 ) -> None:
     page.resize(320, 640)
     page.excuse("status of 401")
-    page.open(start_rill(RILL_TOKENS=f"alice={TOKEN}", RILL_MODELS="claude-" + "very-" * 12 + "long").url)
+    page.open(
+        start_rill(
+            RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
+        ).url
+    )
     page.wait_for(page.focused, "token")
     widest = "return document.documentElement.scrollWidth"
     assert page.run(widest) <= 320

@@ -157,7 +157,7 @@ def test_the_upstreams_own_400_is_a_bad_request_error_in_its_words(
 
 def test_a_refused_model_is_a_permission_denied_error_of_the_server_itself(start_rill: Any, upstream: Upstream) -> None:
     with (
-        start_rill(RILL_MODELS=None, RILL_MODEL="claude-allowed") as service,
+        start_rill(RILL_ALLOWED_MODELS=None, RILL_DEFAULT_MODEL="claude-allowed") as service,
         anthropic.Anthropic(base_url=service.url, api_key="k", max_retries=0) as client,
         pytest.raises(anthropic.PermissionDeniedError, match="claude-allowed"),
     ):

@@ -21,7 +21,7 @@ ASKED: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def rill(module_upstream: Upstream) -> Iterator[Rill]:
     """A server with the key of one client."""
-    with Rill({**rill_env(module_upstream), "RILL_TOKENS": "alice=of-alice"}) as running:
+    with Rill({**rill_env(module_upstream), "RILL_API_KEYS": "alice=of-alice"}) as running:
         yield running
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from server import ROOT
 
-from rill.access import Tokens
+from rill.admission.auth import Tokens
 from rill.problems import Problem
 from rill.settings import Settings
 
@@ -34,7 +34,7 @@ LONGEST_NAME = 30
 # What somebody who deploys may be asked for, as he might fill it in.
 FILLED = {
     "ANTHROPIC_API_KEY": "sk-ant-key",
-    "RILL_MODELS": "*",
+    "RILL_ALLOWED_MODELS": "*",
     "RILL_CORS_ORIGINS": "https://app.example,http://localhost:3000",
 }
 
@@ -69,7 +69,7 @@ def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatc
     made = {name: secret for name, variable in ENV.items() if "generator" in variable}
     for name, value in {**{name: v["value"] for name, v in ENV.items() if "value" in v}, **FILLED, **made}.items():
         monkeypatch.setenv(name, value)
-    assert set(made) == {"RILL_TOKENS"}
+    assert set(made) == {"RILL_API_KEYS"}
     tokens = Tokens(Settings().tokens)
     assert tokens.name_of(secret, "") == "default"
     with pytest.raises(Problem):

@@ -45,7 +45,7 @@ def elsewhere() -> Iterator[str]:
 def open_rill(elsewhere: str, module_upstream: Upstream) -> Iterator[Rill]:
     """A server that wants a token, and takes requests from the page's origin."""
     env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
-    with Rill({**env, "RILL_TOKENS": f"alice={TOKEN}", "RILL_CORS_ORIGINS": elsewhere}) as running:
+    with Rill({**env, "RILL_API_KEYS": f"alice={TOKEN}", "RILL_CORS_ORIGINS": elsewhere}) as running:
         yield running
 
 
@@ -130,7 +130,7 @@ def test_the_page_of_another_origin_shows_the_words_of_a_refusal(
 def test_the_page_of_an_origin_that_is_not_named_gets_no_answer(
     browser: webdriver.Chrome, elsewhere: str, service: Rill, start_rill: StartRill, upstream: Upstream
 ) -> None:
-    for_another = start_rill(RILL_TOKENS=f"alice={TOKEN}", RILL_CORS_ORIGINS="https://app.example")
+    for_another = start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_CORS_ORIGINS="https://app.example")
     for server, token in [(service, TOKEN), (for_another, TOKEN), (for_another, "")]:
         ask(browser, elsewhere, server, token)
         wait_for(browser, "ending", f"RILL_CORS_ORIGINS does not name {elsewhere}.")

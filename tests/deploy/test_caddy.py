@@ -129,7 +129,7 @@ def test_caddy_closes_a_kept_connection_before_rill_does() -> None:
 
 def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
-    with Caddy(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE="3/minute")) as caddy:
+    with Caddy(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE_LIMIT="3/minute")) as caddy:
         statuses = []
         for n in range(5):
             with ask(caddy, X_Forwarded_For=f"192.0.2.{n}") as asked:

@@ -106,7 +106,7 @@ def environment(image: Path, upstream: Upstream) -> dict[str, str]:
     assert env["PORT"] == arguments_of("EXPOSE")[0]
     port = str(Rill({}).choose_port())
     key = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": upstream.url}
-    return {**env, **key, "RILL_TOKENS": f"alice={TOKEN}", "PORT": port}
+    return {**env, **key, "RILL_API_KEYS": f"alice={TOKEN}", "PORT": port}
 
 
 def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stops(

@@ -92,7 +92,7 @@ def test_an_example_says_when_nobody_is_there(script: str, service: Rill) -> Non
 def locked(module_upstream: Upstream) -> Iterator[Rill]:
     """A server that wants a token."""
     env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
-    with Rill({**env, "RILL_TOKENS": f"alice={TOKEN}"}) as running:
+    with Rill({**env, "RILL_API_KEYS": f"alice={TOKEN}"}) as running:
         yield running
 
 

@@ -145,7 +145,7 @@ def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
 
 def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
-    with Nginx(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE="3/minute")) as nginx:
+    with Nginx(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE_LIMIT="3/minute")) as nginx:
         statuses = []
         for n in range(5):
             with ask(nginx, X_Forwarded_For=f"192.0.2.{n}") as asked:

@@ -17,8 +17,8 @@ from gevent.socket import socket as GeventSocket
 from server import ROOT, Conversation, Rill, StartRill, request_bytes, rill_env
 from upstream import Step, Upstream
 
-from rill.client import SEND_BUFFER_BYTES, ClientSocket
-from rill.turns import Turns
+from rill.server.connection import SEND_BUFFER_BYTES, ClientSocket
+from rill.server.turns import Turns
 
 ALICE = {"Authorization": "Bearer of-alice"}
 BODY = {"model": "claude-nothing-9", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -30,7 +30,7 @@ HERE = str(Path(__file__).parent)
 @pytest.fixture(scope="module")
 def rill(module_upstream: Upstream) -> Iterator[Rill]:
     """A server with an API key, short timeouts, and a route that fails outside Flask."""
-    env = {"RILL_TOKENS": "alice=of-alice", "RILL_FIRST_EVENT_SECONDS": "3", "RILL_IDLE_SECONDS": "3"}
+    env = {"RILL_API_KEYS": "alice=of-alice", "RILL_START_TIMEOUT_SECONDS": "3", "RILL_IDLE_TIMEOUT_SECONDS": "3"}
     arguments = ("--pythonpath", HERE)
     with Rill({**rill_env(module_upstream), **env}, arguments, app="failing:app") as running:
         yield running

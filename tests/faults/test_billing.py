@@ -17,7 +17,7 @@ from upstream import Step, Upstream
 from rill.events import End, Event
 from rill.prompt import Prompt
 from rill.settings import Settings
-from rill.upstream import Upstream as Client
+from rill.upstream.client import Upstream as Client
 
 BODY = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"Content-Type": "application/json"}
@@ -28,7 +28,7 @@ HANG_UPS = {"close": wire.close(), "reset": wire.reset()}
 @pytest.fixture(scope="module")
 def rill(module_upstream: Upstream) -> Iterator[Rill]:
     """The server of most tests here, with a client's API key and short timeouts."""
-    env = {"RILL_TOKENS": "alice=of-alice", "RILL_IDLE_SECONDS": "2", "RILL_FIRST_EVENT_SECONDS": "8"}
+    env = {"RILL_API_KEYS": "alice=of-alice", "RILL_IDLE_TIMEOUT_SECONDS": "2", "RILL_START_TIMEOUT_SECONDS": "8"}
     with Rill({**rill_env(module_upstream), **env}) as running:
         yield running
 
@@ -167,7 +167,7 @@ def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream
 
 
 def test_no_overload_is_retried_beyond_the_start_timeout(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_FIRST_EVENT_SECONDS="0.3", RILL_TOKENS="alice=of-alice")
+    rill = start_rill(RILL_START_TIMEOUT_SECONDS="0.3", RILL_API_KEYS="alice=of-alice")
     upstream.always(wire.head(), wire.send(wire.stream_error()), wire.end())
     with ask(rill, "text") as asked:
         assert asked.status == 503
@@ -339,7 +339,7 @@ def test_a_wrong_key_and_an_unknown_route_are_not_worth_a_retry(rill: Rill) -> N
 
 
 def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_RATE="1/hour", RILL_TOKENS="alice=of-alice")
+    rill = start_rill(RILL_RATE_LIMIT="1/hour", RILL_API_KEYS="alice=of-alice")
     upstream.always(*wire.answer("ok"))
     with ask(rill, "anthropic") as asked:
         asked.read_rest()

@@ -13,7 +13,7 @@ from witness import ask, log_lines, unharmed, wait_until
 
 LEAVINGS, AT_ONCE, WHOLE = 3000, 24, 200
 LONGEST = 0.060
-ENV = {"RILL_STREAMS": "40"}
+ENV = {"RILL_MAX_STREAMS": "40"}
 
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 MORE = wire.send(wire.text("more "))

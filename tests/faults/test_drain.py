@@ -88,7 +88,7 @@ GROUP_SIGNALS = {"SIGTERM to all": (signal.SIGTERM, True), "SIGINT to all": (sig
 @pytest.mark.parametrize("how", [*SIGNALS, *GROUP_SIGNALS])
 def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream: Upstream, how: str) -> None:
     number, everyone = {**SIGNALS, **GROUP_SIGNALS}[how]
-    env = {"RILL_DRAIN_SECONDS": str(DRAIN), "RILL_STREAMS": "50", "WEB_CONCURRENCY": "2"}
+    env = {"RILL_SHUTDOWN_GRACE_SECONDS": str(DRAIN), "RILL_MAX_STREAMS": "50", "WEB_CONCURRENCY": "2"}
     with probed(upstream.url, **env) as rill, ExitStack() as stack:
         wait_until_all_serve(rill, 2)
         idle = stack.enter_context(Conversation(rill.port, request_bytes("GET", "/healthz")))
@@ -119,7 +119,7 @@ def test_a_stop_without_answers_is_quick(upstream: Upstream, start: Callable[...
 
 
 def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[..., Rill]) -> None:
-    rill = start(RILL_DRAIN_SECONDS=str(DRAIN))
+    rill = start(RILL_SHUTDOWN_GRACE_SECONDS=str(DRAIN))
     upstream.script(*SCRIPTS["short"])
     with ask(rill, "twice") as asked:
         assert asked.read_until(b"one ")

@@ -13,7 +13,7 @@ from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
 FIRST, SHORT_FORM, FULL_FORM = 1_000, 3_000, 19_000
 CALLERS = 6
 MORE = 1.02
-ENV = {"RILL_STREAMS": "50", "RILL_RATE": "1000/second"}
+ENV = {"RILL_MAX_STREAMS": "50", "RILL_RATE_LIMIT": "1000/second"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 SCRIPTS = {
     "whole": tuple(wire.answer("a few ", "words")),

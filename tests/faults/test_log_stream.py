@@ -20,7 +20,7 @@ import upstream as wire
 from server import ROOT, Rill, raw_request, rill_env
 from upstream import Upstream
 
-from rill.log_stream import LogStream
+from rill.telemetry.log_stream import LogStream
 
 ANSWER = (
     wire.head(),
@@ -218,7 +218,7 @@ def run_with_full_stderr(code: str, read: int, write: int) -> bytes:
 
 WRITE_ALL = """
 import gevent, sys, traceback, warnings
-from rill.log_stream import count_dropped_lines, keep_logs_from_blocking
+from rill.telemetry.log_stream import count_dropped_lines, keep_logs_from_blocking
 gevent.sleep(0)
 {prepare}
 keep_logs_from_blocking()

@@ -17,7 +17,7 @@ import upstream as wire
 from server import ROOT, Conversation, Rill, StartRill, request_bytes
 from upstream import Upstream
 
-from rill.metrics_files import SIZES
+from rill.telemetry.metrics_files import SIZES
 
 ANSWER = (
     wire.head(),
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_up_later_ends_neither_workers_nor_their_master(
     upstream.always(*ANSWER)
     directory = mounted(8 << 20)
     tokens = ",".join(f"{'n' * 400}{n}=s{n}" for n in range(100))
-    rill = start_rill(TMPDIR=str(directory), WEB_CONCURRENCY="2", RILL_TOKENS=tokens)
+    rill = start_rill(TMPDIR=str(directory), WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)
     before = rill.wait_for_workers(2, 40)
     with (directory / "junk").open("wb", buffering=0) as junk, suppress(OSError):
         while True:
@@ -173,9 +173,10 @@ def test_a_disk_that_fills_up_later_ends_neither_workers_nor_their_master(
 FILL = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from rill import metrics_files
+from rill.telemetry import metrics_files
 metrics_files.take_slot(sys.argv[1], 1)
-from rill.telemetry import Record, Telemetry
+from rill.telemetry.record import Record
+from rill.telemetry.metrics import Telemetry
 models = [f"{'m' * 100}{n}" for n in range(30)]
 telemetry = Telemetry(named=True, models=models)
 for n in range(int(sys.argv[2]), int(sys.argv[2]) + 3000):
@@ -201,9 +202,9 @@ def test_however_many_callers_there_are_the_files_do_not_grow_and_nothing_is_unc
 
 RENDER = """
 import sys
-from rill import metrics_files
+from rill.telemetry import metrics_files
 metrics_files.directory = sys.argv[1]
-from rill.telemetry import Telemetry
+from rill.telemetry.metrics import Telemetry
 print(Telemetry(named=True, models=[]).render().decode())
 """
 
@@ -269,7 +270,7 @@ def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
     pieces = [step for _ in range(10_000) for step in (wire.pause(0.02), wire.send(wire.text("x")))]
     upstream.always(wire.head(), wire.send(wire.opening()), *pieces, wire.silence())
     tokens = ",".join(f"caller-{n}=s{n}" for n in range(CALLERS))
-    rill = start_rill(WEB_CONCURRENCY=str(workers), RILL_TOKENS=tokens, RILL_STREAMS="1", TMPDIR=str(tmp_path))
+    rill = start_rill(WEB_CONCURRENCY=str(workers), RILL_API_KEYS=tokens, RILL_MAX_STREAMS="1", TMPDIR=str(tmp_path))
     rill.wait_for_workers(workers)
     while len(paced) < workers:  # one on each worker
         stream = rill.ask("GET", "/stream?q=hi", {"x-api-key": "s0"})

@@ -69,7 +69,7 @@ def test_twenty_signals_under_load_reject_no_request_and_lose_no_response(
     upstream: Upstream, start: Callable[..., Rill], keep_alive: bool
 ) -> None:
     upstream.always(*SCRIPT)
-    rill = start(WEB_CONCURRENCY="2", RILL_STREAMS="100", RILL_DRAIN_SECONDS="10")
+    rill = start(WEB_CONCURRENCY="2", RILL_MAX_STREAMS="100", RILL_SHUTDOWN_GRACE_SECONDS="10")
     wait_until_all_serve(rill, 2)
     with Load(rill, keep_alive) as load:
         for number in SIGNALS:

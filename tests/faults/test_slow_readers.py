@@ -12,7 +12,7 @@ from server import Conversation, Rill, request_bytes
 from upstream import Upstream
 from witness import logged, name_request, unharmed
 
-ENV = {"RILL_STREAMS": "2"}
+ENV = {"RILL_MAX_STREAMS": "2"}
 MOST_BUFFERED = 131_072
 PLACE_FREE_SECONDS = 30
 SLOW = b"0123456789" * 28

@@ -13,7 +13,7 @@ from witness import SSE, ask, in_one_segment, logged, name_request
 FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
 # How much later than due an ending may be told, on a busy machine.
 LATE = 1.0
-ENV = {"RILL_FIRST_EVENT_SECONDS": "1", "RILL_IDLE_SECONDS": "1.5", "RILL_TOTAL_SECONDS": "4"}
+ENV = {"RILL_START_TIMEOUT_SECONDS": "1", "RILL_IDLE_TIMEOUT_SECONDS": "1.5", "RILL_TOTAL_TIMEOUT_SECONDS": "4"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 
 

@@ -47,7 +47,7 @@ def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> 
 
 
 def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
-    rill = start(WEB_CONCURRENCY="2", RILL_STREAMS="200")
+    rill = start(WEB_CONCURRENCY="2", RILL_MAX_STREAMS="200")
     wait_until_all_serve(rill, 2)
     victim, other = rill.wait_for_workers(2)
     upstream.always(*SCRIPT)

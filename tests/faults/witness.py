@@ -20,10 +20,10 @@ from upstream import Upstream
 STREAMS = 6
 SETTINGS = {
     "ANTHROPIC_API_KEY": "sk-test-key",
-    "RILL_MODELS": "*",
-    "RILL_RATE": "1000000/second",
-    "RILL_STREAMS": str(STREAMS),
-    "RILL_STREAMS_PER_CALLER": "1000000",
+    "RILL_ALLOWED_MODELS": "*",
+    "RILL_RATE_LIMIT": "1000000/second",
+    "RILL_MAX_STREAMS": str(STREAMS),
+    "RILL_MAX_STREAMS_PER_CLIENT": "1000000",
 }
 SSE = {"Accept": "text/event-stream"}
 HERE = str(Path(__file__).parent)

@@ -32,7 +32,7 @@ PACED = (
 @pytest.fixture(scope="module")
 def service(module_upstream: Upstream) -> Iterator[Rill]:
     """One worker that wants a key."""
-    with Rill({**rill_env(module_upstream), "RILL_TOKENS": f"alice={KEY}"}) as running:
+    with Rill({**rill_env(module_upstream), "RILL_API_KEYS": f"alice={KEY}"}) as running:
         yield running
 
 

@@ -15,22 +15,22 @@ from raw import Heard, exchange, play, untroubled
 from server import Rill, request_bytes
 from upstream import Upstream
 
-from rill.access import Tokens
+from rill.admission.auth import Tokens
+from rill.admission.rate_limit import Rate
 from rill.dialects.anthropic import read_messages
-from rill.dialects.fields import read_json_object
 from rill.dialects.openai import read_completion
 from rill.dialects.text import read_fields, read_json, read_text
+from rill.dialects.validation import read_json_object
 from rill.events import End, Event, Text
-from rill.limits import Rate
 from rill.problems import Problem
 from rill.prompt import Prompt
-from rill.reader import Reader
 from rill.settings import BadSettings, Settings, digest_of, read_settings
+from rill.upstream.sse_decoder import Reader
 
 many = settings(deadline=None, max_examples=200)
 some = settings(deadline=None, max_examples=60)
 
-OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_MODELS="small,large")  # type: ignore[arg-type]
+OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
 # Every piece of an input that a refusal could repeat begins with this.
 SAID = "what-a-caller-said"
@@ -49,7 +49,7 @@ words = st.sampled_from([*NAMES, SAID, SAID * 20, "", " ", "\x00", "\ud800", "da
 numbers = (
     st.integers()
     | st.floats()
-    | st.sampled_from([0, -1, 1, 32768, 32769, 2**31, 2**53 + 1, 2**64, 10**400, 1e308, -0.0, 5e-324])
+    | st.sampled_from([0, -1, 1, 64000, 64001, 2**31, 2**53 + 1, 2**64, 10**400, 1e308, -0.0, 5e-324])
 )
 values = st.recursive(
     st.none() | st.booleans() | numbers | words,
@@ -259,7 +259,7 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
             found = read_settings()
         except BadSettings as bad:
             line = str(bad)
-            assert any(name in line for name in (*env, "RILL_MAX_TOKENS"))
+            assert any(name in line for name in (*env, "RILL_DEFAULT_MAX_TOKENS"))
             assert "\n" not in line
             assert SAID not in line
             return

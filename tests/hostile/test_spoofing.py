@@ -15,7 +15,7 @@ from upstream import Upstream
 TRUSTING = {"FORWARDED_ALLOW_IPS": "*"}
 TIMES = 3
 # A year: no window ends while the tests run.
-COUNTED = {"RILL_RATE": f"{TIMES}/year"}
+COUNTED = {"RILL_RATE_LIMIT": f"{TIMES}/year"}
 
 _hosts = itertools.count(1)
 
@@ -23,7 +23,7 @@ _hosts = itertools.count(1)
 @pytest.fixture(scope="module")
 def service(module_upstream: Upstream) -> Iterator[Rill]:
     """A server that wants a token, and has no rate that is met."""
-    with Rill({**rill_env(module_upstream), **TRUSTING, "RILL_TOKENS": f"alice={SECRET}"}) as running:
+    with Rill({**rill_env(module_upstream), **TRUSTING, "RILL_API_KEYS": f"alice={SECRET}"}) as running:
         yield running
 
 

@@ -9,16 +9,16 @@ import pytest
 from server import Rill
 
 STREAMS = 20
-# RILL_MAX_TOKENS_CAP is left alone: the bounds in the description are those of the defaults.
+# RILL_MAX_TOKENS is left alone: the bounds in the description are those of the defaults.
 SETTINGS = {
     "RILL_OFFLINE": "1",
     "RILL_OFFLINE_RATE": "0",
-    "RILL_RATE": "1000000/second",
-    "RILL_MODELS": "*",
+    "RILL_RATE_LIMIT": "1000000/second",
+    "RILL_ALLOWED_MODELS": "*",
     "RILL_UPSTREAM_FEATURES": "*",
-    "RILL_MAX_TOKENS": "64",
-    "RILL_STREAMS": str(STREAMS),
-    "RILL_STREAMS_PER_CALLER": str(STREAMS),
+    "RILL_DEFAULT_MAX_TOKENS": "64",
+    "RILL_MAX_STREAMS": str(STREAMS),
+    "RILL_MAX_STREAMS_PER_CLIENT": str(STREAMS),
 }
 TOKEN = "a-token-of-alice"
 HEADERS = {"x-api-key": TOKEN, "Connection": "close"}
@@ -29,7 +29,7 @@ SLOW = "/stream?q=rate%3D5+tokens%3D1000&max_tokens=1000"
 @pytest.fixture(scope="class")
 def offline_service(request: pytest.FixtureRequest) -> Iterator[Rill]:
     """The server of a test class, which says whether it needs a token."""
-    tokens = {"RILL_TOKENS": f"alice={TOKEN}"} if request.cls.needs_token else {}
+    tokens = {"RILL_API_KEYS": f"alice={TOKEN}"} if request.cls.needs_token else {}
     with Rill({**SETTINGS, **tokens}) as running:
         yield running
 

@@ -11,7 +11,7 @@ import schemathesis
 from server import ROOT, Rill
 
 from app import create_app
-from rill.dialects.fields import MAX_MESSAGES
+from rill.dialects.validation import MAX_MESSAGES
 from rill.problems import KINDS
 from rill.settings import MAX_MODEL_LENGTH, Settings
 

@@ -10,7 +10,7 @@ from schemathesis.checks import CHECKS
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
-from rill.access import FAILURES_PER_WINDOW
+from rill.admission.auth import FAILURES_PER_WINDOW
 
 DESCRIPTION = schemathesis.openapi.from_path(ROOT / "rill" / "openapi.json")
 AS_DESCRIBED = (
@@ -67,21 +67,21 @@ def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Up
 
 
 def test_an_upstream_that_does_not_begin_is_told_as_described(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_FIRST_EVENT_SECONDS="0.2", RILL_IDLE_SECONDS="0.2")
+    rill = start_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
     for asked in ASKING:
         assert statuses_of(rill, asked) == {504}
 
 
 def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_RATE="1/hour")
+    rill = start_rill(RILL_RATE_LIMIT="1/hour")
     upstream.script(*wire.answer("hello"))
     assert statuses_of(rill, "GET /stream") == {200, 429}
     for asked in (*ASKING, "GET /drip"):
         assert statuses_of(rill, asked) == {429}
 
 
-@pytest.mark.parametrize(("setting", "status"), [("RILL_STREAMS", 503), ("RILL_STREAMS_PER_CALLER", 429)])
+@pytest.mark.parametrize(("setting", "status"), [("RILL_MAX_STREAMS", 503), ("RILL_MAX_STREAMS_PER_CLIENT", 429)])
 def test_one_answer_too_many_is_refused_as_described(
     start_rill: StartRill, upstream: Upstream, setting: str, status: int
 ) -> None:
@@ -91,19 +91,19 @@ def test_one_answer_too_many_is_refused_as_described(
         assert held.next_chunk() == b"a"
         for asked in (*ASKING, "GET /drip"):
             assert statuses_of(rill, asked) == {status}
-        assert statuses_of(rill, "GET /readyz") == {503 if setting == "RILL_STREAMS" else 200}
+        assert statuses_of(rill, "GET /readyz") == {503 if setting == "RILL_MAX_STREAMS" else 200}
     upstream.open("held")
 
 
 def test_a_caller_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_TOKENS="alice=secret")
+    rill = start_rill(RILL_API_KEYS="alice=secret")
     for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, asked) == {401}
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
 def test_what_may_not_be_asked_for_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_MODELS=None)
+    rill = start_rill(RILL_ALLOWED_MODELS=None)
     for asked in ASKING:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
         assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
@@ -125,7 +125,7 @@ def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) ->
 
 
 def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_TOKENS="alice=secret")
+    rill = start_rill(RILL_API_KEYS="alice=secret")
     for _ in range(FAILURES_PER_WINDOW):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
@@ -134,7 +134,7 @@ def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: 
 
 
 def test_a_body_too_long_or_of_another_type_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_MAX_BODY="4")
+    rill = start_rill(RILL_MAX_BODY_BYTES="4")
     for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
         assert statuses_of(rill, asked) == {413}
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}

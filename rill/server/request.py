@@ -2,13 +2,17 @@
 
 import re
 import uuid
+from functools import lru_cache
 
 import gevent
 from gunicorn.http.errors import ParseException
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.problems import Problem
+from rill.server.request_body import ChunksTooSmall
 
 BODY_SECONDS = 30.0
 MAX_FORM_FIELDS = 1000
@@ -36,6 +40,14 @@ def token_of(request: Request) -> str | None:
     return request.headers.get("x-api-key")
 
 
+@lru_cache(maxsize=100)
+def prefers_events(accept: str) -> bool:
+    """Return whether an Accept header prefers server-sent events to plain text."""
+    return (
+        parse_accept_header(accept, MIMEAccept).best_match(["text/plain", "text/event-stream"]) == "text/event-stream"
+    )
+
+
 def check_range(request: Request) -> None:
     """Raise Problem where the client wants the rest of an answer: it would join it with a new, different one.
 
@@ -53,6 +65,8 @@ def read_body(request: Request, most_bytes: int) -> bytes:
     try:
         with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
             body = request.get_data(parse_form_data=False)
+    except ChunksTooSmall as error:
+        raise Problem("bad_request", str(error)) from None
     except ParseException:
         raise Problem("bad_request", "The body's chunks are broken.") from None
     except RequestEntityTooLarge:

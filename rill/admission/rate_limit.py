@@ -1,11 +1,8 @@
-"""How much, how often, how many at once."""
+"""How often one client may ask."""
 
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gevent.lock import BoundedSemaphore
 from limits import RateLimitItem, parse_many
@@ -77,11 +74,11 @@ class Rate:
             except StorageError as error:
                 if not self._lost:
                     why = type(error.storage_error).__name__
-                    log.warning("Redis is lost (%s): this worker counts RILL_RATE for itself", why)
+                    log.warning("Redis is lost (%s): this worker counts RILL_RATE_LIMIT for itself", why)
                 self._lost, self._ask_redis_at = True, time.monotonic() + RETRY_SECONDS
                 return self._hit(self._own, caller)
             if was_lost:
-                log.warning("Redis is back: it counts RILL_RATE for all workers again")
+                log.warning("Redis is back: it counts RILL_RATE_LIMIT for all workers again")
                 self._lost, self._ask_redis_at = False, 0.0
             return exceeded
 
@@ -122,31 +119,3 @@ class Counters(MemoryStorage):
             self.expirations[key] = time.time() + expiry
         self.storage[key] += amount
         return self.storage[key]
-
-
-class Places:
-    """How many answers may be open at once in this worker: in all, and for one caller."""
-
-    def __init__(self, total: int, per_caller: int) -> None:
-        self._total = total
-        self._per_caller = per_caller
-        self._open: Counter[str] = Counter()
-
-    def check_free(self) -> None:
-        """Raises Problem where this worker has no place left."""
-        if self._open.total() >= self._total:
-            raise Problem("full", retry_after=1)
-
-    @contextmanager
-    def take(self, caller: str) -> Iterator[None]:
-        """Holds one place for as long as the context lasts; raises Problem where none is free."""
-        self.check_free()
-        if self._open[caller] >= self._per_caller:
-            raise Problem("rate_limited", f"At most {self._per_caller} answers at once for one caller.", retry_after=1)
-        self._open[caller] += 1
-        try:
-            yield
-        finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]

@@ -19,7 +19,7 @@ from gunicorn.http.errors import (
 )
 from gunicorn.http.unreader import Unreader
 
-from rill.client import ClientSocket
+from rill.server.connection import ClientSocket
 
 # All header lines together: what a thousand of them would cost to understand, everybody else would wait for.
 MOST_HEADER_BYTES = 65_536

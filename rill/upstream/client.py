@@ -22,9 +22,9 @@ from opentelemetry import trace
 from rill.events import Bytes, End, Event, Silence, Start, Text
 from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
-from rill.reader import Reader
 from rill.settings import Settings
-from rill.transport import GeventTransport, Unanswered, UpstreamClient, body_of, proxy_of_environment
+from rill.upstream.sse_decoder import Reader
+from rill.upstream.transport import GeventTransport, Unanswered, UpstreamClient, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
 # Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.

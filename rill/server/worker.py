@@ -23,15 +23,15 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from rill import bodies
-from rill.access import network_of
-from rill.client import ClientSocket
-from rill.connections import Connections
-from rill.drain import Drain
-from rill.heads import check_expectation, check_head, close_where_body_failed, read_head, refusal_of
-from rill.log_stream import keep_logs_from_blocking
+from rill.admission.auth import network_of
+from rill.server import request_body as bodies
+from rill.server.connection import ClientSocket
+from rill.server.connections import Connections
+from rill.server.request_head import check_expectation, check_head, close_where_body_failed, read_head, refusal_of
+from rill.server.turns import Turns
 from rill.settings import read_settings
-from rill.turns import Turns
+from rill.streaming.cancellation import Drain
+from rill.telemetry.log_stream import keep_logs_from_blocking
 
 log = logging.getLogger("rill")
 

@@ -1,17 +1,11 @@
-"""What is told of each answer, whatever became of it: one log line, and the numbers of /metrics."""
+"""The metrics of /metrics, and the log line of each answer."""
 
 import logging
-import re
-import sys
 import time
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
 
 import gevent
-import structlog
 from gevent.lock import BoundedSemaphore
 from prometheus_client import (
     CollectorRegistry,
@@ -25,15 +19,13 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from structlog.typing import EventDict, ExcInfo
 
-from rill import metrics_files
-from rill.log_stream import count_dropped_lines
 from rill.problems import Problem
-from rill.series_budget import SeriesBudget
+from rill.telemetry import metrics_files
+from rill.telemetry.log_stream import count_dropped_lines
+from rill.telemetry.record import Record
+from rill.telemetry.series_budget import SeriesBudget
 
-# Libraries that log what they send, prompts and all, where ANTHROPIC_LOG or a logging configuration asks for it.
-TALKATIVE = ("anthropic", "httpx2", "httpcore2")
 BEGINNING_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 DIRECTIONS = ("input", "output")
 # Series that are found without a search.
@@ -43,116 +35,8 @@ DURATION_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 log = logging.getLogger("rill.answers")
 
 
-def write_logs(stream: Any = sys.stdout, level: int = logging.INFO) -> None:
-    """Sends the service's own log to `stream`: JSON, a line a record, or what a human reads where it is a terminal."""
-    # A thread's name, which nobody reads, would cost the greenlet of each answer a dummy thread.
-    logging.logThreads = False
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    human = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[
-                structlog.stdlib.ExtraAdder(),
-                structlog.stdlib.add_log_level,
-                structlog.processors.TimeStamper("iso"),
-            ],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Before the traceback, whose lines are no client's; JSON escapes whatever is not ASCII by itself.
-                *([_escape_controls] if stream.isatty() else []),
-                structlog.processors.ExceptionRenderer(_tell_where),
-                human if stream.isatty() else structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
-    root = logging.getLogger("rill")
-    root.handlers = [handler]
-    root.setLevel(level)
-    root.propagate = False
-
-
-# C0 and C1 controls and DEL, which steer a terminal; bidirectional controls, which reorder what it shows; separators of
-# lines, and surrogates, which no encoding can write. https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def _escape_controls(logger: Any, method: str, fields: EventDict) -> EventDict:
-    """Escape what could steer a terminal in the names and values of a record: a client chooses some of them."""
-
-    def escape(value: Any) -> Any:
-        # Of any other type structlog writes the repr, which escapes it.
-        return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", value) if isinstance(value, str) else value
-
-    return {escape(name): escape(value) for name, value in fields.items()}
-
-
-def _tell_where(exc_info: ExcInfo) -> str:
-    """The kind of an exception and where it was raised, without its words: they may hold a prompt."""
-    return "".join(traceback.format_tb(exc_info[2])) + exc_info[0].__name__
-
-
-class Watch(Protocol):
-    """The watch over an answer: when its first event and text came (monotonic, in seconds), and what ended it early."""
-
-    first_event: float | None
-    first_text: float | None
-    why: str | None
-
-
-class NoWatch:
-    """That over an answer which was never asked for."""
-
-    first_event: float | None = None
-    first_text: float | None = None
-    why: str | None = None
-
-
-NO_WATCH = NoWatch()
-
-
-@dataclass(slots=True)
-class Record:
-    """What is known of one answer; `begun` is monotonic, in seconds."""
-
-    request_id: str
-    dialect: str
-    caller: str
-    model: str
-    status: int = 500
-    ending: str = "internal_error"
-    stop_reason: str | None = None
-    upstream_request_id: str | None = None
-    usage: Mapping[str, Any] = field(default_factory=dict)
-    watch: Watch = NO_WATCH
-    bytes_sent: int = 0
-    begun: float = field(default_factory=time.monotonic)
-
-    def as_fields(self) -> dict[str, Any]:
-        """The fields of the log line."""
-        first_text = self.watch.first_text
-        return {
-            "request_id": self.request_id,
-            "upstream_request_id": self.upstream_request_id,
-            "caller": self.caller,
-            "dialect": self.dialect,
-            "model": self.model,
-            "status": self.status,
-            "ending": self.ending,
-            "stop_reason": self.stop_reason,
-            # After the end only the upstream's last bytes are awaited: who leaves then has all of it.
-            "cancelled": self.watch.why is not None and self.ending != "completed",
-            "first_text_ms": None if first_text is None else round((first_text - self.begun) * 1000),
-            "duration_ms": round((time.monotonic() - self.begun) * 1000),
-            "input_tokens": self.usage.get("input_tokens"),
-            "output_tokens": self.usage.get("output_tokens"),
-            "bytes": self.bytes_sent,
-        }
-
-
 class Telemetry:
-    """The metrics of one worker, or of all workers where they share files (rill/metrics_files.py).
+    """The metrics of one worker, or of all workers where they share files (rill/telemetry/metrics_files.py).
 
     Every label has few values: callers go by the names of tokens, so `named` says whether there are any, and models
     that are not among `models` are `other`. What would be too many series all the same is counted under `other`.

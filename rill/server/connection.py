@@ -3,7 +3,7 @@
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from errno import ECONNRESET
 from fcntl import ioctl
 from termios import TIOCOUTQ
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.socket import socket as GeventSocket
 
-from rill.turns import Turns
+from rill.server.turns import Turns
+from rill.streaming.cancellation import Interruption
 
 if TYPE_CHECKING:
-    from rill.connections import Connections
+    from rill.server.connections import Connections
 
 # How long a caller that reads nothing holds a write. An answer is ended before that, and says so in the log.
 BLOCKED_SECONDS = 30.0
@@ -63,6 +64,10 @@ class ClientSocket(GeventSocket):
         data = super().recv(min(size, TURN_BYTES) if size <= PARSER_BYTES else size, flags)
         self._turns.wait()
         return data
+
+    def admit(self, answer: Interruption) -> AbstractContextManager[None]:
+        """Count an answer as open on this connection, for as long as the context lasts."""
+        return self.connections.admit(self, answer)
 
     def take_turn(self) -> None:
         """Return in the client's turn: a request that was already received has to wait for it too."""

@@ -1,10 +1,13 @@
 """An answer on a terminal: its text to stdout as it comes, then what it was to stderr."""
 
+import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
+from typing import Any
 
+import click
 import gevent
 
 from rill.events import End, Event, Text
@@ -12,6 +15,29 @@ from rill.problems import Problem
 
 # What a shell sees; 2 is that of a wrong option.
 WHOLE, REFUSED, CUT, STOPPED = 0, 1, 3, 130
+
+
+ReadAnswer = Callable[[Mapping[str, Any]], Iterator[list[Event]]]
+
+
+def ask_command(read_answer: ReadAnswer) -> click.Command:
+    """Return `flask --app wsgi ask`."""
+
+    @click.command("ask")
+    @click.argument("prompt")
+    @click.option("--system", help="A system prompt.")
+    @click.option("--model", help="The model to ask.")
+    @click.option("--max-tokens", type=int, help="Tokens of the answer at most.")
+    def ask(prompt: str, **options: Any) -> None:
+        """Ask, and watch the answer arrive; where PROMPT is -, it is read from stdin.
+
+        The exit code is 0 for a complete answer, 3 for a truncated one, 1 for none, and 130 where Ctrl-C stopped it.
+        """
+        logging.getLogger("rill").setLevel(logging.ERROR)
+        fields = {"q": sys.stdin.read() if prompt == "-" else prompt, **options}
+        sys.exit(show(read_answer(fields)))
+
+    return ask
 
 
 def show(reads: Iterable[list[Event]]) -> int:

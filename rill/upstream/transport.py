@@ -18,7 +18,7 @@ from gevent.queue import Queue
 from geventhttpclient.connectionpool import ConnectionPool
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
-from rill.pool import open_pool, proxy_authorization
+from rill.upstream.pool import open_pool, proxy_authorization
 
 READ_BYTES = 65536
 

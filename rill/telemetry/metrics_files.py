@@ -1,7 +1,7 @@
 """The files in which several workers add up their metrics: their directory, and who writes which.
 
 prometheus_client maps these files into memory, and the kernel kills a process that touches a mapped page for which the
-disk has no space. So each file is allocated whole before it is mapped, and never grows: see rill/telemetry.py.
+disk has no space. So each file is allocated whole before it is mapped, and never grows: see rill/telemetry/metrics.py.
 
 A worker writes the files of a slot, which it has alone. The successor of a worker that ends takes over its slot and
 goes on from its counts, so the files stay few and nothing has to be merged when a worker ends.

@@ -4,7 +4,7 @@ import json
 
 from prometheus_client.mmap_dict import MmapedDict
 
-from rill.metrics_files import COUNTER_BYTES
+from rill.telemetry.metrics_files import COUNTER_BYTES
 
 OTHER = "other"
 # For the metrics whose labels Rill's own code bounds, and for the answers counted under `other` twice.

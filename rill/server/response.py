@@ -1,0 +1,168 @@
+"""What every response carries, and how a problem becomes one."""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flask
+from flask import Flask, current_app, g, request, send_from_directory
+from flask_cors import CORS
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from rill.admission.rate_limit import RATE_HEADERS
+from rill.dialects import ANTHROPIC
+from rill.dialects.paths import advice_for, dialect_of
+from rill.problems import Problem
+from rill.server.request import id_of
+from rill.settings import Settings
+
+HEADERS = {
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+# No response may be shown as a page or load anything; the page loads its own files and asks its own origin.
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# What a page of another origin may read, beside the few headers that every browser lets it.
+EXPOSED_HEADERS = ["Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS]
+JSON_TYPES = ("application/problem+json", "application/json")
+# What werkzeug raises by itself -> the problem.
+HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method"}
+
+log = logging.getLogger("rill")
+
+
+class Response(flask.Response):
+    """A response that is plain text by default, also where flask makes it."""
+
+    default_mimetype = "text/plain"
+
+
+def build_app(name: str, settings: Settings) -> Flask:
+    """Return a Flask application without routes, whose responses carry what every response carries."""
+    app = Flask(name, static_folder=None)
+    app.response_class = Response
+    app.url_map.merge_slashes = False
+    # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without an error.
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
+    app.before_request(_name_request)
+    app.before_request(_answer_asterisk)
+    app.after_request(_complete_headers)
+    if settings.cors_origins:
+        _allow_origins(app, settings.cors_origins)
+    return app
+
+
+def send_page(file: str) -> flask.Response:
+    """Return a file of the web page."""
+    response = send_file("rill/page", file)
+    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    return response
+
+
+def send_file(folder: str, file: str) -> flask.Response:
+    """Return a file that exists, as far as the request's conditions ask for it."""
+    if request.headers.get("If-Match", "").strip() == "*":
+        del request.environ["HTTP_IF_MATCH"]  # Any version will do; werkzeug would look for one of this name.
+    return send_from_directory(folder, file)
+
+
+def send_json(value: Any) -> Response:
+    """Return a value as JSON."""
+    return Response(json.dumps(value), content_type="application/json")
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the problem behind an exception; log one that nobody expected."""
+    if isinstance(error, Problem):
+        return error
+    if not isinstance(error, HTTPException):
+        log.exception("a request failed")
+        return Problem("internal_error")
+    problem = Problem(
+        HTTP_PROBLEMS.get(error.code or 500, "bad_request"), advice_for(request.path) if error.code == 404 else None
+    )
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        problem.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return problem
+
+
+def send_problem(problem: Problem) -> Response:
+    """Return a problem in its dialect's shape, as JSON (RFC 9457) where that is preferred, or as plain text."""
+    dialect = dialect_of(request.path, "anthropic-version" in request.headers)
+    headers: dict[str, str] = {}
+    if request.path.startswith("/v1/") and dialect.write_problem:
+        if dialect is ANTHROPIC:
+            headers = {**problem.upstream_headers}
+        if problem.should_retry:
+            headers["x-should-retry"] = problem.should_retry
+        response = send_json(None)
+        response.data = dialect.write_problem(problem, g.request_id)
+    elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
+        response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")
+    else:
+        response = Response(f"{problem.detail}\n", content_type="text/plain; charset=utf-8")
+    response.status_code = problem.status
+    response.headers.update({**headers, **_headers_of(problem)})
+    response.vary.add("anthropic-version" if request.path == "/v1/models" else "Accept")
+    return response
+
+
+def _headers_of(problem: Problem) -> dict[str, str]:
+    headers = {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
+    return {**headers, **problem.headers}
+
+
+def _name_request() -> None:
+    g.request_id = id_of(request)
+
+
+def _answer_asterisk() -> Response | None:
+    """Answer `OPTIONS *`, which asks about the server: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.7"""
+    if request.environ.get("RAW_URI") != "*":
+        return None
+    return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
+
+
+def _complete_headers(response: Response) -> Response:
+    """Forbid proxies and browsers on the way to store, buffer, compress or guess."""
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Content-Security-Policy", POLICY)
+    response.headers["X-Request-Id"] = g.request_id
+    if request.path == "/stream":
+        response.vary.add("Accept")
+    if current_app.config.get("VARIES_BY_ORIGIN"):
+        response.vary.add("Origin")
+    return response
+
+
+def _allow_origins(app: Flask, origins: Sequence[str]) -> None:
+    """Let the pages of these origins read responses; `*` stands for all."""
+    app.config["VARIES_BY_ORIGIN"] = "*" not in origins
+    # API keys travel in headers that a page sets itself, so cookies and a browser's own credentials are not allowed.
+    CORS(
+        app,
+        origins=[origin if origin == "*" else _exactly(origin) for origin in origins],
+        methods=["GET", "HEAD", "POST"],
+        expose_headers=EXPOSED_HEADERS,
+        send_wildcard=True,
+        always_send=False,
+        vary_header=False,
+        max_age=600,
+    )
+
+
+def _exactly(origin: str) -> re.Pattern[str]:
+    """Return a pattern of this origin alone: flask_cors takes the brackets of an IPv6 address for a pattern's."""
+    return re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
