@@ -52,7 +52,7 @@ RELOAD_IDLE_SECONDS = 5.0
 GONE = (EPIPE, ECONNRESET, ENOTCONN)
 TOO_MANY = (
     b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Retry-After: 15\r\nContent-Length: 54\r\n\r\nThis address has too many open connections. Reuse one.\n"
+    b"Retry-After: 15\r\nContent-Length: 55\r\n\r\nThis address has too many open connections. Reuse one.\n"
 )
 
 

@@ -20,7 +20,7 @@ LATE = 5.0
 
 @pytest.fixture
 def descriptors() -> None:
-    """Room for the connections of this process."""
+    """Raise the limit of open files for the connections of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < CONNECTIONS + 1000:
         pytest.skip(f"at most {hard} open files")
