@@ -11,7 +11,7 @@ import sys
 from gevent import monkey
 from gunicorn import systemd
 
-from rill.server.worker import places_for
+from rill.server.worker import fit_open_files
 from rill.settings import BadSettings, read_settings
 from rill.telemetry import metrics_files
 
@@ -28,9 +28,9 @@ workers = _settings.workers
 worker_class = "rill.server.worker.Worker"
 
 # A connection over this waits unanswered, so admission (RILL_MAX_STREAMS) must come first.
-_streams, worker_connections = places_for(_settings.streams)
+_streams, worker_connections = fit_open_files(_settings.max_streams)
 
-# A burst of callers waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
+# A burst of clients waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
 backlog = 4096
 
 # Between two requests. Heroku's router keeps its connections for 90 s: longer, so that it never sends a request into a
@@ -38,9 +38,9 @@ backlog = 4096
 keepalive = 95
 
 # Answers in flight have RILL_SHUTDOWN_GRACE_SECONDS; then they are ended, which takes a moment.
-graceful_timeout = int(_settings.drain_seconds) + 4
+graceful_timeout = int(_settings.shutdown_grace_seconds) + 4
 
-# A long answer would hold back the restart of its worker, and so every new caller.
+# A long answer would hold back the restart of its worker, and so every new client.
 max_requests = 0
 
 # Nothing here speaks to gunicorn's control socket.
@@ -63,7 +63,7 @@ http_parser = "python"
 def on_starting(server):
     """Refuses to give a real key to everybody by accident; told before anything listens."""
     public = [str(address) for address in _addresses(server.cfg) if not _is_local(address)]
-    if public and not (_settings.offline or _settings.tokens or _settings.public):
+    if public and not (_settings.offline or _settings.api_keys or _settings.allow_anonymous):
         sys.exit(
             f"rill: will not serve your key to everybody at {public[0]}: set RILL_API_KEYS=name=secret, "
             "or RILL_ALLOW_ANONYMOUS=1 if that is what you want"
@@ -104,10 +104,10 @@ def when_ready(server):
     if _settings.offline:
         server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
 
-    if _streams < _settings.streams:
+    if _streams < _settings.max_streams:
         server.log.warning(
             "RILL_MAX_STREAMS=%d does not fit: the hard limit of open files admits %d answers; raise `ulimit -Hn`.",
-            _settings.streams,
+            _settings.max_streams,
             _streams,
         )
 

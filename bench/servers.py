@@ -98,7 +98,7 @@ SERVERS = [
 
 
 def environment(task: Task) -> dict[str, str]:
-    """All that a server sees of the environment: nothing of the caller's but where programs are."""
+    """All that a server sees of the environment: nothing of the client's but where programs are."""
     known = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(task.folder),

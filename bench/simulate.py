@@ -1,6 +1,6 @@
-"""From measured cost to machines: callers, a router and workers, simulated; `docs/scaling.md` shows the table.
+"""From measured cost to machines: clients, a router and workers, simulated; `docs/scaling.md` shows the table.
 
-Callers arrive at random (Poisson), answers are of log-normal length, and the router gives each to a worker. Each second
+Clients arrive at random (Poisson), answers are of log-normal length, and the router gives each to a worker. Each second
 every worker's core is reckoned up: its starts and its tokens, at their measured cost. What is over 100% would be late;
 that is not simulated. More streams are many cells that share nothing: one is simulated, and counted as often.
 """
@@ -22,7 +22,7 @@ TLS_TOKEN_CPU, TLS_START_CPU, TLS_STREAM_MB, REDIS_START_CPU = 5e-6, 1.4e-3, 0.0
 TOKENS, SIGMA, RATE = 600, 1.0, 60  # an answer's mean length, the spread of its logarithm, tokens a second
 AGAIN_SECONDS, BOOT_SECONDS = 5.0, 2.0  # until who was cut asks again, at most; until a new worker serves
 # Chosen.
-BUSY, MOST_BUSY, MOST_REFUSED = 0.70, 0.01, 0.001  # of a core; of the seconds over that; of the callers
+BUSY, MOST_BUSY, MOST_REFUSED = 0.70, 0.01, 0.001  # of a core; of the seconds over that; of the clients
 PLACES, CELL = 200, 5_000  # RILL_MAX_STREAMS; streams of a cell
 WORKERS = 2  # of a machine: one a core, each on a port of its own, so that the router sees it
 
@@ -46,7 +46,7 @@ class Cell:
         self.counts: list[int] = []  # answers open, each second
 
     def route(self) -> int:
-        """The worker for the next caller."""
+        """The worker for the next client."""
         if self.routing == RANDOM:
             return self.random.choice(self.taking)
         if self.routing == TURNS:
@@ -55,7 +55,7 @@ class Cell:
         return min(among, key=self.open.__getitem__)
 
     def ask(self, now: float, tokens: float) -> None:
-        """A caller comes, for so many tokens."""
+        """A client comes, for so many tokens."""
         self.asked += 1
         worker = self.route()
         if self.open[worker] >= self.places:
@@ -136,7 +136,7 @@ def rows(streams: int, *scales: int) -> Iterator[list[str]]:
     for routing, drain in ((LEAST, 20), (TWO, 20), (TWO, 120)):
         yield Cell(streams, workers, routing).run(drain + 25, WORKERS, drain).row(f"one is replaced, drains {drain} s")
     for places in (PLACES, 1000):
-        yield Cell(3 * streams, workers, TWO, places).run(30).row(f"three times the callers, {places} places")
+        yield Cell(3 * streams, workers, TWO, places).run(30).row(f"three times the clients, {places} places")
     for scale in scales:
         yield quiet[RANDOM].row("nothing", scale // streams)
         yield Cell(streams, workers, TWO).run(30).row("nothing, one a cell to spare", scale // streams)

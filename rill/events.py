@@ -1,18 +1,20 @@
-"""What an answer is made of: its start, its text, silence, and its end."""
+"""The events of an answer, and what writes them: its start, its text, signs of life, and its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from rill.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The upstream has begun to answer."""
+    """The upstream has started to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """One read from the upstream as it came, ahead of the events in it; only where a prompt wants it verbatim."""
+    """The bytes of one read from the upstream, ahead of the events in them; only in a verbatim answer."""
 
     data: bytes
 
@@ -25,17 +27,17 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
-    """A moment with nothing to show; `working` where the model sent content that is not text, such as thinking."""
+class Heartbeat:
+    """A read without text; `working` if the model sent other content, such as thinking."""
 
     working: bool
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The answer is whole: the model said why it stopped, and the upstream that the message is over.
+    """The answer is complete: the model reported why it stopped, and the upstream ended the message.
 
-    `usage` is the upstream's final count in tokens; `explanation` is given by some refusals.
+    `usage` is the upstream's final count in tokens; `explanation` comes with some refusals.
     """
 
     stop_reason: str | None
@@ -43,4 +45,14 @@ class End:
     explanation: str | None = None
 
 
-Event = Start | Bytes | Text | Silence | End
+Event = Start | Bytes | Text | Heartbeat | End
+
+
+class Encoder(Protocol):
+    """A dialect's writer of one streamed answer."""
+
+    def encode(self, event: Event) -> bytes:
+        """Return what the event adds to the response; b"" if nothing."""
+
+    def encode_error(self, problem: Problem) -> bytes | None:
+        """Return what reports a truncated answer in the response; None if only an aborted connection can."""

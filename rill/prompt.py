@@ -1,18 +1,16 @@
-"""What is asked of the model: the one thing that every dialect makes of a request."""
+"""What a request asks of the model, and how its client wants the answer: what every dialect makes of a request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, in the words of the Messages API: https://docs.anthropic.com/en/api/messages
+    """A request of the Messages API: https://docs.anthropic.com/en/api/messages
 
-    `max_tokens` counts tokens of the answer; `options` holds the API's further fields (system, temperature ...), and
-    `headers` and `query` what else goes with the request, as it is. `streamed` and `include_usage` are how the caller
-    wants to be answered: in pieces or at once, with a count of tokens at the end, in the upstream's own bytes.
-    `default_model`: the client named no model.
+    `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
+    `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
     """
 
     model: str
@@ -21,7 +19,16 @@ class Prompt:
     options: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    default_model: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the upstream sends the answer as events."""
+        return bool(self.options.get("stream", True))
+
+
+class ReplyFormat(NamedTuple):
+    """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own."""
+
     streamed: bool = True
     include_usage: bool = False
-    verbatim: bool = False
-    default_model: bool = False

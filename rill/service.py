@@ -1,6 +1,6 @@
-"""The life of one request: admit, ask, stream, record. It knows no web framework."""
+"""The life of one request: admit, ask, stream, record. It imports no web framework."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -8,35 +8,39 @@ from itertools import chain
 from typing import NamedTuple
 
 from rill import offline
-from rill.admission.auth import Tokens
-from rill.admission.concurrency import Places
-from rill.admission.rate_limit import Rate
-from rill.dialects import Dialect
-from rill.dialects.whole import WholeFrames
-from rill.events import Bytes, Event
+from rill.admission.auth import ApiKeys
+from rill.admission.concurrency import ConcurrencyLimit
+from rill.admission.rate_limit import RateLimit
+from rill.dialects.base import Dialect
+from rill.events import Bytes, Encoder, Event
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
-from rill.streaming.cancellation import Client, Deadlines, Interrupted, Interruption
-from rill.streaming.delivery import Delivery, Frames, await_beginning
+from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
+from rill.streaming.delivery import Delivery, PassThrough, await_beginning
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
 from rill.upstream.client import Answer, Upstream
 
 
-class Question(NamedTuple):
-    """A prompt with who asked it, and how: `connection` is None without a server, `http_1_0` has no chunks."""
+class Request(NamedTuple):
+    """A prompt, who sent it, and how its answer is delivered.
+
+    `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
+    connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
+    """
 
     prompt: Prompt
+    reply: ReplyFormat
     dialect: Dialect
     client: str
     request_id: str
-    connection: Client | None = None
-    http_1_0: bool = False
+    admit: Callable[[Cancellation], Callable[[], None]] | None = None
+    reset: Callable[..., None] | None = None
 
 
 class Reply(NamedTuple):
-    """A response that has begun; `body` yields its bytes and must be closed."""
+    """A response that has started; `body` yields its bytes and must be closed."""
 
     body: Delivery
     media_type: str
@@ -47,84 +51,87 @@ class Service:
     """What all requests of a worker share: limits, metrics, and the upstream."""
 
     def __init__(self, settings: Settings, slots: int) -> None:
-        self.telemetry = Telemetry(bool(settings.tokens), settings.known_models())
-        self.tokens = Tokens(settings.tokens)
-        self.rate = Rate(settings.rate, settings.redis_url)
-        self.places = Places(slots, settings.streams_per_caller)
-        self._deadlines = Deadlines(settings.first_event_seconds, settings.idle_seconds, settings.total_seconds)
-        base_url = settings.base_url
+        self.telemetry = Telemetry(bool(settings.api_keys), settings.known_models())
+        self.api_keys = ApiKeys(settings.api_keys)
+        self.rate_limit = RateLimit(settings.rate_limit, settings.redis_url)
+        self.slots = ConcurrencyLimit(slots, settings.max_streams_per_client)
+        self._deadlines = Deadlines(
+            settings.start_timeout_seconds, settings.idle_timeout_seconds, settings.total_timeout_seconds
+        )
+        base_url = settings.anthropic_base_url
         if settings.offline:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
         self._upstream = Upstream(settings, base_url, slots, self.telemetry.count_upstream_error)
 
-    def answer(self, question: Question) -> Reply:
-        """Return once the response has begun; raise Problem if it does not."""
-        record = Record(question.request_id, question.dialect.name, question.client, question.prompt.model)
+    def answer(self, request: Request) -> Reply:
+        """Return once the response has started; raise Problem if it does not."""
+        record = Record(request.request_id, request.dialect.name, request.client, request.prompt.model)
         with ExitStack() as held:
             self.telemetry.begin()
             held.callback(self.telemetry.end, record)
             try:
-                held.enter_context(self.places.take(question.client))
-                return self._ask(question, record, held)
+                held.enter_context(self.slots.hold_slot(request.client))
+                return self._ask(request, record, held)
             except Problem as problem:
-                record.status, record.ending = problem.status, problem.name
+                record.status, record.outcome = problem.status, problem.name
                 self.telemetry.count_upstream_error(problem)
                 raise
 
     def read_answer(self, prompt: Prompt) -> Iterator[list[Event]]:
         """Yield the events of an answer that no connection waits for; raise Problem."""
-        with closing(Interruption(self._deadlines, None)) as interruption:
+        with closing(Cancellation(self._deadlines)) as cancellation:
             try:
-                with closing(self._upstream.ask(prompt, self._deadlines.first_event)) as answer:
-                    interruption.nudge = answer.nudge
-                    yield from interruption.watch(answer)
-            except Interrupted:
-                raise interruption.problem() from None
+                with closing(self._upstream.ask(prompt, self._deadlines.start)) as answer:
+                    cancellation.nudge = answer.nudge
+                    yield from cancellation.watch(answer)
+            except Cancelled:
+                raise cancellation.problem() from None
 
-    def _ask(self, question: Question, record: Record, held: ExitStack) -> Reply:
-        """Ask the upstream and wait for the beginning of its answer; `held` collects what its end releases."""
-        prompt, dialect, connection = question.prompt, question.dialect, question.connection
-        interruption = held.enter_context(closing(Interruption(self._deadlines_of(prompt), connection)))
-        record.watch = interruption
-        if connection:
-            held.enter_context(connection.admit(interruption))
-        frames: Frames = dialect.open_frames(prompt, question.request_id)
-        media_type, headers = dialect.media_type, {}
-        note = partial(_note_answer, record, interruption)
+    def _ask(self, request: Request, record: Record, held: ExitStack) -> Reply:
+        """Ask the upstream and wait for the start of its answer; `held` collects what the end releases."""
+        prompt, dialect = request.prompt, request.dialect
+        cancellation = held.enter_context(closing(Cancellation(self._deadlines_of(request))))
+        if request.admit:
+            held.callback(request.admit(cancellation))
+        note = partial(_note_answer, record, cancellation)
         try:
-            answer = held.enter_context(closing(self._upstream.ask(prompt, self._deadlines.first_event, note)))
-            headers = answer.headers if prompt.verbatim else {}
-            reads = interruption.watch(answer)
-            if dialect.write_whole and not prompt.streamed:
-                body, end = dialect.write_whole(reads, prompt, question.request_id)
-                frames = WholeFrames()
+            answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note)
+            held.enter_context(closing(answer))
+            reads = cancellation.watch(answer)
+            headers = answer.headers if dialect.is_verbatim else {}
+            media_type = dialect.media_type
+            encoder: Encoder
+            if dialect.encode_whole and not request.reply.streamed:
+                body, end = dialect.encode_whole(reads, prompt.model, request.request_id)
                 beginning: list[Event] = [Bytes(body), end]
-                media_type, headers = "application/json", {**headers, "Content-Length": str(len(body))}
+                encoder, media_type = PassThrough(), "application/json"
+                headers = {**headers, "Content-Length": str(len(body))}
             else:
-                beginning = await_beginning(reads, interruption, dialect.wants_text)
-        except Interrupted:
-            raise interruption.problem() from None
+                encoder = dialect.open_encoder(prompt.model, request.reply, request.request_id)
+                beginning = await_beginning(reads, cancellation, dialect.wants_text)
+        except Cancelled:
+            raise cancellation.problem() from None
         dialect.check_beginning(beginning)
-        reset = connection.reset if connection and question.http_1_0 else None
-        release = held.pop_all()
-        finish = partial(self._finish, record, release)
-        return Reply(Delivery(chain([beginning], reads), frames, interruption, reset, finish), media_type, headers)
+        finish = partial(self._finish, record, cancellation, held.pop_all())
+        delivery = Delivery(chain([beginning], reads), encoder, cancellation, request.reset, finish)
+        return Reply(delivery, media_type, headers)
 
-    def _deadlines_of(self, prompt: Prompt) -> Deadlines:
-        if prompt.verbatim and not prompt.streamed:
-            # Its first byte is its last one.
-            return replace(self._deadlines, first_event=self._deadlines.idle)
+    def _deadlines_of(self, request: Request) -> Deadlines:
+        if not request.prompt.is_streamed:
+            # The first byte of such an answer is its last one.
+            return replace(self._deadlines, start=self._deadlines.idle)
         return self._deadlines
 
-    def _finish(self, record: Record, release: ExitStack, delivery: Delivery) -> None:
-        record.status, record.ending, record.bytes_sent = 200, delivery.ending, delivery.bytes_sent
+    def _finish(self, record: Record, cancellation: Cancellation, release: ExitStack, delivery: Delivery) -> None:
+        record.status, record.outcome, record.bytes_sent = 200, delivery.outcome, delivery.bytes_sent
+        record.first_text = cancellation.first_text
         record.stop_reason = delivery.end.stop_reason if delivery.end else None
         if delivery.problem:
             self.telemetry.count_upstream_error(delivery.problem)
         release.close()
 
 
-def _note_answer(record: Record, interruption: Interruption, answer: Answer) -> None:
-    """Take over what is known of an answer once its headers are in."""
-    interruption.nudge = answer.nudge
+def _note_answer(record: Record, cancellation: Cancellation, answer: Answer) -> None:
+    """Record what is known of an answer once its headers are in."""
+    cancellation.nudge = answer.nudge
     record.upstream_request_id, record.usage = answer.request_id, answer.usage

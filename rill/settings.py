@@ -37,9 +37,13 @@ class Settings(BaseSettings):
         frozen=True, env_ignore_empty=True, case_sensitive=True, hide_input_in_errors=True, allow_inf_nan=False
     )
 
-    api_key: str | None = _setting("ANTHROPIC_API_KEY", None, "key of the Messages API", repr=False)
-    auth_token: str | None = _setting("ANTHROPIC_AUTH_TOKEN", None, "bearer token, instead of a key", repr=False)
-    base_url: str = _setting("ANTHROPIC_BASE_URL", "https://api.anthropic.com", "the Messages API, or any relay of it")
+    anthropic_api_key: str | None = _setting("ANTHROPIC_API_KEY", None, "key of the Messages API", repr=False)
+    anthropic_auth_token: str | None = _setting(
+        "ANTHROPIC_AUTH_TOKEN", None, "bearer token, instead of a key", repr=False
+    )
+    anthropic_base_url: str = _setting(
+        "ANTHROPIC_BASE_URL", "https://api.anthropic.com", "the Messages API, or any relay of it"
+    )
     port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
     workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
     redis_url: str | None = _setting(
@@ -47,28 +51,30 @@ class Settings(BaseSettings):
     )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
     offline_rate: float = _setting("RILL_OFFLINE_RATE", 50, "tokens a second of the offline model, 0: unpaced", ge=0)
-    model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")
-    models: Names = _setting(
+    default_model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")
+    allowed_models: Names = _setting(
         "RILL_ALLOWED_MODELS",
         (),
         "exactly the models that may be asked for, comma-separated, `*` any; `RILL_DEFAULT_MODEL`",
     )
-    max_tokens: int = _setting("RILL_DEFAULT_MAX_TOKENS", 4096, "tokens of an answer when the request names none", ge=1)
-    max_tokens_cap: int = _setting("RILL_MAX_TOKENS", 64000, "tokens of an answer at most", ge=1)
-    system: str | None = _setting("RILL_SYSTEM_PROMPT", None, "system prompt when the request has none")
+    default_max_tokens: int = _setting(
+        "RILL_DEFAULT_MAX_TOKENS", 4096, "tokens of an answer when the request names none", ge=1
+    )
+    max_tokens: int = _setting("RILL_MAX_TOKENS", 64000, "tokens of an answer at most", ge=1)
+    system_prompt: str | None = _setting("RILL_SYSTEM_PROMPT", None, "system prompt when the request has none")
     # Name -> SHA-256 of the secret, which is not kept.
-    tokens: Digests = _setting(
+    api_keys: Digests = _setting(
         "RILL_API_KEYS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
-    public: bool = _setting("RILL_ALLOW_ANONYMOUS", False, "1: serve without keys on a public address")
-    rate: str = _setting(
+    allow_anonymous: bool = _setting("RILL_ALLOW_ANONYMOUS", False, "1: serve without keys on a public address")
+    rate_limit: str = _setting(
         "RILL_RATE_LIMIT", "60/minute", "requests of one client (key's name, else address); several joined by `;`"
     )
-    streams: int = _setting("RILL_MAX_STREAMS", 1000, "concurrent answers, per worker", ge=1, le=100_000)
-    streams_per_caller: int = _setting(
+    max_streams: int = _setting("RILL_MAX_STREAMS", 1000, "concurrent answers, per worker", ge=1, le=100_000)
+    max_streams_per_client: int = _setting(
         "RILL_MAX_STREAMS_PER_CLIENT", 50, "concurrent answers of one client, per worker", ge=1
     )
-    max_body: int = _setting("RILL_MAX_BODY_BYTES", 4194304, "bytes of a request body at most", ge=1)
+    max_body_bytes: int = _setting("RILL_MAX_BODY_BYTES", 4194304, "bytes of a request body at most", ge=1)
     cors_origins: Names = _setting(
         "RILL_CORS_ORIGINS", (), "origins whose pages may ask, comma-separated, such as https://app.example; `*` all"
     )
@@ -79,19 +85,21 @@ class Settings(BaseSettings):
         "RILL_UPSTREAM_FEATURES", (), "features of the Messages API to allow, such as `web_search`; `*` all"
     )
     trusted_proxies: int = _setting("RILL_TRUSTED_PROXIES", 0, "hops of X-Forwarded-For to trust; 1 on Heroku", ge=0)
-    first_event_seconds: float = _setting("RILL_START_TIMEOUT_SECONDS", 25, "seconds until the answer begins", gt=0)
-    idle_seconds: float = _setting("RILL_IDLE_TIMEOUT_SECONDS", 120, "seconds without content from the model", gt=0)
-    total_seconds: float = _setting("RILL_TOTAL_TIMEOUT_SECONDS", 900, "seconds of an answer in total", gt=0)
-    drain_seconds: float = _setting(
+    start_timeout_seconds: float = _setting("RILL_START_TIMEOUT_SECONDS", 25, "seconds until the answer begins", gt=0)
+    idle_timeout_seconds: float = _setting(
+        "RILL_IDLE_TIMEOUT_SECONDS", 120, "seconds without content from the model", gt=0
+    )
+    total_timeout_seconds: float = _setting("RILL_TOTAL_TIMEOUT_SECONDS", 900, "seconds of an answer in total", gt=0)
+    shutdown_grace_seconds: float = _setting(
         "RILL_SHUTDOWN_GRACE_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0
     )
 
-    @field_validator("models", "cors_origins", "allowed_hosts", "upstream_features", mode="before")
+    @field_validator("allowed_models", "cors_origins", "allowed_hosts", "upstream_features", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("base_url")
+    @field_validator("anthropic_base_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
         try:
@@ -131,7 +139,7 @@ class Settings(BaseSettings):
             raise ValueError("should be names such as rill.example.com or [fd00::7], without scheme and port")
         return hosts
 
-    @field_validator("tokens", mode="before")
+    @field_validator("api_keys", mode="before")
     @classmethod
     def _digest_tokens(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -147,7 +155,7 @@ class Settings(BaseSettings):
             tokens[name] = bytes.fromhex(digest) if digest != secret else digest_of(secret)
         return tokens
 
-    @field_validator("rate")
+    @field_validator("rate_limit")
     @classmethod
     def _check_rate(cls, value: str) -> str:
         try:
@@ -161,7 +169,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _trust_the_platform(cls, values: Any) -> Any:
-        # Heroku's router adds the caller's address, and nobody reaches a dyno but through it.
+        # Heroku's router adds the client's address, and nobody reaches a dyno but through it.
         return {"RILL_TRUSTED_PROXIES": "1", **values} if "DYNO" in os.environ else values
 
     @model_validator(mode="before")
@@ -173,32 +181,32 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.models and "*" not in self.models and self.model not in self.models:
+        if self.allowed_models and "*" not in self.allowed_models and self.default_model not in self.allowed_models:
             raise ValueError("RILL_ALLOWED_MODELS should list RILL_DEFAULT_MODEL")
-        if self.max_tokens > self.max_tokens_cap:
+        if self.default_max_tokens > self.max_tokens:
             raise ValueError("RILL_DEFAULT_MAX_TOKENS should be at most RILL_MAX_TOKENS")
-        if not (self.offline or self.api_key or self.auth_token):
+        if not (self.offline or self.anthropic_api_key or self.anthropic_auth_token):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
         return self
 
-    def allowed_models(self) -> tuple[str, ...]:
-        """The models that callers may ask for by name; `*` stands for any."""
-        return tuple(dict.fromkeys(self.models)) or (self.model,)
+    def enabled_models(self) -> tuple[str, ...]:
+        """The models that clients may ask for by name; `*` stands for any."""
+        return tuple(dict.fromkeys(self.allowed_models)) or (self.default_model,)
 
     def known_models(self) -> tuple[str, ...]:
         """Return the models that have a name here, the default first; `*` stands for any other."""
-        return tuple(dict.fromkeys((self.model, *self.models)))
+        return tuple(dict.fromkeys((self.default_model, *self.allowed_models)))
 
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
-        """The model and max_tokens to ask with, ours where the caller named none; raises Problem where not allowed."""
-        allowed = self.allowed_models()
+        """The model and max_tokens to ask with, ours where the client named none; raises Problem where not allowed."""
+        allowed = self.enabled_models()
         if model is not None and len(model) > MAX_MODEL_LENGTH:
             raise Problem("bad_request", f"model: should be at most {MAX_MODEL_LENGTH} characters.")
         if model is not None and model not in allowed and "*" not in allowed:
             raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {', '.join(allowed)}.")
-        if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens_cap:
-            raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens_cap}.")
-        return model or self.model, max_tokens or self.max_tokens
+        if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens:
+            raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens}.")
+        return model or self.default_model, max_tokens or self.default_max_tokens
 
 
 def digest_of(secret: str) -> bytes:

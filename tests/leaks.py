@@ -24,7 +24,7 @@ NAMES = {"type", "role", "media_type", "name", "id", "tool_use_id"}
 SAID = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
 CREDENTIALS = re.compile(rb"^(?:authorization:[ \t]*(bearer|basic)|(x-api-key):)[ \t]*([^\r\n]*)", re.I | re.M)
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
-# What callers choose and every line about an answer may tell.
+# What clients choose and every line about an answer may tell.
 CHOSEN = re.compile(r'"(?:request_id|model)": "(?:[^"\\]|\\.)*"')
 
 
@@ -42,10 +42,10 @@ class Heard:
     def note_credentials(self, request: bytes) -> None:
         """Note the tokens in the head of a request."""
         for scheme, _, value in CREDENTIALS.findall(request[:20_000].partition(b"\r\n\r\n")[0]):
-            self._note(value.decode("latin-1"), "caller's token")
+            self._note(value.decode("latin-1"), "client's token")
             with suppress(ValueError):
                 password = b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == b"basic" else b""
-                self._note(password.decode(), "caller's token")
+                self._note(password.decode(), "client's token")
 
     def note_prompt(self, body: bytes) -> None:
         """Note what the body of a request to the Messages API asks."""
@@ -91,7 +91,7 @@ def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
     """The secrets that a server is given by its environment, each with its kind."""
     found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
     for entry in env.get("RILL_API_KEYS", "").split(","):
-        found[entry.partition("=")[2] or entry] = "caller's token"
+        found[entry.partition("=")[2] or entry] = "client's token"
     with suppress(ValueError):
         found[unquote(urlsplit(env.get("REDIS_URL", "")).password or "")] = "password of Redis"
     found[env.get("RILL_SYSTEM_PROMPT", "")[:LONGEST]] = "system prompt"

@@ -68,7 +68,7 @@ class RedisServer:
             port=self.port, password=self.password or None, ssl=bool(self.certificate), ssl_cert_reqs="none"
         )
 
-    def callers(self) -> int:
+    def clients(self) -> int:
         """How many connections it has, without the one that asks."""
         with self.client() as client:
             return len(client.client_list()) - 1

@@ -2,18 +2,18 @@
 
 import pytest
 
-from rill.admission.auth import Tokens
+from rill.admission.auth import ApiKeys
 from rill.problems import Problem
 from rill.settings import digest_of
 
 HASHED = "sha256:" + digest_of("open sesame").hex()
 
 
-TOKENS = Tokens({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
+TOKENS = ApiKeys({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
 
 
 @pytest.mark.parametrize(("sent", "name"), [("one", "alice"), ("open sesame", "bob"), ("schlüssel-溪", "default")])
-def test_a_token_that_is_set_names_its_caller(sent: str, name: str) -> None:
+def test_a_token_that_is_set_names_its_client(sent: str, name: str) -> None:
     assert TOKENS.name_of(sent, "203.0.113.7") == name
 
 
@@ -45,7 +45,7 @@ def test_any_other_token_is_refused(sent: str | None) -> None:
 @pytest.mark.parametrize("sent", [None, ""])
 def test_an_empty_secret_lets_nobody_in(sent: str | None) -> None:
     with pytest.raises(Problem):
-        Tokens({"alice": digest_of("")}).name_of(sent, "203.0.113.7")
+        ApiKeys({"alice": digest_of("")}).name_of(sent, "203.0.113.7")
 
 
 def test_the_refusal_never_repeats_what_was_sent() -> None:
@@ -57,4 +57,4 @@ def test_the_refusal_never_repeats_what_was_sent() -> None:
 
 @pytest.mark.parametrize("sent", [None, "", "anything"])
 def test_where_no_tokens_are_set_everybody_may_ask_and_is_known_by_address(sent: str | None) -> None:
-    assert Tokens({}).name_of(sent, "203.0.113.7") == "203.0.113.7"
+    assert ApiKeys({}).name_of(sent, "203.0.113.7") == "203.0.113.7"

@@ -11,13 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import ANTHROPIC
-from rill.dialects.anthropic import AnthropicFrames, read_messages, write_problem, write_whole
-from rill.events import Bytes, End, Event, Silence, Start, Text
+from rill.dialects.anthropic import AnthropicEncoder, encode_problem, encode_whole, read_messages
+from rill.events import Bytes, End, Event, Heartbeat, Start, Text
 from rill.problems import KINDS, Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-PROMPT = Prompt("m", 1, [], verbatim=True)
 END = End("end_turn", {})
 ASKED: dict[str, Any] = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "溪"}]}
 RECORDED = sorted(wire.expected())
@@ -33,7 +32,7 @@ SETTINGS = make_settings()
 
 
 def read(fields: object, headers: dict[str, str] | None = None, query: dict[str, str] | None = None) -> Prompt:
-    return read_messages(json.dumps(fields).encode(), headers or {}, query or {}, SETTINGS)
+    return read_messages(json.dumps(fields).encode(), headers or {}, query or {}, SETTINGS)[0]
 
 
 def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
@@ -55,19 +54,19 @@ def test_a_request_is_carried_over_whole() -> None:
     assert (prompt.model, prompt.max_tokens, prompt.messages) == ("small", 9, ASKED["messages"])
     assert prompt.options == {**options, "stream": True}
     assert prompt.query == {"beta": "true"}
-    assert (prompt.streamed, prompt.verbatim) == (True, True)
+    assert prompt.is_streamed
 
 
 @pytest.mark.parametrize("stream", [{}, {"stream": False}])
 def test_only_stream_true_is_streamed(stream: dict[str, Any]) -> None:
     prompt = read({**ASKED, **stream})
-    assert prompt.streamed is False
+    assert prompt.is_streamed is False
     assert prompt.options == {"stream": False}
 
 
 def test_the_settings_of_this_service_add_nothing_to_the_request() -> None:
     settings = make_settings(RILL_SYSTEM_PROMPT="Be brief.", RILL_DEFAULT_MAX_TOKENS="77")
-    prompt = read_messages(json.dumps(ASKED).encode(), {}, {}, settings)
+    prompt, _ = read_messages(json.dumps(ASKED).encode(), {}, {}, settings)
     assert (prompt.max_tokens, prompt.options) == (9, {"stream": False})
 
 
@@ -118,9 +117,9 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_an_answer_is_the_same_bytes_however_they_were_cut(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
-    frames = AnthropicFrames(PROMPT, "r")
-    written = [frames.frame(Bytes(piece)) for piece in cut(data, stream)]
-    assert b"".join(written) + frames.frame(END) == stream
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
+    written = [encoder.encode(Bytes(piece)) for piece in cut(data, stream)]
+    assert b"".join(written) + encoder.encode(END) == stream
 
 
 @LINE_ENDS
@@ -131,11 +130,11 @@ def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
 ) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     boundaries = list(accumulate(map(len, events_of(stream, line_end))))
-    frames = AnthropicFrames(PROMPT, "r")
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
     came = written = 0
     for piece in cut(data, stream):
         came += len(piece)
-        written += len(frames.frame(Bytes(piece)))
+        written += len(encoder.encode(Bytes(piece)))
         assert written == max((end for end in boundaries if end <= came), default=0)
 
 
@@ -145,53 +144,51 @@ def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
 def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     came = stream[: data.draw(st.integers(0, len(stream)))]
-    frames = AnthropicFrames(PROMPT, "r")
-    written = b"".join(frames.frame(Bytes(piece)) for piece in cut(data, came))
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
+    written = b"".join(encoder.encode(Bytes(piece)) for piece in cut(data, came))
     assert stream.startswith(written)
     assert written == b"" or written.endswith(line_end * 2)
-    error = frames.fail(Problem("upstream_truncated"))
+    error = encoder.encode_error(Problem("upstream_truncated"))
     assert error.startswith(b"event: error\ndata: {")
     assert error.endswith(b"}\n\n")
     assert error.count(b"\n") == 3
 
 
 def test_a_long_event_is_looked_through_once() -> None:
-    frames = AnthropicFrames(PROMPT, "r")  # to look through it all at every read would take minutes
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")  # to look through it all at every read would take minutes
     event = b"data: " + b"x" * 16_000_000 + b"\n\n"
-    written = [frames.frame(Bytes(event[at : at + 1000])) for at in range(0, len(event), 1000)]
+    written = [encoder.encode(Bytes(event[at : at + 1000])) for at in range(0, len(event), 1000)]
     assert b"".join(written) == event
     assert not any(written[:-1])
 
 
 def test_the_upstreams_own_error_event_is_not_told_twice() -> None:
-    frames = AnthropicFrames(PROMPT, "r")
-    problem = Problem("upstream_overloaded")
-    problem.in_stream = True
-    assert frames.frame(Bytes(wire.stream_error())) + frames.fail(problem) == wire.stream_error()
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
+    problem = Problem("upstream_overloaded", is_forwarded=True)
+    assert encoder.encode(Bytes(wire.stream_error())) + encoder.encode_error(problem) == wire.stream_error()
 
 
 def test_the_upstreams_own_error_event_is_told_although_it_lacks_its_end() -> None:
-    frames = AnthropicFrames(PROMPT, "r")
-    problem = Problem("upstream_overloaded")
-    problem.in_stream = True
-    came = frames.frame(Bytes(wire.stream_error().removesuffix(b"\n\n")))
-    assert came + frames.fail(problem) == wire.stream_error()
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
+    problem = Problem("upstream_overloaded", is_forwarded=True)
+    came = encoder.encode(Bytes(wire.stream_error().removesuffix(b"\n\n")))
+    assert came + encoder.encode_error(problem) == wire.stream_error()
 
 
 def test_a_last_event_that_lacks_its_end_is_not_lost() -> None:
-    frames = AnthropicFrames(PROMPT, "r")
-    came = frames.frame(Bytes(wire.stop().removesuffix(b"\n\n")))
-    assert came + frames.frame(END) == wire.stop()
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")
+    came = encoder.encode(Bytes(wire.stop().removesuffix(b"\n\n")))
+    assert came + encoder.encode(END) == wire.stop()
 
 
-@pytest.mark.parametrize("event", [Start(), Text("溪"), Silence(True), Silence(False), END])
+@pytest.mark.parametrize("event", [Start(), Text("溪"), Heartbeat(True), Heartbeat(False), END])
 def test_what_was_read_out_of_the_bytes_adds_nothing_to_them(event: Event) -> None:
-    assert AnthropicFrames(PROMPT, "r").frame(event) == b""
+    assert AnthropicEncoder("m", ReplyFormat(), "r").encode(event) == b""
 
 
 def test_a_whole_message_is_the_upstreams_bytes() -> None:
     body = b' {"type" : "message"}\n'
-    assert write_whole([[Silence(True)], [Bytes(body), END]], PROMPT, "r") == (body, END)
+    assert encode_whole([[Heartbeat(True)], [Bytes(body), END]], "m", "r") == (body, END)
 
 
 # What went wrong
@@ -199,15 +196,15 @@ def test_a_whole_message_is_the_upstreams_bytes() -> None:
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_problem_is_in_the_apis_shape(name: str) -> None:
-    told = json.loads(write_problem(Problem(name, 'a "word"\n溪'), "req-7"))
+    told = json.loads(encode_problem(Problem(name, 'a "word"\n溪'), "req-7"))
     error = {"type": KINDS[name].type, "message": 'a "word"\n溪'}
     assert told == {"type": "error", "error": error, "request_id": "req-7"}
 
 
 def test_an_error_event_holds_the_problem_in_the_apis_shape() -> None:
     problem = Problem("idle_timeout")
-    lines = AnthropicFrames(PROMPT, "req-7").fail(problem).split(b"\n")
-    assert lines == [b"event: error", b"data: " + write_problem(problem, "req-7"), b"", b""]
+    lines = AnthropicEncoder("m", ReplyFormat(), "req-7").encode_error(problem).split(b"\n")
+    assert lines == [b"event: error", b"data: " + encode_problem(problem, "req-7"), b"", b""]
 
 
 def test_the_dialect_answers_at_the_upstreams_first_event() -> None:

@@ -112,7 +112,7 @@ def test_health_checks_are_answered_whatever_host_they_name(local: Rill, path: s
 def test_a_rejected_host_is_counted(local: Rill) -> None:
     ask(local, "GET /stream", {"Host": EVIL})
     _, text = ask(local, "GET /metrics", {})
-    assert 'rill_refusals_total{cause="wrong_host"}' in text
+    assert 'rill_requests_rejected_total{reason="host_not_allowed"}' in text
 
 
 def test_a_host_that_is_allowed_is_served_and_no_other(start_rill: StartRill, upstream: Upstream) -> None:

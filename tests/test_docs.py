@@ -133,7 +133,7 @@ def test_every_field_of_the_log_is_in_the_readme(offline: Rill) -> None:
     with offline.ask("GET", "/stream?q=hi") as asked:
         asked.read_rest()
     deadline = time.monotonic() + 5
-    while '"ending"' not in offline.output() and time.monotonic() < deadline:
+    while '"outcome"' not in offline.output() and time.monotonic() < deadline:
         time.sleep(0.02)  # the line is written a moment after the answer's end
     line = next(line for line in offline.output().splitlines() if line.startswith('{"event": "answer"'))
     section = README.split("with the fields")[1].split(". ")[0]

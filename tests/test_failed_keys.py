@@ -9,7 +9,7 @@ from raw import exchange
 from server import Rill, request_bytes, rill_env
 from upstream import Upstream
 
-from rill.admission.auth import FAILURES_PER_WINDOW, WINDOW_SECONDS, FailedAttempts, Tokens
+from rill.admission.auth import FAILURES_PER_WINDOW, WINDOW_SECONDS, ApiKeys, FailedAttempts
 from rill.problems import Problem
 from rill.settings import digest_of
 
@@ -49,7 +49,7 @@ def test_the_429_says_when_to_come_back_and_is_counted(rill: Rill) -> None:
         assert "www-authenticate" not in asked.headers
         assert b"API key" in asked.read_rest()
     with rill.ask("GET", "/metrics", {"x-api-key": GOOD}) as asked:
-        assert b'rill_refusals_total{cause="rate_limited"} 1.0' in asked.read_rest()
+        assert b'rill_requests_rejected_total{cause="rate_limited"} 1.0' in asked.read_rest()
 
 
 class Clock:
@@ -59,7 +59,7 @@ class Clock:
         return self.now
 
 
-def name(tokens: Tokens, sent: str | None, address: str = ADDRESS) -> int:
+def name(tokens: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
     """The status of the problem that a key meets, 200 where it is known."""
     try:
         assert tokens.name_of(sent, address) == "alice"
@@ -70,7 +70,7 @@ def name(tokens: Tokens, sent: str | None, address: str = ADDRESS) -> int:
 
 def test_an_address_may_fail_again_when_its_window_is_over() -> None:
     clock = Clock()
-    tokens = Tokens({"alice": digest_of(GOOD)}, FailedAttempts(clock))
+    tokens = ApiKeys({"alice": digest_of(GOOD)}, FailedAttempts(clock))
     assert [name(tokens, "wrong") for _ in range(FAILURES_PER_WINDOW)] == [401] * FAILURES_PER_WINDOW
     assert (name(tokens, "wrong"), name(tokens, GOOD), name(tokens, None)) == (429, 200, 429)
     clock.now += WINDOW_SECONDS
@@ -78,7 +78,7 @@ def test_an_address_may_fail_again_when_its_window_is_over() -> None:
 
 
 def test_the_addresses_of_one_ipv6_network_fail_together() -> None:
-    tokens = Tokens({"alice": digest_of(GOOD)}, FailedAttempts(Clock()))
+    tokens = ApiKeys({"alice": digest_of(GOOD)}, FailedAttempts(Clock()))
     for number in range(FAILURES_PER_WINDOW):
         name(tokens, "wrong", f"2001:db8::{number:x}")
     assert name(tokens, "wrong", "2001:db8::ffff") == 429
@@ -97,7 +97,7 @@ def test_the_memory_of_failures_is_bounded() -> None:
 
 def test_a_rejection_over_the_limit_costs_less_than_comparing_the_keys() -> None:
     digests = {f"name-{number}": digest_of(f"secret {number}") for number in range(20_000)}
-    tokens = Tokens(digests, FailedAttempts(Clock()))
+    tokens = ApiKeys(digests, FailedAttempts(Clock()))
 
     def seconds() -> float:
         begun = time.perf_counter()

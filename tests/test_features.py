@@ -31,7 +31,7 @@ def make_settings(features: str = "") -> Settings:
 
 def read(fields: dict[str, Any], betas: str | None = None, features: str = "") -> Prompt:
     headers = {} if betas is None else {"Anthropic-Beta": betas}
-    return read_messages(json.dumps({**ASKED, **fields}).encode(), headers, {}, make_settings(features))
+    return read_messages(json.dumps({**ASKED, **fields}).encode(), headers, {}, make_settings(features))[0]
 
 
 def rejection(fields: dict[str, Any], betas: str | None = None, features: str = "") -> Problem:

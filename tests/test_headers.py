@@ -27,7 +27,7 @@ _addresses = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A service whose callers have tokens, and whose addresses a proxy tells: failures are limited for each."""
+    """A service whose clients have tokens, and whose addresses a proxy tells: failures are limited for each."""
     tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
     own = {
         "ANTHROPIC_API_KEY": KEY,
@@ -55,7 +55,7 @@ class Told(NamedTuple):
     text: str
 
     def whole(self) -> str:
-        """All that the caller has got."""
+        """All that the client has got."""
         return f"{self.status} {self.headers} {self.text}"
 
 
@@ -71,7 +71,7 @@ def ask(
 
 
 def new_address() -> str:
-    """The address of a caller that has never asked."""
+    """The address of a client that has never asked."""
     number = next(_addresses)
     return f"198.51.{100 + number // 250}.{number % 250 + 1}"
 
@@ -244,53 +244,53 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline(service: 
 
 @pytest.mark.parametrize("path", [*FREE, "/stream?q=hi", "/chat/stream?message=hi", "/drip"])
 def test_head_costs_nothing(open_house: Rill, upstream: Upstream, path: str) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     if not there_is(path):
         pytest.skip(f"{path} is not there yet")
     for _ in range(RATE + 1):
-        told = ask(open_house, path, caller, "HEAD")
+        told = ask(open_house, path, client, "HEAD")
         assert (told.status, told.text) == (200, "")
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, caller)
+    assert_may_still_ask(open_house, upstream, client)
 
 
 @pytest.mark.parametrize("header", ["Sec-Purpose", "Purpose"])
 @pytest.mark.parametrize("purpose", ["prefetch", "prefetch;prerender", "prefetch; anonymous-client-ip", "a, prefetch"])
 @pytest.mark.parametrize("path", ["/stream?q=hi", "/chat/stream?message=hi"])
 def test_a_prefetch_costs_nothing(open_house: Rill, upstream: Upstream, path: str, header: str, purpose: str) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     for _ in range(RATE + 1):
-        assert ask(open_house, path, {**caller, header: purpose}).status == 403
+        assert ask(open_house, path, {**client, header: purpose}).status == 403
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, caller)
+    assert_may_still_ask(open_house, upstream, client)
 
 
 @pytest.mark.parametrize("path", FREE)
 def test_a_route_that_asks_nothing_may_be_asked_any_number_of_times(
     open_house: Rill, upstream: Upstream, path: str
 ) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     if not there_is(path):
         pytest.skip(f"{path} is not there yet")
-    assert {ask(open_house, path, caller).status for _ in range(RATE + 2)} == {200}
+    assert {ask(open_house, path, client).status for _ in range(RATE + 2)} == {200}
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, caller)
+    assert_may_still_ask(open_house, upstream, client)
 
 
-def assert_may_still_ask(service: Rill, upstream: Upstream, caller: dict[str, str]) -> None:
-    """The caller has all of its rate left."""
+def assert_may_still_ask(service: Rill, upstream: Upstream, client: dict[str, str]) -> None:
+    """The client has all of its rate left."""
     upstream.always(*wire.answer("ok"))
-    asked = [ask(service, "/stream?q=hi", caller).status for _ in range(RATE + 1)]
+    asked = [ask(service, "/stream?q=hi", client).status for _ in range(RATE + 1)]
     assert asked == [*[200] * RATE, 429]
 
 
 def test_the_drip_counts_as_a_request(open_house: Rill, upstream: Upstream) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
-    assert ask(open_house, "/stream?q=hi", caller).status == 200
-    with open_house.ask("GET", "/drip", caller) as asked:
+    assert ask(open_house, "/stream?q=hi", client).status == 200
+    with open_house.ask("GET", "/drip", client) as asked:
         assert (asked.status, asked.next_chunk()) == (200, b"1 of 10\n")
-    assert ask(open_house, "/drip", caller).status == 429
+    assert ask(open_house, "/drip", client).status == 429
 
 
 # Too often, too many
@@ -310,14 +310,14 @@ SHAPES = {
 def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
     open_house: Rill, upstream: Upstream, shape: str
 ) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
     for _ in range(RATE):
-        ask(open_house, "/stream?q=hi", caller)
+        ask(open_house, "/stream?q=hi", client)
     method, path, headers, body = SHAPES[shape]
-    told = ask(open_house, path, {**caller, **headers}, method, body)
+    told = ask(open_house, path, {**client, **headers}, method, body)
     assert told.status == 429
-    assert f"At most {RATE} per 1 hour for one caller" in told.text
+    assert f"At most {RATE} per 1 hour for one client" in told.text
     assert 1 <= int(told.headers["retry-after"]) <= 3600
     assert told.headers["ratelimit-limit"] == str(RATE)
     assert told.headers["ratelimit-remaining"] == "0"
@@ -330,14 +330,14 @@ def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
 def test_who_asks_too_many_at_once_is_told_how_many_and_to_come_back(
     open_house: Rill, upstream: Upstream, shape: str
 ) -> None:
-    caller = {"X-Forwarded-For": new_address()}
+    client = {"X-Forwarded-For": new_address()}
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
-    with open_house.ask("GET", "/stream?q=hi", caller) as first:
+    with open_house.ask("GET", "/stream?q=hi", client) as first:
         assert first.next_chunk() == b"one"
         method, path, headers, body = SHAPES[shape]
-        told = ask(open_house, path, {**caller, **headers}, method, body)
+        told = ask(open_house, path, {**client, **headers}, method, body)
         assert (told.status, told.headers["retry-after"]) == (429, "1")
-        assert "At most 1 answers at once for one caller" in told.text
+        assert "At most 1 concurrent answers for one client" in told.text
         assert "ratelimit-limit" not in told.headers  # waiting for its reset would not help
         assert_promised(told)
     upstream.wait_until_left()
@@ -457,12 +457,12 @@ def test_a_token_in_any_other_header_or_in_the_body_opens_nothing(
     assert upstream.requests == []
 
 
-def test_the_log_names_the_caller_and_never_its_secret(service: Rill, upstream: Upstream) -> None:
+def test_the_log_names_the_client_and_never_its_secret(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     for number, (token, name) in enumerate([(TOKEN, "alice"), (HASHED, "bob")]):
         identity = f"named-{number}"
         ask(service, "/stream?q=hi", {"x-api-key": token, "X-Request-Id": identity})
-        assert logged(service, identity)["caller"] == name
+        assert logged(service, identity)["client"] == name
     ask(service, "/stream?q=hi", {"x-api-key": "wonder-land-mistyped"})
     for secret in (TOKEN, HASHED, sha256(HASHED.encode()).hexdigest(), "wonder-land-mistyped"):
         assert secret not in service.output()
@@ -485,7 +485,7 @@ def logged(service: Rill, identity: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ASKING)
 @pytest.mark.parametrize("way", ["Bearer", "x-api-key", "Basic"])
-def test_the_callers_token_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
+def test_the_clients_token_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
     upstream.always(*wire.answer("ok"))
     method, path, headers, body = ASKING[name]
     everywhere = {"Cookie": f"t={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": TOKEN}
@@ -541,7 +541,7 @@ ECHOES = {
 
 @pytest.mark.parametrize("name", ASKING)
 @pytest.mark.parametrize("place", ECHOES)
-def test_the_services_key_never_reaches_a_caller(service: Rill, upstream: Upstream, place: str, name: str) -> None:
+def test_the_services_key_never_reaches_a_client(service: Rill, upstream: Upstream, place: str, name: str) -> None:
     upstream.always(*ECHOES[place])
     method, path, headers, body = ASKING[name]
     told = ask(service, path, {**ALICE, **headers}, method, body)
@@ -552,7 +552,7 @@ def test_the_services_key_never_reaches_a_caller(service: Rill, upstream: Upstre
 
 @pytest.mark.parametrize("place", [place for place in ECHOES if "stream" not in place and "first" not in place])
 @pytest.mark.parametrize("path", [MESSAGES, COMPLETIONS])
-def test_the_services_key_never_reaches_a_caller_that_wants_the_answer_whole(
+def test_the_services_key_never_reaches_a_client_that_wants_the_answer_whole(
     service: Rill, upstream: Upstream, place: str, path: str
 ) -> None:
     upstream.always(*ECHOES[place])
@@ -571,7 +571,7 @@ def test_the_services_key_is_in_no_log_wherever_a_relay_repeats_it(service: Rill
         assert KEY not in service.output()[since:], place
 
 
-# One caller
+# One client
 
 
 TWINS = [
@@ -589,14 +589,14 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("first", "second"), TWINS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_one_caller_share_its_rate(open_house: Rill, upstream: Upstream, first: str, second: str) -> None:
+def test_addresses_of_one_client_share_its_rate(open_house: Rill, upstream: Upstream, first: str, second: str) -> None:
     upstream.always(*wire.answer("ok"))
     asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [*[200] * RATE, 429]
 
 
 @pytest.mark.parametrize(("first", "second"), STRANGERS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_two_callers_have_a_rate_each(
+def test_addresses_of_two_clients_have_a_rate_each(
     open_house: Rill, upstream: Upstream, first: str, second: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
@@ -604,7 +604,7 @@ def test_addresses_of_two_callers_have_a_rate_each(
     assert asked == [200] * (RATE + 1)
 
 
-def test_what_is_no_address_is_one_caller_and_harms_nobody(open_house: Rill, upstream: Upstream) -> None:
+def test_what_is_no_address_is_one_client_and_harms_nobody(open_house: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     sent = ["unknown", "203.0.113.9:1234x", "fe80::1%eth0/../..", "a" * 3000, "_hidden", "\x7f"]
     asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]

@@ -7,14 +7,14 @@ from itertools import repeat
 
 import pytest
 
-from rill.admission.concurrency import Places
-from rill.admission.rate_limit import Rate
+from rill.admission.concurrency import ConcurrencyLimit
+from rill.admission.rate_limit import RateLimit
 from rill.problems import Problem
 
 
 @pytest.mark.parametrize(("rate", "times"), [("1/minute", 1), ("3/minute", 3), ("60/minute", 60), ("5 per hour", 5)])
-def test_a_caller_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, times: int) -> None:
-    counted = Rate(rate)
+def test_a_client_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, times: int) -> None:
+    counted = RateLimit(rate)
     for _ in range(times):
         counted.count("alice")
     with pytest.raises(Problem) as refused:
@@ -24,7 +24,7 @@ def test_a_caller_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, time
 
 @pytest.mark.parametrize(("rate", "longest"), [("1/minute", 60), ("2/hour", 3600), ("1/day", 86400)])
 def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) -> None:
-    counted = Rate(rate)
+    counted = RateLimit(rate)
     for _ in range(int(rate[0])):
         counted.count("alice")
     with pytest.raises(Problem) as refused:
@@ -37,7 +37,7 @@ def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) 
 
 @pytest.mark.parametrize("rate", ["2/second;3/day", "3/day;2/second"])
 def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
-    counted = Rate(rate)
+    counted = RateLimit(rate)
     counted.count("alice")
     counted.count("alice")
     for _ in range(50):  # What the shorter window rejects uses up nothing of the longer one.
@@ -59,7 +59,7 @@ def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: st
 
 
 def test_who_comes_back_when_told_to_is_let_in() -> None:
-    counted = Rate("5/second")
+    counted = RateLimit("5/second")
     with suppress(Problem):
         deque(map(counted.count, repeat("alice")), maxlen=0)
     with pytest.raises(Problem) as refused:
@@ -69,8 +69,8 @@ def test_who_comes_back_when_told_to_is_let_in() -> None:
     counted.count("alice")
 
 
-def test_each_caller_is_counted_apart() -> None:
-    counted = Rate("1/minute")
+def test_each_client_is_counted_apart() -> None:
+    counted = RateLimit("1/minute")
     counted.count("alice")
     counted.count("bob")
     with pytest.raises(Problem):
@@ -78,7 +78,7 @@ def test_each_caller_is_counted_apart() -> None:
 
 
 def test_a_refused_request_is_not_counted_again() -> None:
-    counted = Rate("2/second")
+    counted = RateLimit("2/second")
     for _ in range(1000):
         with suppress(Problem):
             counted.count("alice")
@@ -86,54 +86,54 @@ def test_a_refused_request_is_not_counted_again() -> None:
     counted.count("alice")
 
 
-def test_a_great_many_callers_are_each_counted() -> None:
-    counted = Rate("1/hour")
+def test_a_great_many_clients_are_each_counted() -> None:
+    counted = RateLimit("1/hour")
     for number in range(3000):
-        counted.count(f"caller {number}")
+        counted.count(f"client {number}")
     for number in range(0, 3000, 500):
         with pytest.raises(Problem):
-            counted.count(f"caller {number}")
+            counted.count(f"client {number}")
 
 
 def test_no_more_answers_at_once_than_there_are_places() -> None:
-    places = Places(total=2, per_caller=2)
-    with places.take("alice"), places.take("bob"):
-        with pytest.raises(Problem) as refused, places.take("carol"):
+    slots = ConcurrencyLimit(total=2, per_client=2)
+    with slots.hold_slot("alice"), slots.hold_slot("bob"):
+        with pytest.raises(Problem) as refused, slots.hold_slot("carol"):
             pass
         assert (refused.value.status, refused.value.retry_after) == (503, 1)
         with pytest.raises(Problem):
-            places.check_free()
-    places.check_free()
+            slots.check_capacity()
+    slots.check_capacity()
 
 
-def test_no_more_answers_at_once_for_one_caller_than_its_share() -> None:
-    places = Places(total=10, per_caller=2)
-    with places.take("alice"), places.take("alice"):
-        with pytest.raises(Problem) as refused, places.take("alice"):
+def test_no_more_answers_at_once_for_one_client_than_its_share() -> None:
+    slots = ConcurrencyLimit(total=10, per_client=2)
+    with slots.hold_slot("alice"), slots.hold_slot("alice"):
+        with pytest.raises(Problem) as refused, slots.hold_slot("alice"):
             pass
         assert (refused.value.status, refused.value.retry_after) == (429, 1)
         assert "2" in refused.value.detail
-        with places.take("bob"):
-            places.check_free()
+        with slots.hold_slot("bob"):
+            slots.check_capacity()
 
 
 def test_a_place_is_free_again_however_its_answer_ended() -> None:
-    places = Places(total=1, per_caller=1)
+    slots = ConcurrencyLimit(total=1, per_client=1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), places.take("alice"):
+        with pytest.raises(ZeroDivisionError), slots.hold_slot("alice"):
             raise ZeroDivisionError
-    with places.take("alice"):
+    with slots.hold_slot("alice"):
         pass
     with ExitStack() as held:
-        held.enter_context(places.take("alice"))
-    places.check_free()
+        held.enter_context(slots.hold_slot("alice"))
+    slots.check_capacity()
 
 
 def test_a_refused_place_takes_none() -> None:
-    places = Places(total=2, per_caller=1)
-    with places.take("alice"):
+    slots = ConcurrencyLimit(total=2, per_client=1)
+    with slots.hold_slot("alice"):
         for _ in range(5):
-            with pytest.raises(Problem), places.take("alice"):
+            with pytest.raises(Problem), slots.hold_slot("alice"):
                 pass
-        with places.take("bob"):
+        with slots.hold_slot("bob"):
             pass

@@ -59,18 +59,18 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     line = line_about(rill, "whole")
     table = WATCHING.split("## The line of an answer")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
-    duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "first_text_ms", "timestamp"))
+    duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "ttft_ms", "timestamp"))
     assert duration >= first_text >= 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", timestamp)
     assert line == {
         "event": "answer",
         "request_id": "whole",
         "upstream_request_id": wire.REQUEST_ID,
-        "caller": "127.0.0.1",
+        "client": "127.0.0.1",
         "dialect": "text",
         "model": "claude-sonnet-5-5",
         "status": 200,
-        "ending": "completed",
+        "outcome": "completed",
         "stop_reason": "end_turn",
         "cancelled": False,
         "input_tokens": 12,
@@ -88,13 +88,13 @@ def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, ups
             asked.read_rest()
     line = line_about(rill, "bad")
     assert list(line) == list(line_about(rill, "good"))
-    assert (line["status"], line["ending"], line["bytes"], line["cancelled"]) == (400, "bad_request", 0, False)
-    unknown = ("upstream_request_id", "stop_reason", "first_text_ms", "input_tokens", "output_tokens")
+    assert (line["status"], line["outcome"], line["bytes"], line["cancelled"]) == (400, "bad_request", 0, False)
+    unknown = ("upstream_request_id", "stop_reason", "ttft_ms", "input_tokens", "output_tokens")
     assert [line[name] for name in unknown] == [None] * 5
 
 
 @pytest.mark.parametrize(
-    ("rest", "ending"),
+    ("rest", "outcome"),
     [
         ((wire.close(),), "upstream_truncated"),
         ((wire.send(wire.stream_error()), wire.end()), "upstream_error"),
@@ -102,13 +102,13 @@ def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, ups
     ids=["cut", "error"],
 )
 def test_what_the_upstream_broke_off_is_not_said_to_be_cancelled(
-    rill: Rill, upstream: Upstream, rest: tuple[Step, ...], ending: str
+    rill: Rill, upstream: Upstream, rest: tuple[Step, ...], outcome: str
 ) -> None:
     upstream.script(*BEGUN, *rest)
-    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": ending}) as asked:
+    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": outcome}) as asked:
         asked.read_rest()
-    line = line_about(rill, ending)
-    assert (line["ending"], line["cancelled"]) == (ending, False)
+    line = line_about(rill, outcome)
+    assert (line["outcome"], line["cancelled"]) == (outcome, False)
 
 
 def every(seconds: float, event: bytes) -> tuple[Step, ...]:
@@ -128,7 +128,7 @@ def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill
         for each in asked:
             each.read_rest()
     told = {name: line_about(rill, name) for name in scripts}
-    assert {name: line["ending"] for name, line in told.items()} == {
+    assert {name: line["outcome"] for name, line in told.items()} == {
         "silence": "idle_timeout",
         "pings": "idle_timeout",
         "talk": "total_timeout",
@@ -136,12 +136,12 @@ def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill
     assert [line["cancelled"] for line in told.values()] == [True] * 3
 
 
-def test_the_line_of_an_answer_whose_caller_left_says_that_it_was_broken_off(rill: Rill, upstream: Upstream) -> None:
+def test_the_line_of_an_answer_whose_client_left_says_that_it_was_broken_off(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "left"}) as asked:
         assert asked.next_chunk() == b"some "
     line = line_about(rill, "left")
-    assert (line["ending"], line["cancelled"], line["status"], line["bytes"]) == ("client_disconnected", True, 200, 5)
+    assert (line["outcome"], line["cancelled"], line["status"], line["bytes"]) == ("client_disconnected", True, 200, 5)
 
 
 def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstream: Upstream) -> None:
@@ -149,7 +149,7 @@ def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstrea
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "behind"}) as asked:
         asked.read_until(b"[DONE]\n\n")
     line = line_about(rill, "behind")
-    assert (line["ending"], line["cancelled"]) == ("completed", False)
+    assert (line["outcome"], line["cancelled"]) == ("completed", False)
 
 
 def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
@@ -162,7 +162,7 @@ def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstr
         upstream.open("text")
         asked.read_rest()
     line = line_about(rill, "held")
-    assert line["duration_ms"] >= line["first_text_ms"] >= held * 1000 - 1
+    assert line["duration_ms"] >= line["ttft_ms"] >= held * 1000 - 1
 
 
 def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream: Upstream) -> None:
@@ -170,7 +170,7 @@ def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "mute"}) as asked:
         asked.read_rest()
     line = line_about(rill, "mute")
-    assert (line["first_text_ms"], line["stop_reason"], line["ending"]) == (None, "tool_use", "completed")
+    assert (line["ttft_ms"], line["stop_reason"], line["outcome"]) == (None, "tool_use", "completed")
 
 
 # All that is written
@@ -244,7 +244,7 @@ def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
     assert plain != written, "no colours"
     (line,) = [each for each in plain.splitlines() if "answer" in each]
     assert not line.startswith("{")
-    assert "ending=completed" in line
+    assert "outcome=completed" in line
     assert "canary" not in line
 
 

@@ -16,8 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, Conversation, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.problems import KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
-from rill.streaming.cancellation import CAUSES
+from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
 from rill.streaming.delivery import UPSTREAM_OUTCOMES
 from rill.telemetry.metrics import Telemetry
 
@@ -79,14 +78,14 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
     yield added
 
     def is_over(numbers: Numbers) -> bool:
-        return numbers.since(before).of("rill_answers_total") >= answers
+        return numbers.since(before).of("rill_requests_total") >= answers
 
     added.update(wait_for(lambda: scrape(rill), is_over).since(before))
 
 
 @pytest.fixture(scope="module")
 def rill(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server for named callers, whose answers of a second's silence are ended."""
+    """A server for named clients, whose answers of a second's silence are ended."""
     env = {
         "RILL_API_KEYS": TOKENS,
         "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5",
@@ -137,35 +136,35 @@ def series(**labels: str) -> frozenset[tuple[str, str]]:
 
 
 @DIALECTS
-@pytest.mark.parametrize("ending", REST)
+@pytest.mark.parametrize("outcome", REST)
 def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
-    rill: Rill, upstream: Upstream, dialect: str, ending: str
+    rill: Rill, upstream: Upstream, dialect: str, outcome: str
 ) -> None:
-    upstream.script(*BEGUN, *REST[ending])
+    upstream.script(*BEGUN, *REST[outcome])
     with counted(rill) as added, ask(rill, dialect) as asked:
         body = asked.read_rest()
-    labels = {"caller": "alice", "model": MODEL}
-    assert added.named("rill_answers_total") == {series(**labels, dialect=dialect, ending=ending): 1}
+    labels = {"client": "alice", "model": MODEL}
+    assert added.named("rill_requests_total") == {series(**labels, dialect=dialect, outcome=outcome): 1}
     assert added.named("rill_tokens_total") == {
-        series(**labels, direction="input"): 12,
-        series(**labels, direction="output"): 7 if ending == "completed" else 1,
+        series(**labels, type="input"): 12,
+        series(**labels, type="output"): 7 if outcome == "completed" else 1,
     }
-    assert added.named("rill_sent_bytes_total") == {series(dialect=dialect): len(body)}
-    for name in ("first_event", "first_text", "duration"):
+    assert added.named("rill_response_bytes_total") == {series(dialect=dialect): len(body)}
+    for name in ("time_to_first_token", "request_duration"):
         assert added.named(f"rill_{name}_seconds_count") == {series(dialect=dialect): 1}
-    assert added.of("rill_refusals_total") == 0
+    assert added.of("rill_requests_rejected_total") == 0
 
 
 @DIALECTS
-def test_an_answer_whose_caller_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
+def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.script(*HELD)
     with counted(rill) as added:
         with ask(rill, dialect) as asked:
             asked.read_until(b"some ")
         upstream.wait_until_left()
-    labels = {"caller": "alice", "model": MODEL}
-    assert added.named("rill_answers_total") == {series(**labels, dialect=dialect, ending="client_disconnected"): 1}
-    assert added.of("rill_tokens_total", direction="input") == 12
+    labels = {"client": "alice", "model": MODEL}
+    assert added.named("rill_requests_total") == {series(**labels, dialect=dialect, outcome="client_disconnected"): 1}
+    assert added.of("rill_tokens_total", type="input") == 12
     assert added.of("rill_upstream_errors_total") == 0
 
 
@@ -183,8 +182,8 @@ def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_
                 asked[-1].read_until(b"some ")
         for each in asked:
             each.read_rest()
-    told = {series(caller="", dialect=name, model=MODEL, ending="idle_timeout"): 2.0 for name in names}
-    assert added.named("rill_answers_total") == told
+    told = {series(client="", dialect=name, model=MODEL, outcome="idle_timeout"): 2.0 for name in names}
+    assert added.named("rill_requests_total") == told
     assert added.named("rill_upstream_errors_total") == {series(type="idle_timeout"): 8}
 
 
@@ -194,35 +193,35 @@ def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, up
     with counted(rill) as added, ask(rill, "anthropic", stream=False) as asked:
         body = asked.read_rest()
     assert json.loads(body) == message
-    assert added.of("rill_answers_total", dialect="anthropic", ending="completed") == 1
-    assert added.of("rill_sent_bytes_total", dialect="anthropic") == len(body)
-    assert (added.of("rill_tokens_total", direction="input"), added.of("rill_tokens_total", direction="output")) == (
+    assert added.of("rill_requests_total", dialect="anthropic", outcome="completed") == 1
+    assert added.of("rill_response_bytes_total", dialect="anthropic") == len(body)
+    assert (added.of("rill_tokens_total", type="input"), added.of("rill_tokens_total", type="output")) == (
         5,
         6,
     )
 
 
-def test_each_caller_and_each_model_has_its_own_count(rill: Rill, upstream: Upstream) -> None:
+def test_each_client_and_each_model_has_its_own_count(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
     with counted(rill, 2) as added:
         for headers, model in ((ALICE, MODEL), (BOB, "claude-opus-5")):
             with ask(rill, "openai", headers, model=model) as asked:
                 asked.read_rest()
-    assert added.named("rill_answers_total") == {
-        series(caller="alice", dialect="openai", model=MODEL, ending="completed"): 1,
-        series(caller="bob", dialect="openai", model="claude-opus-5", ending="completed"): 1,
+    assert added.named("rill_requests_total") == {
+        series(client="alice", dialect="openai", model=MODEL, outcome="completed"): 1,
+        series(client="bob", dialect="openai", model="claude-opus-5", outcome="completed"): 1,
     }
 
 
 # Times
 
 
-def test_an_answer_without_text_has_a_first_event_and_no_first_text(rill: Rill, upstream: Upstream) -> None:
+def test_an_answer_without_text_has_no_time_to_first_token(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
     with counted(rill) as added, ask(rill, "sse") as asked:
         asked.read_rest()
-    assert added.of("rill_first_event_seconds_count") == added.of("rill_duration_seconds_count") == 1
-    assert added.of("rill_first_text_seconds_count") == 0
+    assert added.of("rill_request_duration_seconds_count") == 1
+    assert added.of("rill_time_to_first_token_seconds_count") == 0
 
 
 def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(rill: Rill, upstream: Upstream) -> None:
@@ -234,11 +233,11 @@ def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(ri
         held = time.monotonic() - begun
         upstream.open("text")
         asked.read_rest()
-    first_event, first_text = (added.of(f"rill_first_{what}_seconds_sum") for what in ("event", "text"))
-    assert first_text - first_event > held - 0.001
-    assert added.of("rill_duration_seconds_sum") >= first_text
-    assert added.of("rill_first_text_seconds_bucket", le="0.1") == 0
-    assert added.of("rill_first_text_seconds_bucket", le="+Inf") == 1
+    ttft = added.of("rill_time_to_first_token_seconds_sum")
+    assert ttft > held - 0.001
+    assert added.of("rill_request_duration_seconds_sum") >= ttft
+    assert added.of("rill_time_to_first_token_seconds_bucket", le="0.1") == 0
+    assert added.of("rill_time_to_first_token_seconds_bucket", le="+Inf") == 1
 
 
 # Open answers
@@ -246,22 +245,22 @@ def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(ri
 
 def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD, *REST["completed"])
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
     with ask(rill, "text") as asked:
         assert asked.next_chunk() == b"some "
-        assert scrape(rill).of("rill_open_streams") == 1
+        assert scrape(rill).of("rill_streams_active") == 1
         upstream.open("rest")
         assert asked.read_rest() == b"text"
-        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
 
 
-def test_an_open_answer_is_counted_until_its_caller_leaves(rill: Rill, upstream: Upstream) -> None:
+def test_an_open_answer_is_counted_until_its_client_leaves(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD)
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
     with ask(rill, "sse") as asked:
         asked.read_until(b"some ")
-        assert scrape(rill).of("rill_open_streams") == 1
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+        assert scrape(rill).of("rill_streams_active") == 1
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
 
 
 # Several workers
@@ -299,13 +298,15 @@ def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstrea
             for _ in range(answers):
                 with only(pair, worker), ask(pair, "text") as asked:
                     assert (asked.read_rest(), server_of(pair, asked)) == (b"some text", worker)
-    assert added.named("rill_answers_total") == {series(caller="", dialect="text", model=MODEL, ending="completed"): 3}
+    assert added.named("rill_requests_total") == {
+        series(client="", dialect="text", model=MODEL, outcome="completed"): 3
+    }
     told = []
     for worker in (first, second):
         with only(pair, worker), pair.ask("GET", "/metrics") as asked:
-            numbers = read_numbers(asked.read_until(b'rill_answers_total{caller="",dialect="text"').decode())
+            numbers = read_numbers(asked.read_until(b'rill_requests_total{client="",dialect="text"').decode())
             assert server_of(pair, asked) == worker
-            told.append(numbers.of("rill_answers_total"))
+            told.append(numbers.of("rill_requests_total"))
     assert told[0] == told[1] >= 3
 
 
@@ -314,20 +315,20 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
 ) -> None:
     upstream.always(*HELD, *REST["completed"])
     first, second = pair.wait_for_workers(2)
-    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") == 0)
+    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") == 0)
     with ExitStack() as stack:
         for worker in (first, first, second):
             with only(pair, worker):
                 asked = stack.enter_context(ask(pair, "text"))
                 assert asked.next_chunk() == b"some "
-        assert scrape(pair).of("rill_open_streams") == 3
+        assert scrape(pair).of("rill_streams_active") == 3
         first.kill()
-        numbers = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") < 3)
-        assert numbers.of("rill_open_streams") == 1
-        assert numbers.of("rill_answers_total") == before.of("rill_answers_total")
+        numbers = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") < 3)
+        assert numbers.of("rill_streams_active") == 1
+        assert numbers.of("rill_requests_total") == before.of("rill_requests_total")
         upstream.open("rest")
         assert asked.read_rest() == b"text"
-        wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_open_streams") == 0)
+        wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") == 0)
 
 
 # What went wrong
@@ -338,13 +339,13 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
     [
         ((wire.error(529, "overloaded_error", "no", AT_ONCE),), "overloaded"),
         ((wire.error(429, "rate_limit_error", "no", {"retry-after": "60"}),), "rate_limited"),
-        ((wire.error(401, "authentication_error", "no"),), "refused"),
-        ((wire.error(500, "api_error", "no", AT_ONCE),), "failed"),
+        ((wire.error(401, "authentication_error", "no"),), "rejected"),
+        ((wire.error(500, "api_error", "no", AT_ONCE),), "error"),
         ((*BEGUN[:1], wire.close()), "truncated"),
         ((*BEGUN, wire.close()), "truncated"),
-        ((*BEGUN, wire.reset()), "failed"),
+        ((*BEGUN, wire.reset()), "error"),
         ((*BEGUN, wire.send(wire.stream_error()), wire.end()), "overloaded"),
-        ((*BEGUN, wire.send(b"data: {]\n\n"), wire.end()), "failed"),
+        ((*BEGUN, wire.send(b"data: {]\n\n"), wire.end()), "error"),
     ],
     ids=["529", "429", "401", "500", "nothing came", "cut", "reset", "error event", "no JSON"],
 )
@@ -356,7 +357,7 @@ def test_an_error_of_the_upstream_is_counted_by_its_type(
         asked.read_rest()
     assert added.named("rill_upstream_errors_total") == {series(type=type): 1}
     refused = asked.status != 200
-    assert added.named("rill_refusals_total") == ({series(cause=f"upstream_{type}"): 1} if refused else {})
+    assert added.named("rill_requests_rejected_total") == ({series(reason=f"upstream_{type}"): 1} if refused else {})
 
 
 def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, upstream: Upstream) -> None:
@@ -364,7 +365,7 @@ def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, 
     with counted(rill) as added, ask(rill, "text") as asked:
         assert asked.status == 400
     assert added.named("rill_upstream_errors_total") == {series(type="bad_request"): 1}
-    assert added.named("rill_refusals_total") == {series(cause="bad_request"): 1}
+    assert added.named("rill_requests_rejected_total") == {series(reason="bad_request"): 1}
 
 
 @pytest.mark.parametrize(
@@ -372,10 +373,10 @@ def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, 
     [
         ("GET", "/stream?q=hi", {}, b"", 401, "unauthorized"),
         ("GET", "/stream", ALICE, b"", 400, "bad_request"),
-        ("POST", "/stream", ALICE, b"x" * 2001, 413, "too_large"),
+        ("POST", "/stream", ALICE, b"x" * 2001, 413, "content_too_large"),
         ("GET", "/stream?q=hi&model=gpt", ALICE, b"", 403, "forbidden"),
         ("GET", "/nothing", ALICE, b"", 404, "not_found"),
-        ("PUT", "/stream", ALICE, b"", 405, "wrong_method"),
+        ("PUT", "/stream", ALICE, b"", 405, "method_not_allowed"),
     ],
 )
 def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
@@ -385,26 +386,29 @@ def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
     with rill.ask(method, path, headers, body) as asked:
         assert asked.status == status
     added = scrape(rill).since(before)
-    assert added == {("rill_refusals_total", series(cause=cause)): 1}
+    assert added == {("rill_requests_rejected_total", series(reason=cause)): 1}
 
 
-def test_one_answer_too_many_is_counted_as_its_callers_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
+def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 0)
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
     with counted(rill, 4) as added, ask(rill, "text") as first, ask(rill, "text", BOB) as second:
         assert first.next_chunk() == b"some "
         with ask(rill, "text", CAROL) as refused:
             assert refused.status == 503
         second.close()
-        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_open_streams") == 1)
+        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 1)
         with ask(rill, "text") as refused:
             assert refused.status == 429
         upstream.open("rest")
         first.read_rest()
-    assert added.named("rill_refusals_total") == {series(cause="full"): 1, series(cause="rate_limited"): 1}
+    assert added.named("rill_requests_rejected_total") == {
+        series(reason="at_capacity"): 1,
+        series(reason="rate_limited"): 1,
+    }
 
 
-def test_a_caller_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
     rill = start_rill(RILL_RATE_LIMIT="2/hour")
     statuses = []
@@ -413,7 +417,7 @@ def test_a_caller_over_its_rate_is_counted(start_rill: StartRill, upstream: Upst
             statuses.append(asked.status)
             asked.read_rest()
     assert statuses == [200, 200, 429, 429]
-    assert scrape(rill).named("rill_refusals_total") == {series(cause="rate_limited"): 2}
+    assert scrape(rill).named("rill_requests_rejected_total") == {series(reason="rate_limited"): 2}
 
 
 # Who may read them, and what is never in them
@@ -427,7 +431,7 @@ def test_the_numbers_are_for_those_who_may_ask(rill: Rill, headers: dict[str, st
 
 
 def test_the_numbers_are_told_to_a_scraper_that_sends_a_bearer_token(rill: Rill) -> None:
-    assert scrape(rill, {"Authorization": "Bearer secret-of-bob"}).of("rill_open_streams") >= 0
+    assert scrape(rill, {"Authorization": "Bearer secret-of-bob"}).of("rill_streams_active") >= 0
 
 
 def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, upstream: Upstream) -> None:
@@ -435,11 +439,11 @@ def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, ups
     worker = pair.wait_for_workers(2)[0]
     with only(pair, worker), counted(pair) as added, ask(pair, "anthropic", model="claude-of-my-own") as asked:
         asked.read_rest()
-    labels = {"caller": "", "model": "other"}
-    assert added.named("rill_answers_total") == {series(**labels, dialect="anthropic", ending="completed"): 1}
+    labels = {"client": "", "model": "other"}
+    assert added.named("rill_requests_total") == {series(**labels, dialect="anthropic", outcome="completed"): 1}
     assert added.named("rill_tokens_total").keys() == {
-        series(**labels, direction="input"),
-        series(**labels, direction="output"),
+        series(**labels, type="input"),
+        series(**labels, type="output"),
     }
 
 
@@ -455,14 +459,14 @@ def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream:
 
     with counted(pair):
         ask_from(0)
-    counted_last = {"model": "other", "direction": "output"}
+    counted_last = {"model": "other", "type": "output"}
     before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_tokens_total", **counted_last) > 0)
     for number in range(1, 101):
         ask_from(number)
     after = wait_for(
-        lambda: scrape(pair), lambda numbers: numbers.since(before).of("rill_answers_total", model="other") >= 100
+        lambda: scrape(pair), lambda numbers: numbers.since(before).of("rill_requests_total", model="other") >= 100
     )
-    assert after.of("rill_refusals_total", cause="not_found") >= 101
+    assert after.of("rill_requests_rejected_total", reason="not_found") >= 101
     assert after.keys() == before.keys()
 
 
@@ -481,13 +485,13 @@ def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
     for model in ("canary-model", "canary-other"):
         with rill.ask("GET", f"/stream?q=canary-prompt&model={model}", headers) as asked:
             assert b"canary" in asked.read_rest()
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_answers_total") == 2)
+    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_requests_total") == 2)
     with rill.ask("GET", "/metrics", ALICE) as asked:
-        told = asked.read_until(b"rill_refusals_total{")
+        told = asked.read_until(b"rill_requests_rejected_total{")
     (directory,) = tmp_path.glob("rill-metrics-*")
     kept = b"".join(file.read_bytes() for file in directory.iterdir())
-    assert b"rill_answers_total" in told
-    assert b"rill_answers_total" in kept
+    assert b"rill_requests_total" in told
+    assert b"rill_requests_total" in kept
     for secret in (b"canary", b"secret-of", b"sk-test-key"):
         assert secret not in told
         assert secret not in kept
@@ -496,8 +500,8 @@ def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
 def test_without_gunicorn_the_numbers_are_those_of_the_process() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
     telemetry = Telemetry(named=False, models=[MODEL])
-    telemetry.count_refusal(Problem("full"))
-    assert read_numbers(telemetry.render().decode()).of("rill_refusals_total", cause="full") == 1
+    telemetry.count_rejection(Problem("at_capacity"))
+    assert read_numbers(telemetry.render().decode()).of("rill_requests_rejected_total", reason="at_capacity") == 1
 
 
 # What the documents say of them
@@ -539,12 +543,14 @@ def test_the_types_of_upstream_errors_are_all_that_there_are() -> None:
 
 
 # Those that an answer can have once it has begun.
-STARTED_ENDINGS = {*CAUSES, *UPSTREAM_OUTCOMES, "completed", "upstream_error", "internal_error"} - {"start_timeout"}
+STARTED_OUTCOMES = {*CANCELLATION_REASONS, *UPSTREAM_OUTCOMES, "completed", "upstream_error", "internal_error"} - {
+    "start_timeout"
+}
 
 
 def test_the_table_of_endings_is_that_of_the_service() -> None:
     section = WATCHING.split("## How an answer ended")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_ENDINGS
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_OUTCOMES
 
 
 def expressions() -> dict[str, str]:
@@ -585,14 +591,14 @@ def test_alerts_and_dashboard_ask_only_for_what_the_service_tells(rill: Rill, up
 def test_alerts_and_dashboard_name_only_endings_and_causes_that_there_are() -> None:
     named = set()
     for place, expression in expressions().items():
-        for label, known in (("ending", STARTED_ENDINGS | set(KINDS)), ("cause", set(KINDS))):
+        for label, known in (("outcome", STARTED_OUTCOMES | set(KINDS)), ("reason", set(KINDS))):
             for values in re.findall(rf'\b{label}(?:=~|!~|!=|=)"([^"]*)"', expression):
                 for value in values.split("|"):
                     meant = {name for name in known if re.fullmatch(value, name)}
                     assert meant, place
                     named |= meant
     # No way for an answer to be cut is forgotten.
-    assert named >= STARTED_ENDINGS - {"client_disconnected"}
+    assert named >= STARTED_OUTCOMES - {"client_disconnected"}
 
 
 def test_the_dashboard_can_be_imported() -> None:

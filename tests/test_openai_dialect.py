@@ -9,10 +9,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import OPENAI
-from rill.dialects.openai import OpenAIFrames, finish_reason_of, read_completion, usage_of, write_problem, write_whole
-from rill.events import End, Event, Silence, Start, Text
+from rill.dialects.openai import (
+    OpenAIEncoder,
+    encode_problem,
+    encode_whole,
+    finish_reason_of,
+    read_completion,
+    usage_of,
+)
+from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import KINDS, Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 HI = {"role": "user", "content": "hi"}
@@ -30,15 +37,15 @@ SETTINGS = make_settings()
 
 
 def read(settings: Settings = SETTINGS, **fields: Any) -> Prompt:
-    return read_completion(json.dumps({"model": "small", "messages": [HI], **fields}).encode(), settings)
+    return read_completion(json.dumps({"model": "small", "messages": [HI], **fields}).encode(), settings)[0]
 
 
 def image(url: object) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
 
 
-def refusal_of(**fields: Any) -> str:
-    """What a caller is told of a request that is refused."""
+def rejection_of(**fields: Any) -> str:
+    """What a client is told of a request that is refused."""
     with pytest.raises(Problem) as refused:
         read(**fields)
     assert refused.value.name == "bad_request"
@@ -49,8 +56,11 @@ def refusal_of(**fields: Any) -> str:
 
 
 def test_what_is_unsaid_is_left_to_the_settings() -> None:
-    prompt = read_completion(json.dumps({"messages": [HI]}).encode(), make_settings(RILL_DEFAULT_MAX_TOKENS="77"))
-    assert prompt == Prompt("small", 77, [HI], {}, streamed=False, default_model=True)
+    prompt, reply = read_completion(
+        json.dumps({"messages": [HI]}).encode(), make_settings(RILL_DEFAULT_MAX_TOKENS="77")
+    )
+    assert prompt == Prompt("small", 77, [HI], {}, default_model=True)
+    assert not reply.streamed
 
 
 @pytest.mark.parametrize(
@@ -97,8 +107,8 @@ def test_max_completion_tokens_is_the_newer_name_of_max_tokens(fields: dict[str,
     ],
 )
 def test_how_to_answer_is_what_was_asked(fields: dict[str, Any], streamed: bool, include_usage: bool) -> None:
-    prompt = read(**fields)
-    assert (prompt.streamed, prompt.include_usage, prompt.verbatim) == (streamed, include_usage, False)
+    body = json.dumps({"model": "small", "messages": [HI], **fields}).encode()
+    assert read_completion(body, SETTINGS)[1] == ReplyFormat(streamed, include_usage)
 
 
 def test_system_and_developer_messages_become_the_system_prompt_in_their_order() -> None:
@@ -140,7 +150,7 @@ def test_parts_become_blocks_in_their_order(url: str, source: dict[str, str]) ->
     ["", "a.png", "file:///etc/passwd", "ftp://x/a.png", "data:text/plain;base64,AAAA", "data:image/png,x", None, 7],
 )
 def test_an_image_from_elsewhere_is_refused_with_what_is_accepted(url: object) -> None:
-    assert "data:image/" in refusal_of(messages=[{"role": "user", "content": [image(url)]}])
+    assert "data:image/" in rejection_of(messages=[{"role": "user", "content": [image(url)]}])
 
 
 @pytest.mark.parametrize(
@@ -163,16 +173,16 @@ def test_an_image_from_elsewhere_is_refused_with_what_is_accepted(url: object) -
     ],
 )
 def test_what_would_change_the_answer_is_refused_with_what_to_use_instead(fields: dict[str, Any], instead: str) -> None:
-    told = refusal_of(**fields)
+    told = rejection_of(**fields)
     assert told.startswith(f"{next(iter(fields))}:")
     assert instead in told
 
 
 @pytest.mark.parametrize("content", [{"role": "tool", "tool_call_id": "c", "content": "3"}, {"role": "function"}])
 def test_what_a_tool_said_is_refused_with_what_to_use_instead(content: dict[str, Any]) -> None:
-    assert "/v1/messages" in refusal_of(messages=[HI, content])
+    assert "/v1/messages" in rejection_of(messages=[HI, content])
     called = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]}
-    assert "/v1/messages" in refusal_of(messages=[HI, called])
+    assert "/v1/messages" in rejection_of(messages=[HI, called])
 
 
 @pytest.mark.parametrize(
@@ -210,23 +220,25 @@ def test_what_asks_for_nothing_or_does_not_change_the_answer_is_let_through(fiel
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
-    assert named in refusal_of(**fields)
+    assert named in rejection_of(**fields)
 
 
 @pytest.mark.parametrize("type", ["input_audio", "file", "video_url"])
 def test_a_part_that_is_neither_text_nor_image_is_refused_by_its_type(type: str) -> None:
-    told = refusal_of(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": type, type: {}}]}])
+    told = rejection_of(
+        messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": type, type: {}}]}]
+    )
     assert "image_url" in told
     assert "text" in told
 
 
 def test_an_image_in_a_system_message_is_refused_and_not_ignored() -> None:
     messages = [{"role": "system", "content": [{"type": "text", "text": "Like this:"}, image(PNG)]}, HI]
-    assert "system" in refusal_of(messages=messages)
+    assert "system" in rejection_of(messages=messages)
 
 
 def test_sound_is_refused_and_not_answered_with_text() -> None:
-    assert "modalities" in refusal_of(modalities=["audio"])
+    assert "modalities" in rejection_of(modalities=["audio"])
 
 
 def test_another_model_is_forbidden_and_the_allowed_ones_are_named() -> None:
@@ -245,8 +257,8 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 
 def write(*events: Event, include_usage: bool = False, model: str = "m") -> bytes:
-    frames = OpenAIFrames(Prompt(model, 1, [], include_usage=include_usage), "r")
-    return b"".join(map(frames.frame, events))
+    encoder = OpenAIEncoder(model, ReplyFormat(include_usage=include_usage), "r")
+    return b"".join(map(encoder.encode, events))
 
 
 def parse(stream: bytes) -> list[Any]:
@@ -271,7 +283,7 @@ def test_whatever_the_model_is_called_its_chunks_say_so(model: str) -> None:
 
 
 def test_the_role_comes_first_and_the_mark_last() -> None:
-    role, said, stop, mark = parse(write(Start(), Silence(True), Text("溪"), Silence(False), END))
+    role, said, stop, mark = parse(write(Start(), Heartbeat(True), Text("溪"), Heartbeat(False), END))
     assert role["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     ]
@@ -324,8 +336,8 @@ def test_what_went_through_a_cache_was_sent_too(usage: dict[str, Any], sent: int
 
 def test_a_whole_completion_is_the_joined_text_with_its_reason_and_usage() -> None:
     end = End("max_tokens", {"input_tokens": 3, "output_tokens": 5})
-    reads: list[list[Event]] = [[Start(), Text("A ")], [Silence(True)], [Text("溪"), end]]
-    body, last = write_whole(reads, Prompt("m", 1, []), "r")
+    reads: list[list[Event]] = [[Start(), Text("A ")], [Heartbeat(True)], [Text("溪"), end]]
+    body, last = encode_whole(reads, "m", "r")
     assert last is end
     told = json.loads(body)
     message = {"role": "assistant", "content": "A 溪", "refusal": None}
@@ -340,7 +352,7 @@ def test_a_whole_completion_that_fails_midway_raises() -> None:
         raise Problem("upstream_truncated")
 
     with pytest.raises(Problem, match="closed before"):
-        write_whole(break_off(), Prompt("m", 1, []), "r")
+        encode_whole(break_off(), "m", "r")
 
 
 # What went wrong
@@ -348,14 +360,14 @@ def test_a_whole_completion_that_fails_midway_raises() -> None:
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_problem_is_in_openais_shape(name: str) -> None:
-    told = json.loads(write_problem(Problem(name, 'a "word"\n溪')))
+    told = json.loads(encode_problem(Problem(name, 'a "word"\n溪')))
     error = {"message": 'a "word"\n溪', "type": KINDS[name].type, "param": None, "code": name}
     assert told == {"error": error}
 
 
 def test_a_failure_is_an_error_event_and_no_mark_of_an_end() -> None:
-    frames = OpenAIFrames(Prompt("m", 1, []), "r")
-    said, error = parse(frames.frame(Text("A ")) + (frames.fail(Problem("upstream_truncated")) or b""))
+    encoder = OpenAIEncoder("m", ReplyFormat(), "r")
+    said, error = parse(encoder.encode(Text("A ")) + (encoder.encode_error(Problem("upstream_truncated")) or b""))
     assert said["choices"][0]["delta"] == {"content": "A "}
     assert error["error"]["code"] == "upstream_truncated"
 

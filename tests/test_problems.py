@@ -10,22 +10,22 @@ STATUSES = {
     "bad_request": 400,
     "unauthorized": 401,
     "forbidden": 403,
-    "wrong_host": 403,
+    "host_not_allowed": 403,
     "prefetch": 403,
     "not_found": 404,
-    "wrong_method": 405,
+    "method_not_allowed": 405,
     "not_resumable": 412,
     "model_not_found": 404,
-    "too_large": 413,
-    "wrong_type": 415,
+    "content_too_large": 413,
+    "unsupported_media_type": 415,
     "refused": 422,
     "rate_limited": 429,
     "upstream_rate_limited": 429,
-    "upstream_refused": 502,
-    "upstream_failed": 502,
+    "upstream_rejected": 502,
+    "upstream_error": 502,
     "upstream_account_blocked": 502,
     "upstream_unreachable": 502,
-    "full": 503,
+    "at_capacity": 503,
     "shutdown": 503,
     "upstream_overloaded": 503,
     "upstream_timeout": 504,
@@ -41,7 +41,7 @@ def test_each_cause_has_its_true_status(name: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_problem_says_something_to_its_caller_in_one_line(name: str) -> None:
+def test_each_problem_says_something_to_its_client_in_one_line(name: str) -> None:
     problem = Problem(name)
     assert 400 <= problem.status <= 599
     assert problem.type
@@ -66,12 +66,12 @@ def test_the_words_name_the_time_to_wait_and_no_other(name: str, detail: str | N
 
 
 def test_a_problem_is_written_as_rfc_9457_says() -> None:
-    assert Problem("full").as_json() == {
+    assert Problem("at_capacity").as_json() == {
         "type": "about:blank",
         "title": "Service Unavailable",
         "status": 503,
-        "detail": "All places for answers are taken. Try again in a moment.",
-        "code": "full",
+        "detail": "This server is at capacity. Try again in a moment.",
+        "code": "at_capacity",
     }
 
 
@@ -135,7 +135,7 @@ def test_each_upstream_error_is_told_with_a_true_status(type: str | None, status
 
 
 @pytest.mark.parametrize("type", ["invalid_request_error", "request_too_large"])
-def test_what_the_caller_can_mend_is_told_in_the_upstreams_words(type: str) -> None:
+def test_what_the_client_can_mend_is_told_in_the_upstreams_words(type: str) -> None:
     assert upstream_problem(type, "messages.0: roles must alternate").detail == "messages.0: roles must alternate"
 
 
@@ -145,7 +145,7 @@ def test_what_it_cannot_mend_never_shows_the_upstreams_words(type: str | None) -
 
 
 def test_an_upstream_without_words_leaves_those_of_the_table() -> None:
-    assert upstream_problem("invalid_request_error", None).detail == KINDS["bad_request"].words
+    assert upstream_problem("invalid_request_error", None).detail == KINDS["bad_request"].message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from server import Conversation, Rill
 from upstream import Step, Upstream
 
 EXPECTED = wire.expected()
-DONE = [name for name, outcome in EXPECTED.items() if outcome["ending"] == "completed" and outcome["text"]]
+DONE = [name for name, outcome in EXPECTED.items() if outcome["outcome"] == "completed" and outcome["text"]]
 SSE = {"Accept": "text/event-stream"}
 
 
@@ -85,7 +85,7 @@ def test_plain_text_is_exactly_the_recorded_text(service: Rill, upstream: Upstre
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
-@pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name]["ending"] == "completed"])
+@pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name]["outcome"] == "completed"])
 def test_server_sent_events_bring_the_recorded_text_and_its_end(
     service: Rill, upstream: Upstream, name: str, size: int
 ) -> None:

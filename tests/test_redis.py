@@ -20,7 +20,7 @@ PASSWORD = "open-sesame-4711"
 RATE = 5
 # What it may keep open to Redis in each worker.
 CONNECTIONS = 8
-# Far more than it takes to learn that Redis is lost, and far less than a caller would call a hang.
+# Far more than it takes to learn that Redis is lost, and far less than a client would call a hang.
 PATIENCE = 3.0
 LOST, BACK = "Redis is lost", "Redis is back"
 
@@ -43,7 +43,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def house(module_upstream: Upstream) -> Callable[..., dict[str, str]]:
-    """The environment of a service whose callers may ask RATE times an hour, each known by the address it claims."""
+    """The environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
 
     def build(**more: str) -> dict[str, str]:
         rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
@@ -67,7 +67,7 @@ def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterato
 
 @pytest.fixture(scope="module")
 def crowd(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    """A service of two workers on the same Redis, whose callers have tokens."""
+    """A service of two workers on the same Redis, whose clients have tokens."""
     tokens = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
     with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)) as running:
         running.wait_for_workers(2)
@@ -80,24 +80,24 @@ def answers(upstream: Upstream) -> None:
 
 
 def new_address() -> str:
-    """The address of a caller that has never asked."""
+    """The address of a client that has never asked."""
     high, low = divmod(next(_addresses), 250)
     return f"198.51.{high}.{low}"
 
 
-def ask(service: Rill, caller: str) -> Told:
-    """Ask once, as the caller with this address or token, on a connection of its own."""
-    name = "X-Forwarded-For" if caller[0].isdigit() else "x-api-key"
+def ask(service: Rill, client: str) -> Told:
+    """Ask once, as the client with this address or token, on a connection of its own."""
+    name = "X-Forwarded-For" if client[0].isdigit() else "x-api-key"
     began = time.monotonic()
-    with service.ask("GET", "/stream?q=hi", {name: caller, "Connection": "close"}) as asked:
+    with service.ask("GET", "/stream?q=hi", {name: client, "Connection": "close"}) as asked:
         status = asked.status
         asked.read_rest()
         return Told(status, time.monotonic() - began)
 
 
-def statuses(services: list[Rill], caller: str, times: int) -> list[int | None]:
+def statuses(services: list[Rill], client: str, times: int) -> list[int | None]:
     """Ask so many times, of each service in turn."""
-    return [ask(service, caller).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
+    return [ask(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
 
 
 def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
@@ -125,7 +125,7 @@ def warm(service: Rill) -> int:
 
 @contextmanager
 def load(service: Rill, told: list[Told], threads: int = 4) -> Iterator[None]:
-    """Some callers who ask one after the other, each time from an address that never asked before."""
+    """Some clients who ask one after the other, each time from an address that never asked before."""
     over = threading.Event()
 
     def go_on_asking() -> None:
@@ -153,7 +153,7 @@ def test_two_services_with_one_redis_share_the_count_of_an_address(service: Rill
     assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
 
 
-def test_addresses_that_are_one_caller_are_one_in_redis_too(service: Rill, another: Rill) -> None:
+def test_addresses_that_are_one_client_are_one_in_redis_too(service: Rill, another: Rill) -> None:
     assert statuses([service], "2001:db8:1:2::1", RATE) == ALLOWED
     assert statuses([another], "2001:db8:1:2:ffff::9", 1) == [429]
 
@@ -170,9 +170,9 @@ def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: 
 
 
 def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, another: Rill) -> None:
-    caller = new_address()
-    statuses([service], caller, RATE)
-    with another.ask("GET", "/stream?q=hi", {"X-Forwarded-For": caller}) as refused:
+    client = new_address()
+    statuses([service], client, RATE)
+    with another.ask("GET", "/stream?q=hi", {"X-Forwarded-For": client}) as refused:
         assert refused.status == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 3600
         assert refused.headers["ratelimit-limit"] == str(RATE)
@@ -187,9 +187,9 @@ def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer)
 
 def test_a_service_without_redis_url_counts_alone(start_rill: StartRill, redis: RedisServer) -> None:
     alone = start_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", REDIS_URL="")
-    before, callers = redis.kept(), redis.callers()
+    before, clients = redis.kept(), redis.clients()
     assert statuses([alone], new_address(), RATE + 2) == ALLOWED + REFUSED
-    assert (redis.kept(), redis.callers()) == (before, callers)
+    assert (redis.kept(), redis.clients()) == (before, clients)
 
 
 # Redis lost
@@ -205,9 +205,9 @@ def test_redis_killed_and_back_under_load_fails_nobody_and_is_told_once(
         redis.kill()
         try:
             wait_until_said(service, LOST, since)
-            caller = new_address()
-            assert statuses([service], caller, RATE + 2) == ALLOWED + REFUSED
-            assert statuses([another], caller, 1) == [200]  # each counts for itself, and none lets everybody in
+            client = new_address()
+            assert statuses([service], client, RATE + 2) == ALLOWED + REFUSED
+            assert statuses([another], client, 1) == [200]  # each counts for itself, and none lets everybody in
         finally:
             redis.start()
         wait_until_said(service, BACK, since)

@@ -75,7 +75,7 @@ def test_cores_are_as_busy_as_their_tokens_and_starts(routing: str) -> None:
     assert fmean(cell.cores) == pytest.approx(expected, rel=0.03)
 
 
-def test_a_lost_machine_cuts_all_that_was_open_on_it_and_each_caller_asks_again() -> None:
+def test_a_lost_machine_cuts_all_that_was_open_on_it_and_each_client_asks_again() -> None:
     calm, lost = Cell(1_000, 10).run(60), Cell(1_000, 10).run(60, stop=5)
     assert lost.cut == lost.stopped == pytest.approx(500, rel=0.1)
     assert lost.asked == pytest.approx(calm.asked + lost.cut, rel=0.03)
@@ -270,7 +270,7 @@ def test_redis_is_asked_once_a_request_however_long_the_answer(
     assert script_calls(redis) == before + 2
 
 
-def test_redis_is_asked_twice_where_the_caller_is_refused(
+def test_redis_is_asked_twice_where_the_client_is_refused(
     redis: RedisServer, upstream: Upstream, start_rill: StartRill
 ) -> None:
     rill = start_rill(REDIS_URL=redis.url, RILL_RATE_LIMIT="1/hour")
@@ -293,8 +293,8 @@ def test_the_snippet_that_measures_redis_runs(redis: RedisServer) -> None:
     ran = subprocess.run(
         command, input=snippet("rill.admission.rate_limit"), cwd=ROOT, capture_output=True, text=True, check=False
     )
-    # So few callers may need less memory than Redis happens to give back meanwhile.
-    assert re.fullmatch(r"\d+ µs in Redis, \d+ µs here, -?\d+ bytes a caller\n", ran.stdout), ran.stderr
+    # So few clients may need less memory than Redis happens to give back meanwhile.
+    assert re.fullmatch(r"\d+ µs in Redis, \d+ µs here, -?\d+ bytes a client\n", ran.stdout), ran.stderr
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")

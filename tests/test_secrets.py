@@ -28,7 +28,7 @@ CANARIES = {
     OWN_SYSTEM: "system prompt of the settings",
     SAID: "answer of ASCII",
     SAID_TOO: "answer of other letters",
-    TOKEN: "caller's token",
+    TOKEN: "client's token",
     WRONG: "wrong token",
     KEY: "service's key",
     REDIS: "password of Redis",
@@ -245,10 +245,10 @@ def cases() -> dict[str, Case]:
     whole = UPSTREAM["a whole answer"]
     asked = {f"asked by {name}": Case(request, whole) for name, request in ASKING.items()}
     ended = {
-        f"{ending}, {name}": Case(ASKING[name], steps, ending in REPEATED)
-        for ending, steps in UPSTREAM.items()
+        f"{outcome}, {name}": Case(ASKING[name], steps, outcome in REPEATED)
+        for outcome, steps in UPSTREAM.items()
         for name in ("query", "events", "Messages", "OpenAI", "OpenAI whole")
-        if name == "query" or ending not in SLOW
+        if name == "query" or outcome not in SLOW
     }
     refused = {f"refused: {name}": Case(request, whole) for name, request in REFUSED.items()}
     unnoticed = {f"unnoticed: {name}": Case(request, whole) for name, request in UNNOTICED.items()}
@@ -373,8 +373,8 @@ def test_a_server_of_any_test_that_says_what_it_must_not_fails_that_test(upstrea
     for secret, kind in {
         PROMPT: "prompt",
         ANSWER.strip(): "answer",
-        TOKEN: "caller's token",
-        WRONG: "caller's token",
+        TOKEN: "client's token",
+        WRONG: "client's token",
         KEY: "service's key",
         REDIS: "password of Redis",
     }.items():

@@ -20,24 +20,24 @@ HASHED = "sha256:" + hashlib.sha256(b"open sesame").hexdigest()
 # As the design's table has it.
 DEFAULTS = {
     "offline": False,
-    "model": "claude-sonnet-5-5",
-    "max_tokens": 4096,
-    "max_tokens_cap": 64000,
-    "system": None,
-    "tokens": {},
-    "public": False,
-    "rate": "60/minute",
-    "streams": 1000,
-    "streams_per_caller": 50,
-    "max_body": 4194304,
+    "default_model": "claude-sonnet-5-5",
+    "default_max_tokens": 4096,
+    "max_tokens": 64000,
+    "system_prompt": None,
+    "api_keys": {},
+    "allow_anonymous": False,
+    "rate_limit": "60/minute",
+    "max_streams": 1000,
+    "max_streams_per_client": 50,
+    "max_body_bytes": 4194304,
     "trusted_proxies": 0,
     "allowed_hosts": (),
     "upstream_features": (),
-    "first_event_seconds": 25,
-    "idle_seconds": 120,
-    "total_seconds": 900,
-    "drain_seconds": 20,
-    "base_url": "https://api.anthropic.com",
+    "start_timeout_seconds": 25,
+    "idle_timeout_seconds": 120,
+    "total_timeout_seconds": 900,
+    "shutdown_grace_seconds": 20,
+    "anthropic_base_url": "https://api.anthropic.com",
     "port": None,
 }
 
@@ -93,16 +93,16 @@ def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
         ("WEB_CONCURRENCY", "4", "workers", 4),
         ("RILL_OFFLINE", "1", "offline", True),
         ("RILL_OFFLINE", "0", "offline", False),
-        ("RILL_ALLOW_ANONYMOUS", "1", "public", True),
-        ("RILL_DEFAULT_MODEL", "claude-opus-4-8", "model", "claude-opus-4-8"),
-        ("RILL_DEFAULT_MAX_TOKENS", "1", "max_tokens", 1),
-        ("RILL_SYSTEM_PROMPT", "Be brief, 溪.", "system", "Be brief, 溪."),
-        ("RILL_RATE_LIMIT", "5/second", "rate", "5/second"),
-        ("RILL_MAX_STREAMS", "10000", "streams", 10000),
-        ("RILL_START_TIMEOUT_SECONDS", "0.5", "first_event_seconds", 0.5),
-        ("RILL_SHUTDOWN_GRACE_SECONDS", "0", "drain_seconds", 0),
-        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "base_url", "http://127.0.0.1:9000/relay"),
-        ("RILL_ALLOWED_MODELS", "a, b ,,c", "models", ("a", "b", "c")),
+        ("RILL_ALLOW_ANONYMOUS", "1", "allow_anonymous", True),
+        ("RILL_DEFAULT_MODEL", "claude-opus-4-8", "default_model", "claude-opus-4-8"),
+        ("RILL_DEFAULT_MAX_TOKENS", "1", "default_max_tokens", 1),
+        ("RILL_SYSTEM_PROMPT", "Be brief, 溪.", "system_prompt", "Be brief, 溪."),
+        ("RILL_RATE_LIMIT", "5/second", "rate_limit", "5/second"),
+        ("RILL_MAX_STREAMS", "10000", "max_streams", 10000),
+        ("RILL_START_TIMEOUT_SECONDS", "0.5", "start_timeout_seconds", 0.5),
+        ("RILL_SHUTDOWN_GRACE_SECONDS", "0", "shutdown_grace_seconds", 0),
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "anthropic_base_url", "http://127.0.0.1:9000/relay"),
+        ("RILL_ALLOWED_MODELS", "a, b ,,c", "allowed_models", ("a", "b", "c")),
         ("RILL_ALLOWED_HOSTS", "a.example, [::2]", "allowed_hosts", ("a.example", "[::2]")),
         ("RILL_UPSTREAM_FEATURES", "web_search,context-1m", "upstream_features", ("web_search", "context-1m")),
     ],
@@ -125,7 +125,7 @@ def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant:
     ],
 )
 def test_of_a_token_the_digest_is_kept(read: Any, tokens: str, secrets: dict[str, str]) -> None:
-    assert read(**KEY, RILL_API_KEYS=tokens).tokens == {
+    assert read(**KEY, RILL_API_KEYS=tokens).api_keys == {
         name: hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest() for name, secret in secrets.items()
     }
 
@@ -260,7 +260,7 @@ def test_no_refusal_shows_a_secret(read: Any) -> None:
 
 def test_settings_never_change(read: Any) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        read(**KEY).streams = 5
+        read(**KEY).max_streams = 5
 
 
 # The start of the real server

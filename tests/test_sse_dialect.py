@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from rill.dialects import SSE
 from rill.dialects.keep_alive import COMMENT_SECONDS
-from rill.dialects.sse import SSEFrames
-from rill.events import End, Event, Silence, Start, Text
+from rill.dialects.sse import SSEEncoder
+from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
-from rill.prompt import Prompt
-
-PROMPT = Prompt("m", 1, [])
+from rill.prompt import ReplyFormat
 
 END = End("end_turn", {"input_tokens": 3, "output_tokens": 5})
 texts = st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1), max_size=8)
@@ -54,8 +52,8 @@ def parse(stream: bytes) -> list[Dispatched]:
 
 
 def write(*events: Event) -> bytes:
-    frames = SSEFrames(PROMPT, "r")
-    return b"".join(map(frames.frame, events))
+    encoder = SSEEncoder("m", ReplyFormat(), "r")
+    return b"".join(map(encoder.encode, events))
 
 
 def text_of(stream: bytes) -> str:
@@ -96,7 +94,7 @@ def test_each_text_is_one_unnamed_event_with_an_id(text: str, data: str) -> None
 
 
 def test_a_whole_answer_is_its_texts_then_done_with_its_statistics_then_the_mark() -> None:
-    *said, done, mark = parse(write(Start(), Text("Hello"), Silence(True), Text(" world"), END))
+    *said, done, mark = parse(write(Start(), Text("Hello"), Heartbeat(True), Text(" world"), END))
     assert [event.data for event in said] == ["Hello", " world"]
     assert done.type == "done"
     statistics = json.loads(done.data)
@@ -127,8 +125,8 @@ def test_the_start_is_seen_at_once_and_dispatches_nothing_but_an_id() -> None:
 
 
 def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() -> None:
-    frames = SSEFrames(PROMPT, "r")
-    stream = frames.frame(Text("Hel\r")) + frames.fail(Problem("upstream_overloaded", 'two\nlines "溪"'))
+    encoder = SSEEncoder("m", ReplyFormat(), "r")
+    stream = encoder.encode(Text("Hel\r")) + encoder.encode_error(Problem("upstream_overloaded", 'two\nlines "溪"'))
     text, error = parse(stream)
     assert text.data == "Hel\n"
     assert error.type == "error"
@@ -138,28 +136,28 @@ def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() ->
 
 
 def test_silence_soon_after_a_byte_is_not_told() -> None:
-    frames = SSEFrames(PROMPT, "r")
-    assert frames.frame(Silence(False)) == b""
-    frames.frame(Text("a"))
-    assert [frames.frame(Silence(working)) for working in (True, False, True)] == [b"", b"", b""]
+    encoder = SSEEncoder("m", ReplyFormat(), "r")
+    assert encoder.encode(Heartbeat(False)) == b""
+    encoder.encode(Text("a"))
+    assert [encoder.encode(Heartbeat(working)) for working in (True, False, True)] == [b"", b"", b""]
 
 
 def test_a_longer_silence_is_one_comment_which_dispatches_nothing() -> None:
-    frames = SSEFrames(PROMPT, "r")
-    frames.frame(Text("a"))
+    encoder = SSEEncoder("m", ReplyFormat(), "r")
+    encoder.encode(Text("a"))
     time.sleep(COMMENT_SECONDS + 0.05)  # pacing: what is awaited is the very passing of this time
-    comment = frames.frame(Silence(True))
+    comment = encoder.encode(Heartbeat(True))
     assert comment.startswith(b":")
     assert parse(comment) == []
-    assert frames.frame(Silence(True)) == b""
+    assert encoder.encode(Heartbeat(True)) == b""
 
 
 def test_a_silence_between_the_halves_of_a_line_end_changes_nothing() -> None:
-    assert text_of(write(Text("a\r"), Silence(True), Text("\nb"))) == "a\nb"
+    assert text_of(write(Text("a\r"), Heartbeat(True), Text("\nb"))) == "a\nb"
 
 
 def test_server_sent_events_begin_at_the_upstreams_first_event() -> None:
     assert not SSE.wants_text
     assert SSE.media_type == "text/event-stream; charset=utf-8"
-    assert isinstance(SSE.open_frames(PROMPT, "r"), SSEFrames)
+    assert isinstance(SSE.open_encoder("m", ReplyFormat(), "r"), SSEEncoder)
     SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # framed, it tells that itself

@@ -85,7 +85,7 @@ def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: R
     assert "claude-sonnet-5-5" in answer
     (line,) = answer_lines(offline, 1, "offline-1")
     assert line["upstream_request_id"].startswith("req_offline_")  # a header that only the SDK's response tells
-    assert (line["status"], line["ending"], line["stop_reason"]) == (200, "completed", "end_turn")
+    assert (line["status"], line["outcome"], line["stop_reason"]) == (200, "completed", "end_turn")
     assert line["output_tokens"] > 0
 
 
@@ -198,7 +198,7 @@ def test_two_workers_answer() -> None:
         assert_sound(service)
 
 
-def test_behind_a_platforms_router_callers_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
+def test_behind_a_platforms_router_clients_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(DYNO="web.1", RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []

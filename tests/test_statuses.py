@@ -92,7 +92,7 @@ def post_json(service: Rill, fields: object) -> Told:
     return ask(service, "POST", "/stream", {"Content-Type": "application/json"}, json.dumps(fields).encode())
 
 
-# What the caller can mend
+# What the client can mend
 
 
 FAULTS: dict[str, list[str]] = {
@@ -275,7 +275,7 @@ FORMS = {
 
 @pytest.mark.parametrize("accept", FORMS)
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
-def test_a_problem_is_told_in_the_form_that_the_caller_accepts(service: Rill, path: str, accept: str) -> None:
+def test_a_problem_is_told_in_the_form_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
     told = ask(service, "GET", path, {"Accept": accept})
     assert told.status == (404 if path == "/nowhere" else 400)
     assert told.headers["content-type"] == FORMS[accept]
@@ -498,7 +498,7 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
     assert ask(service).text == "two"
 
 
-def test_a_caller_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
+def test_a_client_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     service = start_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
@@ -511,7 +511,7 @@ def test_a_caller_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
         assert ask(service, headers={"x-api-key": "b"}).text == "for bob"
 
 
-def test_a_caller_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_client_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(RILL_RATE_LIMIT="2/minute", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.always(*wire.answer("ok"))
     assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
@@ -553,7 +553,7 @@ def test_options_never_reaches_the_upstream(service: Rill, upstream: Upstream, p
 
 
 class Refusal(NamedTuple):
-    """What the upstream says, and what the caller is to be told."""
+    """What the upstream says, and what the client is to be told."""
 
     step: Step
     status: int
@@ -787,7 +787,7 @@ def test_a_model_that_goes_on_thinking_gets_its_200_too(hasty: Rill, upstream: U
 
 
 @pytest.mark.parametrize(("code", "type", "status"), [(429, "rate_limit_error", 429), (529, "overloaded_error", 503)])
-def test_a_long_retry_after_reaches_the_caller_in_under_a_second(
+def test_a_long_retry_after_reaches_the_client_in_under_a_second(
     service: Rill, upstream: Upstream, code: int, type: str, status: int
 ) -> None:
     upstream.always(wire.error(code, type, "later", {"retry-after": "3600"}))

@@ -1,4 +1,4 @@
-"""Text leaves as it comes, and every ending tells the truth: seen by real clients, proved by gates."""
+"""Text leaves as it comes, and every outcome tells the truth: seen by real clients, proved by gates."""
 
 import json
 import os
@@ -40,10 +40,10 @@ def ask(service: Rill, method: str = "GET", headers: dict[str, str] | None = Non
 
 def gated(upstream: Upstream) -> None:
     """An answer whose second piece the upstream sends only once the test has opened the gate."""
-    ending = wire.block_stop() + wire.stop()
+    outcome = wire.block_stop() + wire.stop()
     upstream.script(
         *[wire.head(), wire.send(wire.opening()), wire.send(wire.text("first "))],
-        *[wire.gate("second"), wire.send(wire.text("second")), wire.send(ending), wire.end()],
+        *[wire.gate("second"), wire.send(wire.text("second")), wire.send(outcome), wire.end()],
     )
 
 
@@ -339,7 +339,7 @@ def flowing() -> list[Step]:
 
 @FORMS
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
-def test_a_caller_that_leaves_while_text_flows_closes_the_upstream_connection(
+def test_a_client_that_leaves_while_text_flows_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, how: str, headers: dict[str, str]
 ) -> None:
     upstream.script(*flowing())
@@ -361,7 +361,7 @@ def test_curl_interrupted_while_text_flows_closes_the_upstream_connection(servic
 
 
 @FORMS
-def test_a_caller_that_leaves_in_silence_closes_the_upstream_connection(
+def test_a_client_that_leaves_in_silence_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
@@ -372,7 +372,7 @@ def test_a_caller_that_leaves_in_silence_closes_the_upstream_connection(
 
 @FORMS
 @pytest.mark.parametrize("steps", [[wire.silence()], [wire.head(), wire.silence()]], ids=["before", "after"])
-def test_a_caller_that_leaves_before_the_first_byte_closes_the_upstream_connection(
+def test_a_client_that_leaves_before_the_first_byte_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, steps: list[Step], headers: dict[str, str]
 ) -> None:
     upstream.script(*steps)

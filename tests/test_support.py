@@ -71,7 +71,7 @@ def test_a_whole_answer_is_one_chunk_a_step_and_ends_clean(upstream: Upstream) -
         assert asked.next_chunk() == wire.text(" world")
         assert [each["type"] for each in events_of(asked.read_rest())][-1] == "message_stop"
         assert asked.ended == "clean"
-    upstream.wait_until(lambda: upstream.answers[0].ending == "sent", "the end of the script")
+    upstream.wait_until(lambda: upstream.answers[0].outcome == "sent", "the end of the script")
 
 
 def test_a_gate_holds_the_second_chunk_until_it_is_opened(upstream: Upstream) -> None:
@@ -150,7 +150,7 @@ def test_pipelined_bytes_are_no_leaving_and_wait_their_turn(upstream: Upstream) 
         upstream.open("first")
         assert asked.read_rest() == b"one"
         upstream.wait_for_requests(2)
-    assert upstream.answers[0].ending == "sent"
+    assert upstream.answers[0].outcome == "sent"
 
 
 def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
@@ -241,7 +241,7 @@ def test_a_recorded_answer_is_what_is_expected_of_it(name: str) -> None:
     assert {
         "text": text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"),
         "stop_reason": reasons[0] if reasons else None,
-        "ending": {"message_stop": "completed", "error": "upstream_error"}[events[-1]["type"]],
+        "outcome": {"message_stop": "completed", "error": "upstream_error"}[events[-1]["type"]],
     } == wire.expected()[name]
 
 

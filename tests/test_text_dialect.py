@@ -10,13 +10,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import TEXT
-from rill.dialects.text import TextFrames, check_beginning, read_fields, read_json, read_text
-from rill.events import End, Event, Silence, Start, Text
+from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_json, read_text
+from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
-
-PROMPT = Prompt("m", 1, [])
 
 SAID = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
 prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -259,7 +257,7 @@ json_values = st.recursive(
 def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
     with suppress(Problem):
         prompt = read_json(body, SETTINGS)
-        assert 1 <= prompt.max_tokens <= SETTINGS.max_tokens_cap
+        assert 1 <= prompt.max_tokens <= SETTINGS.max_tokens
         json.dumps([prompt.messages, prompt.options], ensure_ascii=False).encode()
 
 
@@ -269,13 +267,13 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 @given(texts=st.lists(prompts, max_size=8))
 @hypothesis_settings(deadline=None, max_examples=100)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
-    frames = TextFrames(PROMPT, "r")
-    events: list[Event] = [Start(), Silence(False), *map(Text, texts), Silence(True), End("end_turn", {})]
-    assert b"".join(map(frames.frame, events)) == "".join(texts).encode()
+    encoder = TextEncoder("m", ReplyFormat(), "r")
+    events: list[Event] = [Start(), Heartbeat(False), *map(Text, texts), Heartbeat(True), End("end_turn", {})]
+    assert b"".join(map(encoder.encode, events)) == "".join(texts).encode()
 
 
 def test_a_failure_adds_nothing_to_the_text() -> None:
-    assert TextFrames(PROMPT, "r").fail(Problem("upstream_failed")) is None
+    assert TextEncoder("m", ReplyFormat(), "r").encode_error(Problem("upstream_error")) is None
 
 
 @pytest.mark.parametrize("explanation", ["Not that.", None])
@@ -286,7 +284,7 @@ def test_a_refusal_without_a_word_is_a_problem_with_its_explanation(explanation:
     assert refused.value.detail == explanation or (explanation is None and "refused" in refused.value.detail)
 
 
-@pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Silence(False), Start()])
+@pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Heartbeat(False), Start()])
 def test_any_other_beginning_is_an_answer(last: Event) -> None:
     check_beginning([Start(), last])
 
@@ -294,4 +292,4 @@ def test_any_other_beginning_is_an_answer(last: Event) -> None:
 def test_plain_text_waits_for_its_first_text_and_says_that_it_is_utf8() -> None:
     assert TEXT.wants_text
     assert TEXT.media_type == "text/plain; charset=utf-8"
-    assert isinstance(TEXT.open_frames(PROMPT, "r"), TextFrames)
+    assert isinstance(TEXT.open_encoder("m", ReplyFormat(), "r"), TextEncoder)

@@ -73,7 +73,7 @@ def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
     assert (ended["status"], ended["attributes"].get("error.type")) == (status, error)
 
 
-def test_the_span_of_an_answer_whose_caller_left_ends_with_it_and_is_no_error(rill: Rill, upstream: Upstream) -> None:
+def test_the_span_of_an_answer_whose_client_left_ends_with_it_and_is_no_error(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with rill.ask("GET", ASK) as asked:
         assert asked.next_chunk() == b"canary-answer "

@@ -246,20 +246,20 @@ def interrupt_many(url: str, count: int, connections: int) -> Iterator[Any]:
     yield [each.get() for each in asking]
 
 
-class Interrupted(Exception):
+class Cancelled(Exception):
     """Thrown into a greenlet at any moment."""
 
 
 def throw_into(greenlet: Any) -> None:
     def throw() -> None:
         if not greenlet.dead:
-            greenlet.throw(Interrupted())
+            greenlet.throw(Cancelled())
 
     gevent.get_hub().loop.run_callback(throw)
 
 
 def outcome_until_interrupted(client: httpx2.Client, url: str) -> None:
-    with suppress(Interrupted, gevent.GreenletExit):
+    with suppress(Cancelled, gevent.GreenletExit):
         outcome(client, url)
 
 
@@ -334,7 +334,7 @@ BEFORE_SILENCE = {
 
 
 @pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
-def test_a_nudge_wakes_a_read_whatever_came_before_the_silence(
+def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
     upstream: Upstream, start_client: StartClient, kind: str, steps: list[wire.Step], size: int
 ) -> None:
     upstream.script(*steps, wire.gate("rest"), wire.silence())
@@ -495,9 +495,9 @@ def test_a_name_that_nobody_knows_is_a_connect_error(start_client: StartClient) 
 def test_a_peer_that_never_accepts_is_a_connect_timeout(start_client: StartClient) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1) as full, ExitStack() as queued:
         for _ in range(8):  # more than the backlog takes: later ones hang
-            caller = queued.enter_context(socket.socket())
-            caller.setblocking(False)
-            caller.connect_ex(full.getsockname())
+            client = queued.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
         client = start_client(ask, url=f"http://127.0.0.1:{full.getsockname()[1]}", connect=0.3, pool=30)
         assert next(client) == ["ConnectTimeout"]
 

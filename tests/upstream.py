@@ -37,27 +37,27 @@ Headers = Mapping[str, str]
 
 
 class Ended(Exception):
-    """The answer is over before its script is; `ending` says why."""
+    """The answer is over before its script is; `outcome` says why."""
 
-    ending = ""
+    outcome = ""
 
 
 class Left(Ended):
     """The peer closed or reset the connection."""
 
-    ending = "left"
+    outcome = "left"
 
 
 class Cut(Ended):
     """The script itself closed or reset the connection."""
 
-    ending = "cut"
+    outcome = "cut"
 
 
 class Abandoned(Ended):
     """The test is over, so nobody waits for the rest."""
 
-    ending = "abandoned"
+    outcome = "abandoned"
 
 
 class Signal:
@@ -212,7 +212,7 @@ class Answer:
         self.request = request
         self.connection = connection
         self.body_open = False
-        self.ending = ""  # then one of sent, cut, left, abandoned, broken
+        self.outcome = ""  # then one of sent, cut, left, abandoned, broken
         self.began_at = time.monotonic()
         self.ended_at: float | None = None
 
@@ -293,7 +293,7 @@ class Upstream:
         """Forget scripts, gates and records, and end the answers under way; `accepted` goes on counting."""
         with self._changed:
             ended, self._over = self._over, Signal()
-            busy = [answer for answer in self.answers if not answer.ending]
+            busy = [answer for answer in self.answers if not answer.outcome]
             self.connections = [each for each in self.connections if each.closed_at is None]
             self.requests, self.answers, self.faults = [], [], []
             self._queue.clear()
@@ -301,7 +301,7 @@ class Upstream:
             self._threads = [thread for thread in self._threads if thread.is_alive()]
         ended.fire()
         self.wait_until(
-            lambda: all(answer.ending == "sent" or answer.connection.closed_at for answer in busy),
+            lambda: all(answer.outcome == "sent" or answer.connection.closed_at for answer in busy),
             "the end of the answers under way",
         )
 
@@ -317,7 +317,7 @@ class Upstream:
         """Wait until something is true of what came in, or raise AssertionError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
-                saw = [(answer.request.path, answer.ending or "under way") for answer in self.answers]
+                saw = [(answer.request.path, answer.outcome or "under way") for answer in self.answers]
                 raise AssertionError(f"waited {timeout:g} s in vain for {what}; saw {saw}, faults {self.faults}")
 
     def wait_for_requests(self, n: int, timeout: float = 10) -> list[Request]:
@@ -331,7 +331,7 @@ class Upstream:
 
     def wait_until_left(self, timeout: float = 10) -> float:
         """Wait until the peer has left during the latest answer; return when that was noticed (monotonic)."""
-        self.wait_until(lambda: bool(self.answers) and self.answers[-1].ending == "left", "the peer to leave", timeout)
+        self.wait_until(lambda: bool(self.answers) and self.answers[-1].outcome == "left", "the peer to leave", timeout)
         return self.answers[-1].ended_at or 0.0
 
     # What the threads do
@@ -383,19 +383,19 @@ class Upstream:
     def _answer(self, request: Request, connection: Connection) -> bool:
         """Play the next script, and say whether the connection stays open."""
         answer, steps = self._begin(request, connection)
-        ending = "broken"
+        outcome = "broken"
         try:
             for step in steps:
                 step(answer)
             if answer.body_open:
                 raise RuntimeError("the script stopped inside a body: it needs end, close, reset or silence")
-            ending = "sent"
+            outcome = "sent"
         except Ended as ended:
-            ending = ended.ending
+            outcome = ended.outcome
             raise
         finally:
             with self._changed:
-                answer.ending, answer.ended_at = ending, time.monotonic()
+                answer.outcome, answer.ended_at = outcome, time.monotonic()
                 self._changed.notify_all()
         return request.headers.get("connection", "").lower() != "close"
 
@@ -599,8 +599,8 @@ def block_stop(index: int = 0) -> bytes:
 
 def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object) -> bytes:
     """The message_delta and message_stop events; `fields` join the delta, as stop_details does."""
-    ending = {"stop_reason": stop_reason, "stop_sequence": None, **fields}
-    return event("message_delta", delta=ending, usage={"output_tokens": output_tokens}) + event("message_stop")
+    outcome = {"stop_reason": stop_reason, "stop_sequence": None, **fields}
+    return event("message_delta", delta=outcome, usage={"output_tokens": output_tokens}) + event("message_stop")
 
 
 def stream_error(type: str = "overloaded_error", message: str = "Overloaded") -> bytes:
@@ -618,8 +618,8 @@ def opening(model: str = "claude-sonnet-5-5") -> bytes:
 
 def answer(*pieces: str, stop_reason: str = "end_turn") -> list[Step]:
     """The steps of a whole normal answer, with a chunk for each piece of text."""
-    ending = block_stop() + stop(stop_reason, output_tokens=len(pieces))
-    return [head(), send(opening()), *(send(text(piece)) for piece in pieces), send(ending), end()]
+    outcome = block_stop() + stop(stop_reason, output_tokens=len(pieces))
+    return [head(), send(opening()), *(send(text(piece)) for piece in pieces), send(outcome), end()]
 
 
 def recorded(name: str) -> bytes:
@@ -628,7 +628,7 @@ def recorded(name: str) -> bytes:
 
 
 def expected() -> dict[str, dict[str, Any]]:
-    """What each recorded answer comes to: its text, stop_reason and ending."""
+    """What each recorded answer comes to: its text, stop_reason and outcome."""
     outcomes: dict[str, dict[str, Any]] = json.loads((RECORDED / "expected.json").read_text("utf-8"))
     return outcomes
 

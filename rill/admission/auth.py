@@ -54,7 +54,7 @@ class FailedAttempts:
         return max(0, math.ceil(end - self._clock())) if failures >= FAILURES_PER_WINDOW else 0
 
 
-class Tokens:
+class ApiKeys:
     """The API keys that let a client in, as name -> digest of the key; where there are none, everybody may ask."""
 
     def __init__(self, digests: Mapping[str, bytes], failures: FailedAttempts | None = None) -> None:
@@ -84,9 +84,9 @@ class Tokens:
 
 
 def address_of(peer: str, forwarded: str, hops: int) -> str:
-    """The caller's address, from X-Forwarded-For as the last `hops` proxies wrote it; the peer's where they did not.
+    """The client's address, from X-Forwarded-For as the last `hops` proxies wrote it; the peer's where they did not.
 
-    What stands left of theirs is the caller's own words, which must change nothing: no quoting is understood.
+    What stands left of theirs is the client's own words, which must change nothing: no quoting is understood.
     """
     said = forwarded.split(",")
     hop = _HOP.fullmatch(said[-hops]) if 0 < hops <= len(said) else None
@@ -95,7 +95,7 @@ def address_of(peer: str, forwarded: str, hops: int) -> str:
 
 @lru_cache(maxsize=1000)
 def network_of(address: str) -> str:
-    """The address as far as it tells one caller from another; what is none shares a name."""
+    """The address as far as it tells one client from another; what is none shares a name."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How many answers may be open at once."""
+"""The limit on concurrent answers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,29 +7,30 @@ from contextlib import contextmanager
 from rill.problems import Problem
 
 
-class Places:
-    """How many answers may be open at once in this worker: in all, and for one caller."""
+class ConcurrencyLimit:
+    """A limit on the concurrent answers of this worker: in total, and for each client."""
 
-    def __init__(self, total: int, per_caller: int) -> None:
+    def __init__(self, total: int, per_client: int) -> None:
         self._total = total
-        self._per_caller = per_caller
+        self._per_client = per_client
         self._open: Counter[str] = Counter()
 
-    def check_free(self) -> None:
-        """Raises Problem where this worker has no place left."""
+    def check_capacity(self) -> None:
+        """Raise Problem if this worker has no free slot."""
         if self._open.total() >= self._total:
-            raise Problem("full", retry_after=1)
+            raise Problem("at_capacity", retry_after=1)
 
     @contextmanager
-    def take(self, caller: str) -> Iterator[None]:
-        """Holds one place for as long as the context lasts; raises Problem where none is free."""
-        self.check_free()
-        if self._open[caller] >= self._per_caller:
-            raise Problem("rate_limited", f"At most {self._per_caller} answers at once for one caller.", retry_after=1)
-        self._open[caller] += 1
+    def hold_slot(self, client: str) -> Iterator[None]:
+        """Hold one slot for as long as the context lasts; raise Problem if none is free."""
+        self.check_capacity()
+        if self._open[client] >= self._per_client:
+            message = f"At most {self._per_client} concurrent answers for one client."
+            raise Problem("rate_limited", message, retry_after=1)
+        self._open[client] += 1
         try:
             yield
         finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]

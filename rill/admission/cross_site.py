@@ -41,7 +41,7 @@ class Hosts:
             return
         named = _HOST.fullmatch(host.lower())
         if "*" not in self._allowed and not (named and named[1] in self._allowed):
-            raise Problem("wrong_host")
+            raise Problem("host_not_allowed")
 
 
 @lru_cache(maxsize=100)

@@ -14,7 +14,7 @@ from rill.problems import Problem
 
 # The names that clients know: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-06
 RATE_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "RateLimit-Policy")
-# Counting takes a fraction of a millisecond; a Redis that takes this long would hold up every caller.
+# Counting takes a fraction of a millisecond; a Redis that takes this long would hold up every client.
 REDIS_SECONDS = 0.25
 REDIS_CONNECTIONS = 8
 # How long a worker counts for itself before it asks a lost Redis again.
@@ -26,8 +26,8 @@ Exceeded = tuple[RateLimitItem, float]
 log = logging.getLogger(__name__)
 
 
-class Rate:
-    """How often one caller may ask: `rate` as in 60/minute, or several of them joined by a semicolon, which all apply.
+class RateLimit:
+    """How often one client may ask: `rate` as in 60/minute, or several of them joined by a semicolon, which all apply.
 
     Where `redis_url` is given it is counted there, for all workers and machines; while that Redis is lost, this worker
     counts for itself.
@@ -42,41 +42,40 @@ class Rate:
         self._lost = False
         self._ask_redis_at = 0.0  # monotonic, in seconds
 
-    def count(self, caller: str) -> None:
+    def count(self, client: str) -> None:
         """Counts one request; raises Problem where it is one too many."""
-        exceeded = self._hit_redis(self._shared, caller) if self._shared else self._hit(self._own, caller)
+        exceeded = self._hit_redis(self._shared, client) if self._shared else self._hit(self._own, client)
         if exceeded is None:
             return
         limit, wait = exceeded
         seconds = max(1, math.ceil(wait))
-        problem = Problem("rate_limited", f"At most {limit} for one caller.", seconds)
         values = (limit.amount, 0, seconds, f"{limit.amount};w={limit.get_expiry()}")
-        problem.headers = {name: str(value) for name, value in zip(RATE_HEADERS, values, strict=True)}
-        raise problem
+        headers = dict(zip(RATE_HEADERS, map(str, values), strict=True))
+        raise Problem("rate_limited", f"At most {limit} for one client.", seconds, headers)
 
-    def _hit(self, window: SlidingWindowCounterRateLimiter, caller: str) -> Exceeded | None:
+    def _hit(self, window: SlidingWindowCounterRateLimiter, client: str) -> Exceeded | None:
         for limit in self._limits:
-            if not window.hit(limit, caller):
-                return limit, window.get_window_stats(limit, caller).reset_time - time.time()
+            if not window.hit(limit, client):
+                return limit, window.get_window_stats(limit, client).reset_time - time.time()
         return None
 
-    def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, caller: str) -> Exceeded | None:
+    def _hit_redis(self, shared: SlidingWindowCounterRateLimiter, client: str) -> Exceeded | None:
         # In a burst each waits for its turn, which is no sign that Redis is lost: its timeouts begin with the turn.
         with self._turns:
             if time.monotonic() < self._ask_redis_at:
-                return self._hit(self._own, caller)
+                return self._hit(self._own, client)
             was_lost = self._lost
             if was_lost:
-                # One caller looks whether it is back; no other waits.
+                # One client looks whether it is back; no other waits.
                 self._ask_redis_at = time.monotonic() + RETRY_SECONDS
             try:
-                exceeded = self._hit(shared, caller)
+                exceeded = self._hit(shared, client)
             except StorageError as error:
                 if not self._lost:
                     why = type(error.storage_error).__name__
                     log.warning("Redis is lost (%s): this worker counts RILL_RATE_LIMIT for itself", why)
                 self._lost, self._ask_redis_at = True, time.monotonic() + RETRY_SECONDS
-                return self._hit(self._own, caller)
+                return self._hit(self._own, client)
             if was_lost:
                 log.warning("Redis is back: it counts RILL_RATE_LIMIT for all workers again")
                 self._lost, self._ask_redis_at = False, 0.0

@@ -8,19 +8,21 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from rill.dialects.features import check_features
-from rill.dialects.keep_alive import Silences
+from rill.dialects.keep_alive import KeepAlive
 from rill.dialects.validation import MAX_MESSAGES, read_json_object
 from rill.events import Bytes, End, Event
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-# What of the caller's request goes up with its body; its credentials are for us, and never do.
+# What of the client's request goes up with its body; its credentials are for us, and never do.
 FORWARDED_HEADERS = ("anthropic-beta", "anthropic-version")
 EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
-def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings) -> Prompt:
+def read_messages(
+    body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings
+) -> tuple[Prompt, ReplyFormat]:
     """Return the request as the upstream will get it; raise Problem for what this service does not allow."""
     fields = read_json_object(body)
     model, max_tokens, messages = fields.get("model"), fields.get("max_tokens"), fields.get("messages")
@@ -37,32 +39,31 @@ def read_messages(body: bytes, headers: Mapping[str, str], query: Mapping[str, s
     if not isinstance(streamed, bool):
         raise Problem("bad_request", "stream: should be true or false.")
     options = {name: value for name, value in fields.items() if name not in ("model", "max_tokens", "messages")}
-    return Prompt(
+    prompt = Prompt(
         model=model,
         max_tokens=max_tokens,
         messages=messages,
         options={**options, "stream": streamed},
         headers=forwarded,
         query={"beta": query["beta"]} if "beta" in query else {},
-        streamed=streamed,
-        verbatim=True,
     )
+    return prompt, ReplyFormat(streamed)
 
 
-class AnthropicFrames:
+class AnthropicEncoder:
     """The upstream's own bytes, handed on an event at a time, so that one that broke off is never followed by ours."""
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
+    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         self._unfinished = bytearray()
-        self._silence = Silences()
+        self._keep_alive = KeepAlive()
         self._request_id = request_id
 
-    def frame(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         if isinstance(event, End):
             return self._finish()
         if not isinstance(event, Bytes):
-            return b"" if self._unfinished else self._silence.comment()
-        self._silence.break_()
+            return b"" if self._unfinished else self._keep_alive.comment()
+        self._keep_alive.note_write()
         if not self._unfinished and event.data.endswith((b"\n\n", b"\r\n\r\n")):
             return event.data
         # An end may begin in what came before; all of it again would make a long event dear.
@@ -74,11 +75,11 @@ class AnthropicFrames:
         del self._unfinished[:whole]
         return events
 
-    def fail(self, problem: Problem) -> bytes:
+    def encode_error(self, problem: Problem) -> bytes:
         """The API's error event, unless the upstream has just sent it."""
-        if problem.in_stream:
+        if problem.is_forwarded:
             return self._finish()
-        return b"event: error\ndata: " + write_problem(problem, self._request_id) + b"\n\n"
+        return b"event: error\ndata: " + encode_problem(problem, self._request_id) + b"\n\n"
 
     def _finish(self) -> bytes:
         """The upstream's last event, where it closed without the blank line that ends one."""
@@ -86,7 +87,7 @@ class AnthropicFrames:
         return last.rstrip(b"\r\n") + b"\n\n" if last else b""
 
 
-def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -> tuple[bytes, End]:
+def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
     """The message as the upstream wrote it, and its end; raises what the reads raise."""
     body, end = b"", End(None, {})
     for event in chain.from_iterable(reads):
@@ -97,7 +98,7 @@ def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -
     return body, end
 
 
-def write_problem(problem: Problem, request_id: str) -> bytes:
+def encode_problem(problem: Problem, request_id: str) -> bytes:
     """The problem in the API's shape: https://docs.anthropic.com/en/api/errors"""
     error = {"type": problem.type, "message": problem.detail}
     return json.dumps({"type": "error", "error": error, "request_id": request_id}).encode()

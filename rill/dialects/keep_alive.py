@@ -1,23 +1,26 @@
-"""Silence in an event stream, told as a comment, which every client passes over and every proxy counts as life."""
+"""Keep-alive comments of an event stream: clients ignore them, and proxies see a connection that is in use.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
+"""
 
 import time
 
-# Silence is told no more often than this, however many pings and hidden thoughts the upstream sends.
+# At most one comment in this time, however many pings and thinking deltas the upstream sends.
 COMMENT_SECONDS = 5.0
 
 
-class Silences:
-    """How long one answer has written nothing."""
+class KeepAlive:
+    """The time since one answer's last write."""
 
     def __init__(self) -> None:
         self._wrote = time.monotonic()
 
-    def break_(self) -> None:
-        """Notes that something is written."""
+    def note_write(self) -> None:
+        """Note that something is written now."""
         self._wrote = time.monotonic()
 
     def comment(self) -> bytes:
-        """A comment, where nothing was written for a while."""
+        """Return a comment if nothing was written for COMMENT_SECONDS, else b""."""
         now = time.monotonic()
         if now - self._wrote < COMMENT_SECONDS:
             return b""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
-from rill.dialects.keep_alive import Silences
+from rill.dialects.keep_alive import KeepAlive
 from rill.dialects.validation import (
     LIST_TAG,
     MAX_MESSAGES,
@@ -21,11 +21,11 @@ from rill.dialects.validation import (
     TEXT_TAG,
     bad_field,
     read_json_object,
-    refuse_fields,
+    reject_fields,
 )
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 DATA_URL = re.compile(r"data:(image/[\w.+-]+);base64,([A-Za-z0-9+/=\s]+)")
@@ -143,10 +143,10 @@ class Completion(BaseModel):
 KNOWN = {*Completion.model_fields, *REFUSED, *IGNORED, "reasoning_effort", "response_format", "modalities"}
 
 
-def read_completion(body: bytes, settings: Settings) -> Prompt:
+def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyFormat]:
     """The prompt in a chat completion's request; raises Problem, naming the field and what to do instead."""
     fields = read_json_object(body)
-    _refuse_unsupported(fields)
+    _reject_unsupported(fields)
     try:
         asked = Completion.model_validate(fields)
     except ValidationError as error:
@@ -154,22 +154,21 @@ def read_completion(body: bytes, settings: Settings) -> Prompt:
     messages, system = _messages_of(asked.messages)
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
     options = {
-        "system": system or settings.system,
+        "system": system or settings.system_prompt,
         "temperature": None if asked.temperature is None else min(asked.temperature, 1.0),
         "top_p": asked.top_p,
         "top_k": asked.top_k,
         "stop_sequences": stops or None,
     }
     model, max_tokens = settings.check(asked.model, asked.max_completion_tokens or asked.max_tokens)
-    return Prompt(
+    prompt = Prompt(
         model=model,
         max_tokens=max_tokens,
         messages=messages,
         options={name: value for name, value in options.items() if value is not None},
-        streamed=bool(asked.stream),
         default_model=asked.model is None,
-        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
     )
+    return prompt, ReplyFormat(bool(asked.stream), bool(asked.stream_options and asked.stream_options.include_usage))
 
 
 def _messages_of(asked: Iterable[Message]) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]]]:
@@ -195,10 +194,10 @@ def _system_of(said: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[st
     return "\n\n".join("".join(block["text"] for block in each) for each in blocks)
 
 
-def _refuse_unsupported(fields: dict[str, Any]) -> None:
+def _reject_unsupported(fields: dict[str, Any]) -> None:
     if fields.get("reasoning_effort") != "none":
-        refuse_fields(fields, {"reasoning_effort": THINKING})
-    refuse_fields(fields, REFUSED)
+        reject_fields(fields, {"reasoning_effort": THINKING})
+    reject_fields(fields, REFUSED)
     kind = fields.get("response_format")
     if isinstance(kind, dict) and kind.get("type", "text") != "text":
         raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
@@ -206,14 +205,14 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
         raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
     if fields.get("n") not in (None, 1):
         raise Problem("bad_request", "n: should be 1; ask once for each answer you want.")
-    _refuse_tools(fields.get("messages"))
+    _reject_tools(fields.get("messages"))
     unknown = [name for name in fields if name not in KNOWN and fields[name]]
     if unknown:
         name = unknown[0] if FIELD_NAME.fullmatch(unknown[0]) else "a field"
         raise Problem("bad_request", f"{name}: not known here; leave it out.")
 
 
-def _refuse_tools(messages: Any) -> None:
+def _reject_tools(messages: Any) -> None:
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue
@@ -223,32 +222,32 @@ def _refuse_tools(messages: Any) -> None:
             raise Problem("bad_request", f"{where}: not supported here; {REFUSED['tools']}.")
 
 
-class OpenAIFrames:
+class OpenAIEncoder:
     """Writes one answer: in chunks and [DONE], or as one completion."""
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self._prompt = prompt
-        self._silence = Silences()
-        self._base = {**_base(prompt, request_id), "object": "chat.completion.chunk"}
-        if prompt.include_usage:
+    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
+        self._include_usage = reply.include_usage
+        self._keep_alive = KeepAlive()
+        self._base = {**_base(model, request_id), "object": "chat.completion.chunk"}
+        if reply.include_usage:
             self._base["usage"] = None  # Of each chunk but the last: the field is there, without a count.
         # All but the text of a chunk is the same for a whole answer.
         head, _, tail = self._chunk({"content": "\0"}).rpartition(b'"\\u0000"')
         self._head, self._tail = head, tail
 
-    def frame(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         if isinstance(event, Text):
-            self._silence.break_()
+            self._keep_alive.note_write()
             return self._head + json.dumps(event.text).encode() + self._tail
         if isinstance(event, Start):
             return self._chunk({"role": "assistant", "content": ""})
         if isinstance(event, End):
-            usage = self._data({"choices": [], "usage": usage_of(event)}) if self._prompt.include_usage else b""
+            usage = self._data({"choices": [], "usage": usage_of(event)}) if self._include_usage else b""
             return self._chunk({}, finish_reason_of(event)) + usage + b"data: [DONE]\n\n"
-        return self._silence.comment()
+        return self._keep_alive.comment()
 
-    def fail(self, problem: Problem) -> bytes | None:
-        return b"data: " + write_problem(problem) + b"\n\n"
+    def encode_error(self, problem: Problem) -> bytes | None:
+        return b"data: " + encode_problem(problem) + b"\n\n"
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         return self._data({"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]})
@@ -257,7 +256,7 @@ class OpenAIFrames:
         return b"data: " + json.dumps({**self._base, **fields}).encode() + b"\n\n"
 
 
-def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -> tuple[bytes, End]:
+def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
     """The answer as one completion, and its end; raises what the reads raise."""
     text, end = "", End(None, {})
     for event in chain.from_iterable(reads):
@@ -268,7 +267,7 @@ def write_whole(reads: Iterable[list[Event]], prompt: Prompt, request_id: str) -
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason_of(end)}
     fields = {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
-    return json.dumps({**_base(prompt, request_id), **fields}).encode(), end
+    return json.dumps({**_base(model, request_id), **fields}).encode(), end
 
 
 def finish_reason_of(end: End) -> str:
@@ -289,11 +288,11 @@ def _count(tokens: Any) -> int:
     return tokens if isinstance(tokens, int) else 0
 
 
-def write_problem(problem: Problem, request_id: str = "") -> bytes:
+def encode_problem(problem: Problem, request_id: str = "") -> bytes:
     """The problem in OpenAI's shape: https://platform.openai.com/docs/guides/error-codes"""
     error = {"message": problem.detail, "type": problem.type, "param": None, "code": problem.name}
     return json.dumps({"error": error}).encode()
 
 
-def _base(prompt: Prompt, request_id: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": prompt.model}
+def _base(model: str, request_id: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}

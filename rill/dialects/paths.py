@@ -1,6 +1,7 @@
 """What to tell a client that asks for a path that does not exist: the path that it probably means."""
 
-from rill.dialects import ANTHROPIC, OPENAI, Dialect
+from rill.dialects import ANTHROPIC, OPENAI
+from rill.dialects.base import Dialect
 
 # What a path ends with -> the path that is meant; the first that fits counts.
 MEANT = {

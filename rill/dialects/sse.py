@@ -1,33 +1,33 @@
 """Server-sent events, as EventSource reads them: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-It is asked as plain text is. The answer's text comes as unnamed events; CR and CR LF, which the format cannot carry,
-arrive as one newline. A line `[DONE]` of the text is split between two events: it would look like the end. Silence is a
-comment. `event: done` with its statistics and then `data: [DONE]` end a whole answer, `event: error` any other.
+Requests are those of plain text. The text comes as unnamed events; CR and CR LF, which the format cannot carry, become
+one newline. A line `[DONE]` of the text is split between two events, because it would look like the end. `event: done`
+with the statistics and then `data: [DONE]` end a complete answer, `event: error` a truncated one.
 """
 
 import json
 import re
 import time
 
-from rill.dialects.keep_alive import Silences
+from rill.dialects.keep_alive import KeepAlive
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import ReplyFormat
 
 # Where to split a text in which a line would look like the mark of the end.
 WITHIN_MARK = re.compile(r"(?<=^\[DONE)(?=\]$)", re.MULTILINE)
 
 
-class SSEFrames:
+class SSEEncoder:
     """Writes one answer; each event has an id, so that a browser that reconnects tells us that it has had an answer."""
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
+    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         self._begun = time.monotonic()
-        self._silence = Silences()
+        self._keep_alive = KeepAlive()
         self._count = 0
         self._after_cr = False
 
-    def frame(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         if isinstance(event, Text):
             return self._write_text(event.text)
         if isinstance(event, Start):
@@ -36,9 +36,9 @@ class SSEFrames:
             elapsed = round(time.monotonic() - self._begun, 3)
             done = {"stop_reason": event.stop_reason, "usage": event.usage, "elapsed_seconds": elapsed}
             return self._write("event: done\ndata: " + json.dumps(done)) + self._write("data: [DONE]")
-        return self._silence.comment()
+        return self._keep_alive.comment()
 
-    def fail(self, problem: Problem) -> bytes:
+    def encode_error(self, problem: Problem) -> bytes:
         return self._write("event: error\ndata: " + json.dumps(problem.as_json()))
 
     def _write_text(self, text: str) -> bytes:
@@ -51,6 +51,6 @@ class SSEFrames:
         return b"".join(self._write("data: " + text.replace("\n", "\ndata: ")) for text in texts if text)
 
     def _write(self, event: str) -> bytes:
-        self._silence.break_()
+        self._keep_alive.note_write()
         self._count += 1
         return f"id: {self._count}\n{event}\n\n".encode()

@@ -14,11 +14,11 @@ from rill.dialects.validation import (
     TEXT_TAG,
     bad_field,
     read_json_object,
-    refuse_fields,
+    reject_fields,
 )
 from rill.events import End, Event, Text
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 # Only the first fault is told: to gather a million of them would hold up everybody.
@@ -89,7 +89,7 @@ UNSUPPORTED = {
 
 def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     """The prompt in a query's or a form's fields, or in a JSON object; raises Problem, naming the field."""
-    refuse_fields(fields, UNSUPPORTED)
+    reject_fields(fields, UNSUPPORTED)
     try:
         return _prompt_of(Question.model_validate(fields), settings)
     except ValidationError as error:
@@ -103,7 +103,9 @@ def read_form(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     return read_fields(fields, settings)
 
 
-def read_json(body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})) -> Prompt:
+def read_json(
+    body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})
+) -> Prompt:
     """The prompt in a JSON body, which overrides the options of the query; raises Problem, naming the field."""
     return read_fields({**options, **read_json_object(body)}, settings)
 
@@ -116,16 +118,16 @@ def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Pr
         raise Problem("bad_request", "The body should be UTF-8.") from None
 
 
-class TextFrames:
+class TextEncoder:
     """The text of the answer, and nothing else."""
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
+    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         pass
 
-    def frame(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         return event.text.encode() if isinstance(event, Text) else b""
 
-    def fail(self, problem: Problem) -> None:
+    def encode_error(self, problem: Problem) -> None:
         """Nothing: whatever stood in the text would pass for text."""
 
 
@@ -140,7 +142,7 @@ def check_beginning(beginning: list[Event]) -> None:
 def _prompt_of(question: Question, settings: Settings) -> Prompt:
     messages, said = _messages_of(question)
     model, max_tokens = settings.check(question.model, question.max_tokens)
-    system = "\n\n".join(filter(None, (question.system, *said))) or settings.system
+    system = "\n\n".join(filter(None, (question.system, *said))) or settings.system_prompt
     options = {"system": system, "temperature": question.temperature}
     return Prompt(
         model,

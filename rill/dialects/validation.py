@@ -49,7 +49,7 @@ def bad_field(error: ValidationError) -> Problem:
     return Problem("bad_request", f"{field}: {SHOULD_BE.get(field, first['msg'])}.")
 
 
-def refuse_fields(fields: Mapping[str, Any], instead: Mapping[str, str]) -> None:
+def reject_fields(fields: Mapping[str, Any], instead: Mapping[str, str]) -> None:
     """Raise Problem for the first of these fields that asks for something; null, false, 0 and empty values do not."""
     for name, advice in instead.items():
         if fields.get(name):

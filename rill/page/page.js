@@ -74,7 +74,7 @@ class Turn {
   end({ kind, words, usage }) {
     clearInterval(this.ticking);
     this.node.className = kind;
-    this.part("ending").textContent = words;
+    this.part("outcome").textContent = words;
     this.part("answer").ariaBusy = null;
     this.part("copy").hidden = !this.text;
     this.showFigures(usage);
@@ -103,16 +103,16 @@ async function ask(question) {
   $("question").value = "";
   $("question").focus();
   say("Asking.");
-  const ending = await answer([...messages, { role: "user", content: question }], turn, controller.signal);
+  const outcome = await answer([...messages, { role: "user", content: question }], turn, controller.signal);
   setRunning(null);
-  turn.end(ending);
+  turn.end(outcome);
   // The Messages API takes no empty message, and after a refusal refuses all that follows.
-  if (turn.text.trim() && !ending.refusal) {
+  if (turn.text.trim() && !outcome.refusal) {
     messages.push({ role: "user", content: question }, { role: "assistant", content: turn.text });
   } else if (messages === conversation) {
     $("question").value ||= question;
   }
-  if (ending.kind === "locked") {
+  if (outcome.kind === "locked") {
     turn.node.remove();
     waitsForToken = true;
     askForToken();
@@ -131,21 +131,21 @@ function setRunning(controller) {
 async function answer(messages, turn, signal) {
   const headers = { Accept: "text/event-stream", "Content-Type": "application/json" };
   const body = JSON.stringify({ messages, model: $("model").value || undefined });
-  let ending;
+  let outcome;
   let failure = { kind: "refused", words: "No answer: the server cannot be reached." };
   try {
     const response = await request("stream", { method: "POST", headers, body, signal });
     if (!response.ok || !isOfType(response, "text/event-stream")) return await describeRefusal(response);
     failure = describeCut("The connection broke.");
     for await (const { type, data } of readEvents(response.body)) {
-      if (ending) continue;
+      if (outcome) continue;
       if (type === "message") turn.add(data);
-      if (type === "done") ending = describeEnd(JSON.parse(data));
-      if (type === "error") ending = describeCut(JSON.parse(data).detail);
+      if (type === "done") outcome = describeEnd(JSON.parse(data));
+      if (type === "error") outcome = describeCut(JSON.parse(data).detail);
     }
-    return ending ?? describeCut("The connection ended before the answer did.");
+    return outcome ?? describeCut("The connection ended before the answer did.");
   } catch {
-    return ending ?? (signal.aborted ? { kind: "stopped", words: "Stopped by you." } : failure);
+    return outcome ?? (signal.aborted ? { kind: "stopped", words: "Stopped by you." } : failure);
   }
 }
 

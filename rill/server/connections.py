@@ -4,10 +4,10 @@ import os
 import socket
 import time
 from collections import Counter
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 
 from rill.server.connection import ClientSocket
-from rill.streaming.cancellation import Drain, Interruption
+from rill.streaming.cancellation import Cancellation, Drain
 
 # Connections of one address that no answer is delivered on: they send a request, or are idle between two.
 MOST_WAITING = 500
@@ -50,10 +50,10 @@ class Connections:
         self._idle.pop(client, None)
         self.busy.add(client)
 
-    def admit(self, client: ClientSocket, answer: Interruption) -> AbstractContextManager[None]:
-        """Note that the request is answered; the answer is open for as long as the context lasts."""
+    def admit(self, client: ClientSocket, answer: Cancellation) -> None:
+        """Note that the request is answered; shutdown ends the answer, unless it is discarded from `drain` before."""
         self._set_waiting(client, False)
-        return self.drain.watch(answer)
+        self.drain.add(answer)
 
     def end_request(self, client: ClientSocket) -> None:
         """Note that the response was written."""

@@ -1,7 +1,8 @@
-"""What a client's request says besides the prompt: its id, its API key and its body."""
+"""What a client's request holds: its id, its API key, its address, its connection, and the prompt in its body."""
 
 import re
 import uuid
+from collections.abc import Callable
 from functools import lru_cache
 
 import gevent
@@ -11,30 +12,48 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
+from rill.admission import auth
+from rill.dialects import anthropic, openai, text
 from rill.problems import Problem
+from rill.prompt import Prompt, ReplyFormat
+from rill.server.connection import ClientSocket
 from rill.server.request_body import ChunksTooSmall
+from rill.settings import Settings
 
 BODY_SECONDS = 30.0
 MAX_FORM_FIELDS = 1000
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-# A Range that begins behind the first byte: what wget -c and curl -C - send for a file that is there in part.
+# A Range that starts after the first byte: wget -c and curl -C - send it for a partial file.
 RESUMES = re.compile(r"\s*bytes\s*=\s*0*[1-9][0-9]*\s*-", re.ASCII | re.IGNORECASE)
-SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+ReadPrompt = Callable[[Request, Settings], tuple[Prompt, ReplyFormat]]
 
 
 def id_of(request: Request) -> str:
-    """The id that the caller chose, if it is sane, or a new one."""
+    """Return the id that the client chose, if it is valid, else a new one."""
     sent = request.headers.get("X-Request-Id", "")
-    return sent if SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if VALID_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
-def token_of(request: Request) -> str | None:
-    """The token that the request carries: what SDKs, curl -u and EventSource send; never from the URL."""
+def address_of(request: Request, trusted_proxies: int) -> str:
+    """Return the client's address, from X-Forwarded-For as the trusted proxies wrote it."""
+    return auth.address_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), trusted_proxies)
+
+
+def connection_of(request: Request) -> ClientSocket | None:
+    """Return the client's connection, None without a server."""
+    connection = request.environ.get("gunicorn.socket")
+    return connection if isinstance(connection, ClientSocket) else None
+
+
+def api_key_of(request: Request) -> str | None:
+    """Return the API key that the request carries, as SDKs, curl -u and EventSource send it; never from the URL."""
     sent = request.headers.get("Authorization", "")
     scheme, _, credentials = sent.partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    # Bytes that base64 has not are no credentials; werkzeug would raise ValueError.
+    # Bytes outside base64 are not credentials; werkzeug would raise ValueError.
     if scheme.lower() == "basic" and sent.isascii() and request.authorization is not None:
         return request.authorization.password
     return request.headers.get("x-api-key")
@@ -49,41 +68,69 @@ def prefers_events(accept: str) -> bool:
 
 
 def check_range(request: Request) -> None:
-    """Raise Problem where the client wants the rest of an answer: it would join it with a new, different one.
+    """Raise Problem if the client asks for the rest of an answer: it would append the rest of a different one.
 
-    416 is not used: wget takes it for success.
+    The status is not 416, because wget takes that for success.
     """
     if RESUMES.match(request.headers.get("Range", "")):
         raise Problem("not_resumable")
 
 
+def read_query(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a GET; raise Problem."""
+    return text.read_fields(request.args.to_dict(), settings), ReplyFormat()
+
+
+def read_question(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt in the body of POST /stream, whatever its media type; raise Problem."""
+    body, options = read_body(request, settings.max_body_bytes), request.args.to_dict()
+    if request.is_json:
+        return text.read_json(body, settings, options), ReplyFormat()
+    if request.mimetype in FORMS:
+        return text.read_form({**options, **read_form(request, body)}, settings), ReplyFormat()
+    if request.mimetype in ("text/plain", "application/octet-stream", ""):
+        return text.read_text(body, options, settings), ReplyFormat()
+    raise Problem("unsupported_media_type")
+
+
+def read_messages(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a request of the Messages API; raise Problem."""
+    body = read_body(request, settings.max_body_bytes)
+    return anthropic.read_messages(body, dict(request.headers), request.args.to_dict(), settings)
+
+
+def read_completion(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a request for a chat completion; raise Problem."""
+    return openai.read_completion(read_body(request, settings.max_body_bytes), settings)
+
+
 def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body of the request; raises Problem where it is too long, too slow or not whole."""
-    too_long = Problem("too_large", f"The body should be of at most {most_bytes} bytes.")
+    """Return the body of the request; raise Problem if it is too long, too slow or incomplete."""
+    too_long = Problem("content_too_large", f"The body should be at most {most_bytes} bytes long.")
     if (request.content_length or 0) > most_bytes:
         raise too_long
     try:
-        with gevent.Timeout(BODY_SECONDS, Problem("too_slow", f"The body should arrive in {BODY_SECONDS:g} s.")):
+        with gevent.Timeout(BODY_SECONDS, Problem("request_timeout", f"The body should arrive in {BODY_SECONDS:g} s.")):
             body = request.get_data(parse_form_data=False)
     except ChunksTooSmall as error:
         raise Problem("bad_request", str(error)) from None
     except ParseException:
-        raise Problem("bad_request", "The body's chunks are broken.") from None
+        raise Problem("bad_request", "The chunks of the body are malformed.") from None
     except RequestEntityTooLarge:
         raise too_long from None
     if len(body) > most_bytes:
         raise too_long
     if len(body) < (request.content_length or 0):
-        raise Problem("bad_request", "The body broke off before its Content-Length.")
+        raise Problem("bad_request", "The body is shorter than its Content-Length.")
     return body
 
 
 def read_form(request: Request, body: bytes) -> dict[str, str]:
-    """The fields of the form in the body; raises Problem where to read so many would hold up everybody."""
-    too_many = Problem("too_large", f"A form may have at most {MAX_FORM_FIELDS} fields.")
+    """Return the fields of the form in the body; raise Problem if there are too many to parse at once."""
+    too_many = Problem("content_too_large", f"A form may have at most {MAX_FORM_FIELDS} fields.")
     if request.mimetype != "multipart/form-data" and body.count(b"&") >= MAX_FORM_FIELDS:
         raise too_many
     try:
         return request.form.to_dict()
     except RequestEntityTooLarge:
-        raise too_many from None  # Of the form's parts: the body's own length has been looked at.
+        raise too_many from None  # The parts of the form: the body's length is checked already.

@@ -152,7 +152,7 @@ def _is_host(authority: str) -> bool:
     return host is not None and int(host[1] or 0) <= MAX_PORT
 
 
-def refusal_of(error: BaseException) -> bytes:
+def rejection_of(error: BaseException) -> bytes:
     """The whole answer to what is no request that the application could answer."""
     statuses = (status for kind, status in STATUSES.items() if isinstance(error, kind))
     status = next(statuses, "500 Internal Server Error")

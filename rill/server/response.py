@@ -34,7 +34,7 @@ PAGE_POLICY = (
 EXPOSED_HEADERS = ["Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS]
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> the problem.
-HTTP_PROBLEMS = {404: "not_found", 405: "wrong_method"}
+HTTP_PROBLEMS = {404: "not_found", 405: "method_not_allowed"}
 
 log = logging.getLogger("rill")
 
@@ -51,7 +51,7 @@ def build_app(name: str, settings: Settings) -> Flask:
     app.response_class = Response
     app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without an error.
-    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body + 1
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes + 1
     app.before_request(_name_request)
     app.before_request(_answer_asterisk)
     app.after_request(_complete_headers)
@@ -86,25 +86,25 @@ def problem_of(error: Exception) -> Problem:
     if not isinstance(error, HTTPException):
         log.exception("a request failed")
         return Problem("internal_error")
-    problem = Problem(
-        HTTP_PROBLEMS.get(error.code or 500, "bad_request"), advice_for(request.path) if error.code == 404 else None
+    allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+    return Problem(
+        HTTP_PROBLEMS.get(error.code or 500, "bad_request"),
+        advice_for(request.path) if error.code == 404 else None,
+        headers={"Allow": ", ".join(sorted(allowed))} if allowed else {},
     )
-    if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        problem.headers["Allow"] = ", ".join(sorted(error.valid_methods))
-    return problem
 
 
 def send_problem(problem: Problem) -> Response:
     """Return a problem in its dialect's shape, as JSON (RFC 9457) where that is preferred, or as plain text."""
     dialect = dialect_of(request.path, "anthropic-version" in request.headers)
     headers: dict[str, str] = {}
-    if request.path.startswith("/v1/") and dialect.write_problem:
+    if request.path.startswith("/v1/") and dialect.encode_problem:
         if dialect is ANTHROPIC:
             headers = {**problem.upstream_headers}
         if problem.should_retry:
             headers["x-should-retry"] = problem.should_retry
         response = send_json(None)
-        response.data = dialect.write_problem(problem, g.request_id)
+        response.data = dialect.encode_problem(problem, g.request_id)
     elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
         response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")
     else:

@@ -27,7 +27,7 @@ from rill.admission.auth import network_of
 from rill.server import request_body as bodies
 from rill.server.connection import ClientSocket
 from rill.server.connections import Connections
-from rill.server.request_head import check_expectation, check_head, close_where_body_failed, read_head, refusal_of
+from rill.server.request_head import check_expectation, check_head, close_where_body_failed, read_head, rejection_of
 from rill.server.turns import Turns
 from rill.settings import read_settings
 from rill.streaming.cancellation import Drain
@@ -56,10 +56,10 @@ TOO_MANY = (
 )
 
 
-def places_for(streams: int) -> tuple[int, int]:
+def fit_open_files(streams: int) -> tuple[int, int]:
     """How many answers and how many connections fit, having raised the limit of descriptors for `streams` answers.
 
-    An answer holds two descriptors, its caller's and its upstream's; a caller that is refused or idle holds one.
+    An answer holds two descriptors, its client's and its upstream's; a client that is refused or idle holds one.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * streams + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
@@ -87,8 +87,8 @@ class Worker(GeventWorker):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self.handle_exit)
         settings = read_settings()
-        self._drain_seconds = settings.drain_seconds
-        self._max_body = settings.max_body
+        self._drain_seconds = settings.shutdown_grace_seconds
+        self._max_body = settings.max_body_bytes
         # Behind proxies, all clients come from a few addresses.
         self._limited = settings.trusted_proxies == 0
         super().init_process()
@@ -184,7 +184,7 @@ class Worker(GeventWorker):
         else:
             self.log.warning("A request could not be read: %s", type(exc).__name__)
         with suppress(OSError):
-            client.sendall(refusal_of(exc))
+            client.sendall(rejection_of(exc))
             client.linger()
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
@@ -204,7 +204,7 @@ class Worker(GeventWorker):
         deadline = time.monotonic() + self._drain_seconds
         self._wait_until(deadline)
         self._connections.drain.begun = True
-        self._connections.drain.end_all()
+        self._connections.drain.cancel_all()
         self._connections.hang_up_idle()
         self._wait_until(time.monotonic() + END_SECONDS)
         self.alive = False

@@ -26,8 +26,14 @@ from rill.telemetry.log_stream import count_dropped_lines
 from rill.telemetry.record import Record
 from rill.telemetry.series_budget import SeriesBudget
 
-BEGINNING_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
-DIRECTIONS = ("input", "output")
+TTFT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+# The label `type` of rill_tokens_total -> the field of the Messages API's usage.
+TOKEN_TYPES = {
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cache_read": "cache_read_input_tokens",
+    "cache_write": "cache_creation_input_tokens",
+}
 # Series that are found without a search.
 CACHED_SERIES = 4096
 DURATION_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -38,7 +44,7 @@ log = logging.getLogger("rill.answers")
 class Telemetry:
     """The metrics of one worker, or of all workers where they share files (rill/telemetry/metrics_files.py).
 
-    Every label has few values: callers go by the names of tokens, so `named` says whether there are any, and models
+    Every label has few values: clients go by the names of tokens, so `named` says whether there are any, and models
     that are not among `models` are `other`. What would be too many series all the same is counted under `other`.
     """
 
@@ -51,23 +57,24 @@ class Telemetry:
         self._named = named
         self._models = frozenset(models)
         self._registry = registry = CollectorRegistry()
-        labels = ["caller", "dialect", "model", "ending"]
-        self._answers = Counter("rill_answers", "Answers, by how they ended", labels, registry=registry)
-        self._open = Gauge("rill_open_streams", "Answers open now", multiprocess_mode="livesum", registry=registry)
+        labels = ["client", "dialect", "model", "outcome"]
+        self._answers = Counter("rill_requests", "Answers, by how they ended", labels, registry=registry)
+        self._open = Gauge("rill_streams_active", "Answers open now", multiprocess_mode="livesum", registry=registry)
         self._open.set(0)  # A worker that was killed may have left its own.
 
         def timed(name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(f"rill_{name}_seconds", meaning, ["dialect"], buckets=buckets, registry=registry)
 
-        self._first_event = timed("first_event", "Until the upstream's first event", BEGINNING_SECONDS)
-        self._first_text = timed("first_text", "Until the model's first text", BEGINNING_SECONDS)
-        self._duration = timed("duration", "From the request to the end of its answer", DURATION_SECONDS)
+        self._ttft = timed("time_to_first_token", "From the request to the model's first text", TTFT_SECONDS)
+        self._duration = timed("request_duration", "From the request to the end of its answer", DURATION_SECONDS)
         meaning = "Tokens as the upstream counted them, also of answers that were cut"
-        self._tokens = Counter("rill_tokens", meaning, ["caller", "model", "direction"], registry=registry)
-        self._bytes = Counter("rill_sent_bytes", "Bytes of answers", ["dialect"], registry=registry)
+        self._tokens = Counter("rill_tokens", meaning, ["client", "model", "type"], registry=registry)
+        self._bytes = Counter("rill_response_bytes", "Bytes of answers", ["dialect"], registry=registry)
         meaning = "Errors of the upstream, by type"
         self._upstream_errors = Counter("rill_upstream_errors", meaning, ["type"], registry=registry)
-        self._refusals = Counter("rill_refusals", "Requests that got no answer, by cause", ["cause"], registry=registry)
+        self._refusals = Counter(
+            "rill_requests_rejected", "Requests that got no answer, by cause", ["reason"], registry=registry
+        )
         meaning = "Log lines that workers could not write without waiting"
         self._lines_dropped = Counter("rill_log_lines_dropped", meaning, registry=registry)
         self._lines_dropped_before = 0
@@ -82,7 +89,7 @@ class Telemetry:
         log.info("answer", extra=record.as_fields())
         self._count(record)
 
-    def count_refusal(self, problem: Problem) -> None:
+    def count_rejection(self, problem: Problem) -> None:
         """Counts a request that got no answer."""
         self._refusals.labels(problem.name).inc()
 
@@ -113,30 +120,26 @@ class Telemetry:
 
     def _count(self, record: Record) -> None:
         self._count_dropped_lines()
-        caller = record.caller if self._named else ""
+        client = record.client if self._named else ""
         model = record.model if record.model in self._models else "other"
         dialect = record.dialect
-        self._answers_of(caller, model, dialect, record.ending).inc()
+        self._answers_of(client, model, dialect, record.outcome).inc()
         self._duration.labels(dialect).observe(time.monotonic() - record.begun)
         self._bytes.labels(dialect).inc(record.bytes_sent)
-        for came, histogram in (
-            (record.watch.first_event, self._first_event),
-            (record.watch.first_text, self._first_text),
-        ):
-            if came is not None:
-                histogram.labels(dialect).observe(came - record.begun)
-        for direction in DIRECTIONS:
-            tokens = record.usage.get(f"{direction}_tokens")
+        if record.ttft is not None:
+            self._ttft.labels(dialect).observe(record.ttft)
+        for type, name in TOKEN_TYPES.items():
+            tokens = record.usage.get(name)
             if isinstance(tokens, int) and 0 < tokens < 2**53:
-                self._tokens_of(caller, model, direction).inc(tokens)
+                self._tokens_of(client, model, type).inc(tokens)
 
-    def _find_answers(self, caller: str, model: str, dialect: str, ending: str) -> Counter:
-        caller, model = self._budget.fit(caller, model, dialect, ending)
-        return self._answers.labels(caller, dialect, model, ending)
+    def _find_answers(self, client: str, model: str, dialect: str, outcome: str) -> Counter:
+        client, model = self._budget.fit(client, model, dialect, outcome)
+        return self._answers.labels(client, dialect, model, outcome)
 
-    def _find_tokens(self, caller: str, model: str, direction: str) -> Counter:
-        caller, model = self._budget.fit(caller, model, series=len(DIRECTIONS))
-        return self._tokens.labels(caller, model, direction)
+    def _find_tokens(self, client: str, model: str, type: str) -> Counter:
+        client, model = self._budget.fit(client, model, series=len(TOKEN_TYPES))
+        return self._tokens.labels(client, model, type)
 
 
 class Collected(Collector):

@@ -17,10 +17,10 @@ SEGMENTS = frozenset((
 ))
 # fmt: on
 
-log = logging.getLogger("rill.refusals")
+log = logging.getLogger("rill.rejections")
 
 
-class RefusalLog:
+class RejectionLog:
     """Writes at most LINES_A_SECOND lines a second, and says in the next one how many it left out."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ SERIES_BYTES = 256
 
 
 class SeriesBudget:
-    """Which callers and models have series of their own: as many as a file of counters holds.
+    """Which clients and models have series of their own: as many as a file of counters holds.
 
     `path` is this worker's file, where a predecessor may have left series; None if it has none.
     """
@@ -25,12 +25,12 @@ class SeriesBudget:
         if path:
             self._read(path)
 
-    def fit(self, caller: str, model: str, *others: str, series: int = 1) -> tuple[str, str]:
-        """Return the caller and the model to count under, with `others` as labels of so many `series`.
+    def fit(self, client: str, model: str, *others: str, series: int = 1) -> tuple[str, str]:
+        """Return the client and the model to count under, with `others` as labels of so many `series`.
 
         Either is `other` where there is no space for it.
         """
-        for name in (caller, OTHER):
+        for name in (client, OTHER):
             labels = (name, model, *others)
             if labels in self._known or self._admit(labels, series):
                 return name, model
@@ -48,8 +48,8 @@ class SeriesBudget:
         values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
         for key, *_ in values:
             _, name, labels, _ = json.loads(key)
-            if name in ("rill_answers_total", "rill_tokens_total"):
-                known = tuple(labels[label] for label in ("caller", "model", "dialect", "ending") if label in labels)
+            if name in ("rill_requests_total", "rill_tokens_total"):
+                known = tuple(labels[label] for label in ("client", "model", "dialect", "outcome") if label in labels)
                 self._known.add(known)
                 self._free -= _bytes_of(known)
 

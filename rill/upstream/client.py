@@ -19,19 +19,19 @@ import gevent
 import httpx2
 from opentelemetry import trace
 
-from rill.events import Bytes, End, Event, Silence, Start, Text
+from rill.events import Bytes, End, Event, Heartbeat, Start, Text
 from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.settings import Settings
-from rill.upstream.sse_decoder import Reader
+from rill.upstream.sse_decoder import Decoder
 from rill.upstream.transport import GeventTransport, Unanswered, UpstreamClient, body_of, proxy_of_environment
 
 CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
-# Silence is the Interruption's to end, as every deadline is; the transport's own bound only stands behind it.
+# Heartbeat is the Cancellation's to end, as every deadline is; the transport's own bound only stands behind it.
 SPARE_SECONDS = 5.0
 ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.5
-# A longer Retry-After is the caller's to keep: a request that sleeps here helps nobody.
+# A longer Retry-After is the client's to keep: a request that sleeps here helps nobody.
 LONGEST_PAUSE_SECONDS = 2.0
 # A connection that closes this soon after the request was written, without a byte, did not process it.
 UNPROCESSED_SECONDS = 0.5
@@ -60,53 +60,56 @@ class Upstream:
     ) -> None:
         """Set up the client; `count_error` gets the problem of each attempt that is made again."""
         self._count_error = count_error
-        self._secrets = [secret for secret in (settings.api_key, settings.auth_token) if secret]
+        self._secrets = [secret for secret in (settings.anthropic_api_key, settings.anthropic_auth_token) if secret]
         self._client = anthropic.Anthropic(
-            api_key="offline" if settings.offline else settings.api_key,
-            auth_token=None if settings.offline or settings.api_key else settings.auth_token,
+            api_key="offline" if settings.offline else settings.anthropic_api_key,
+            auth_token=None if settings.offline or settings.anthropic_api_key else settings.anthropic_auth_token,
             base_url=base_url,
             max_retries=0,
             timeout=httpx2.Timeout(
                 connect=CONNECT_SECONDS,
                 write=WRITE_SECONDS,
                 pool=POOL_SECONDS,
-                read=settings.idle_seconds + SPARE_SECONDS,
+                read=settings.idle_timeout_seconds + SPARE_SECONDS,
             ),
             # The offline model is in this very process, where no proxy reaches it.
             http_client=_build_http_client(base_url, streams, proxied=not settings.offline),
             open_telemetry=None if _is_traced() else False,
         )
 
-    def ask(self, prompt: Prompt, seconds: float, on_open: Callable[["Answer"], None] = _ignore) -> "Answer":
-        """Send the prompt and return once the upstream has begun to answer; raise Problem.
+    def ask(
+        self, prompt: Prompt, seconds: float, verbatim: bool = False, on_open: Callable[["Answer"], None] = _ignore
+    ) -> "Answer":
+        """Send the prompt and return once the upstream has started to answer; raise Problem.
 
         A request that the upstream certainly did not process, or failed in a way that may pass, is sent again as long
-        as that fits in `seconds`. `on_open` gets each answer as soon as its headers are in.
+        as that fits in `seconds`. `verbatim` adds the bytes of each read to its events. `on_open` gets each answer as
+        soon as its headers are in.
         """
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._begin(prompt, on_open)
+                return self._begin(prompt, verbatim, on_open)
             except (anthropic.APIError, Problem) as error:
                 problem = error if isinstance(error, Problem) else self._problem_of(error, prompt)
                 pause = _pause_before_retry(error, prompt, attempt)
                 if pause is None or time.monotonic() + pause >= deadline:
-                    problem.should_retry = _advice(error, problem, attempt)
-                    raise problem from error.__cause__ if problem is error else error
+                    cause = error.__cause__ if problem is error else error
+                    raise problem.replace(should_retry=_advice(error, problem, attempt)) from cause
             self._count_error(problem)
             log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, problem.name, pause)
             gevent.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _begin(self, prompt: Prompt, on_open: Callable[["Answer"], None]) -> "Answer":
-        answer = Answer(self._open(prompt), prompt, self._secrets)
+    def _begin(self, prompt: Prompt, verbatim: bool, on_open: Callable[["Answer"], None]) -> "Answer":
+        answer = Answer(self._open(prompt), prompt.is_streamed, verbatim, self._secrets)
         try:
             on_open(answer)
             answer.begin()
         except BaseException as error:
             answer.close()
             if isinstance(error, Problem):
-                error.upstream_headers = answer.headers
+                raise error.replace(upstream_headers=answer.headers) from error
             raise
         return answer
 
@@ -127,7 +130,7 @@ class Upstream:
             raise
         except httpx2.RequestError as error:
             # An error whose body broke off, or is not compressed as it says: the SDK reads it unguarded.
-            raise Problem("upstream_failed") from error
+            raise Problem("upstream_error") from error
         except ValueError as error:
             # What JSON can read it cannot always write: 1e999 is read as an infinity.
             raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
@@ -147,12 +150,9 @@ class Upstream:
             message = detail.get("message")
             message = message if isinstance(message, str) else ""
             model = None if prompt.default_model else prompt.model
-            problem = upstream_problem(kind, message or None, error.status_code, _retry_after(error), model)
-            problem.upstream_headers = _headers_of(error.response, self._secrets)
-            return problem.conceal(self._secrets)
-        return Problem(
-            "upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_failed"
-        )
+            found = (kind, message or None, error.status_code, _retry_after(error), model, self._secrets)
+            return upstream_problem(*found).replace(upstream_headers=_headers_of(error.response, self._secrets))
+        return Problem("upstream_unreachable" if isinstance(error.__cause__, httpx2.ConnectError) else "upstream_error")
 
 
 class Answer:
@@ -163,8 +163,8 @@ class Answer:
         "_beginning",
         "_body",
         "_break",
+        "_decoder",
         "_end_span",
-        "_reader",
         "_reads",
         "_streamed",
         "_verbatim",
@@ -173,14 +173,16 @@ class Answer:
         "request_id",
     )
 
-    def __init__(self, stream: anthropic.MessageStream[None], prompt: Prompt, secrets: Sequence[str]) -> None:
+    def __init__(
+        self, stream: anthropic.MessageStream[None], is_streamed: bool, verbatim: bool, secrets: Sequence[str]
+    ) -> None:
         self.headers = _headers_of(stream.response, secrets)
         self.request_id = self.headers.get("request-id")
-        self._verbatim = prompt.verbatim
-        self._streamed = _is_streamed(prompt)
+        self._verbatim = verbatim
+        self._streamed = is_streamed
         self._beginning: list[Event] = []
         self._reads = self._read_stream() if self._streamed else self._read_whole()
-        self._reader = Reader(secrets)
+        self._decoder = Decoder(secrets)
         # The SDK's span of the call ends when the SDK has read the body, which it never does here.
         observer = getattr(stream.response.stream, "stream_observer", None)
         self._end_span: Callable[..., None] = observer.end if observer else _end_no_span
@@ -191,10 +193,10 @@ class Answer:
     @property
     def usage(self) -> dict[str, Any]:
         """What the upstream has counted so far, in tokens."""
-        return self._reader.usage
+        return self._decoder.usage
 
     def __iter__(self) -> Iterator[list[Event]]:
-        """Yields what each read brings, Silence where it was nudged, at last an End; raises Problem if none comes."""
+        """Yields what each read brings, Heartbeat where it was nudged, at last an End; raises Problem if none comes."""
         beginning, self._beginning = self._beginning, []
         return chain([beginning], self._reads) if beginning else self._reads
 
@@ -203,18 +205,18 @@ class Answer:
         while self._streamed and not any(isinstance(event, Start | Text | End) for event in self._beginning):
             events = next(self._reads)
             self._beginning += events
-            if isinstance(events[-1], Silence) and events[-1].working:
+            if isinstance(events[-1], Heartbeat) and events[-1].working:
                 break
 
     def close(self) -> None:
         self._body.close()
-        if problem := self._break or self._reader.problem:
+        if problem := self._break or self._decoder.problem:
             self._end_span("failed", problem)
         else:
-            self._end_span("read" if self._reader.ended else "closed")
+            self._end_span("read" if self._decoder.ended else "closed")
 
     def _read_stream(self) -> Iterator[list[Event]]:
-        reader = self._reader
+        reader = self._decoder
         broken: Problem | None = None
         while not reader.ended:
             try:
@@ -222,7 +224,7 @@ class Answer:
             except Problem as problem:
                 data, broken = None, problem
             if data == b"":
-                yield [Silence(working=False)]
+                yield [Heartbeat(working=False)]
                 continue
             events = reader.finish() if data is None else reader.feed(data)
             if reader.unfit and data:
@@ -240,8 +242,8 @@ class Answer:
         try:
             while (data := self._read()) is not None:
                 chunks.append(data)
-                yield [Silence(working=bool(data))]
-            end = self._reader.read_message(b"".join(chunks))
+                yield [Heartbeat(working=bool(data))]
+            end = self._decoder.read_message(b"".join(chunks))
         except Exception:
             # Whatever ended the wait for the last bytes: a message that is complete was paid for.
             complete = self._complete_end(b"".join(chunks))
@@ -251,11 +253,11 @@ class Answer:
         yield [Bytes(b"".join(chunks)), end]
 
     def _complete_end(self, body: bytes) -> End | None:
-        reader = Reader()
+        reader = Decoder()
         with suppress(Problem):
             end = reader.read_message(body)
-            self._reader.usage.update(reader.usage)
-            self._break, self._reader.ended = None, True
+            self._decoder.usage.update(reader.usage)
+            self._break, self._decoder.ended = None, True
             return end
         return None
 
@@ -267,7 +269,7 @@ class Answer:
             raise _problem_of_break(error) from error
 
     def _await_terminator(self) -> None:
-        # The message is complete: whatever ends this wait, an interruption too, takes nothing from it.
+        # The message is complete: whatever ends this wait, an cancellation too, takes nothing from it.
         with suppress(Exception), gevent.Timeout(TERMINATOR_SECONDS, TimeoutError):
             while self._body.read() is not None:
                 pass
@@ -280,7 +282,7 @@ def _end_no_span(how: str, error: Exception | None = None) -> None:
 def _problem_of_break(error: httpx2.TransportError) -> Problem:
     if isinstance(error, httpx2.TimeoutException):
         return Problem("idle_timeout")
-    return Problem("upstream_truncated" if isinstance(error, httpx2.RemoteProtocolError) else "upstream_failed")
+    return Problem("upstream_truncated" if isinstance(error, httpx2.RemoteProtocolError) else "upstream_error")
 
 
 def _is_traced() -> bool:
@@ -299,11 +301,6 @@ def _build_http_client(base_url: str, connections: int, proxied: bool) -> httpx2
     log.warning("the proxy of the environment is not an http one: using the SDK's own transport, which is slower")
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=100)
     return anthropic.DefaultHttpxClient(limits=limits, follow_redirects=False)
-
-
-def _is_streamed(prompt: Prompt) -> bool:
-    """Return whether the upstream is asked for a stream of events."""
-    return prompt.streamed or not prompt.verbatim
 
 
 def _pause_before_retry(error: anthropic.APIError | Problem, prompt: Prompt, attempt: int) -> float | None:
@@ -330,24 +327,24 @@ def _may_pass(error: anthropic.APIError | Problem, prompt: Prompt) -> bool:
         return advice == "true" or (advice != "false" and may_pass)
     cause = error.__cause__
     if isinstance(cause, Unanswered):
-        return cause.seconds <= UNPROCESSED_SECONDS and _is_streamed(prompt)
+        return cause.seconds <= UNPROCESSED_SECONDS and prompt.is_streamed
     # A request that was not written whole cannot be processed.
-    return isinstance(cause, httpx2.ConnectError) or (isinstance(cause, httpx2.WriteError) and _is_streamed(prompt))
+    return isinstance(cause, httpx2.ConnectError) or (isinstance(cause, httpx2.WriteError) and prompt.is_streamed)
 
 
-def _advice(error: anthropic.APIError | Problem, problem: Problem, attempt: int) -> str | None:
-    """Return what an SDK is told of sending the request again after this attempt, the last one here."""
+def _advice(error: anthropic.APIError | Problem, problem: Problem, attempt: int) -> str:
+    """Return what an SDK is told about a retry after this attempt, the last one here; "" lets it decide."""
     own = error.response.headers.get("x-should-retry") if isinstance(error, anthropic.APIStatusError) else None
     if own == "false" or attempt > 1:
         return "false"
     if own == "true":
         return "true"
     waits = problem.status in (429, 503) and (problem.retry_after or 0) <= LONGEST_WAIT_SECONDS
-    return None if waits else "false"
+    return "" if waits else "false"
 
 
 def _headers_of(response: httpx2.Response, secrets: Sequence[str]) -> dict[str, str]:
-    """What of the upstream's headers is of use to a caller who speaks its dialect, but none that repeats a secret."""
+    """What of the upstream's headers is of use to a client who speaks its dialect, but none that repeats a secret."""
     return {
         name: value
         for name, value in response.headers.items()

@@ -11,13 +11,13 @@ from typing import Any
 
 import jiter
 
-from rill.events import End, Event, Silence, Start, Text
+from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem, upstream_problem
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
-class Reader:
+class Decoder:
     """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
 
     `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit`
@@ -59,7 +59,7 @@ class Reader:
         self._high_surrogate = ""
 
     def feed(self, data: bytes) -> list[Event]:
-        """What one read brings: its text joined in one Text, or one Silence where there is none.
+        """What one read brings: its text joined in one Text, or one Heartbeat where there is none.
 
         An `error` event, or what is not the Messages API, ends it: `problem` is then what stands behind these events.
         """
@@ -79,7 +79,7 @@ class Reader:
         except Problem as problem:
             self.problem = problem
         events += self._take_text()
-        return events if events or self.problem else [Silence(self._working)]
+        return events if events or self.problem else [Heartbeat(self._working)]
 
     def read_message(self, body: bytes) -> End:
         """The end that a message which came whole tells of itself; raises Problem where it is none."""
@@ -89,7 +89,7 @@ class Reader:
             if message.get("type") == "error":
                 raise self._problem_in(message)
             if message.get("type") != "message":
-                raise Problem("upstream_failed")
+                raise Problem("upstream_error")
         except Problem as problem:
             self.problem = problem
             raise
@@ -108,7 +108,7 @@ class Reader:
     @property
     def has_error(self) -> bool:
         """Whether the upstream itself reported what `problem` is, in an `error` event."""
-        return self.unfit or (self.problem is not None and self.problem.in_stream)
+        return self.unfit or (self.problem is not None and self.problem.is_forwarded)
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
@@ -135,13 +135,13 @@ class Reader:
         self._unfinished.append(data)
         self._unfinished_bytes += len(data)
         if self._unfinished_bytes > MAX_EVENT_BYTES:
-            raise Problem("upstream_failed")
+            raise Problem("upstream_error")
 
     def _add_data(self, data: bytes) -> None:
         self._data.append(data)
         self._data_bytes += len(data)
         if self._data_bytes > MAX_EVENT_BYTES:
-            raise Problem("upstream_failed")
+            raise Problem("upstream_error")
 
     def _parse_data(self) -> dict[str, Any]:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
@@ -157,10 +157,10 @@ class Reader:
             try:
                 message = json.loads(data.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
-                raise Problem("upstream_failed") from None
+                raise Problem("upstream_error") from None
             self._surrogates = True
         if not isinstance(message, dict):
-            raise Problem("upstream_failed")
+            raise Problem("upstream_error")
         return message
 
     def _take(self, message: dict[str, Any]) -> Start | End | None:
@@ -189,12 +189,11 @@ class Reader:
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
         error = _mapping(message.get("error"))
-        problem = upstream_problem(_string(error.get("type")), _string(error.get("message")))
-        # Of our own account, too, a client is told in our words.
-        blocked = problem.name == "upstream_account_blocked"
+        found = upstream_problem(_string(error.get("type")), _string(error.get("message")), secrets=self._secrets)
+        # The upstream's message about the operator's account is not passed on.
+        blocked = found.name == "upstream_account_blocked"
         self.unfit = blocked or any(secret in str(message) for secret in self._secrets)
-        problem.in_stream = not self.unfit
-        return problem.conceal(self._secrets)
+        return found.replace(is_forwarded=not self.unfit)
 
     def _end(self) -> End:
         self.ended = True

@@ -71,7 +71,7 @@ class GeventTransport(httpx2.BaseTransport):
 
     def __init__(self, url: httpx2.URL, connections: int, proxy: httpx2.URL | None = None) -> None:
         self._pool = open_pool(url, connections, proxy)
-        gevent.socket.getaddrinfo("127.0.0.1", 0)  # Loads gevent's resolver, 4 ms that the first caller would wait.
+        gevent.socket.getaddrinfo("127.0.0.1", 0)  # Loads gevent's resolver, 4 ms that the first client would wait.
         self._proxy_headers: list[bytes] | None = None
         if proxy is not None and url.scheme == "http":
             self._proxy_headers = proxy_authorization(proxy)

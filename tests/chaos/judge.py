@@ -62,7 +62,7 @@ def _faults_of_billing(plan: Plan, asked: Sequence[Answer]) -> Iterator[str]:
 
 
 def _faults_of_log(result: Result, line: dict[str, Any]) -> Iterator[str]:
-    plan, outcome = result.plan, line["outcome" if "outcome" in line else "ending"]
+    plan, outcome = result.plan, line["outcome"]
     if result.ended == "left":
         return  # It may have left before or after anything else happened.
     if result.status != 200:

@@ -18,8 +18,8 @@ CUTS: dict[str, Callable[[], Step]] = {"close": wire.close, "reset": wire.reset,
 
 def gated_answer() -> list[Step]:
     """A whole answer, whose second text waits at the gate `second`."""
-    ending = wire.block_stop() + wire.stop("end_turn", output_tokens=7)
-    held = [wire.gate("second", GATE_SECONDS), wire.send(wire.text(SECOND)), wire.send(ending), wire.end()]
+    outcome = wire.block_stop() + wire.stop("end_turn", output_tokens=7)
+    held = [wire.gate("second", GATE_SECONDS), wire.send(wire.text(SECOND)), wire.send(outcome), wire.end()]
     return [wire.head(), wire.send(wire.opening()), wire.send(wire.text(FIRST)), *held]
 
 

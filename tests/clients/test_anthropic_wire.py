@@ -1,4 +1,4 @@
-"""What a caller of /v1/messages and its upstream see of each other on the wire: all of it, but for the keys."""
+"""What a client of /v1/messages and its upstream see of each other on the wire: all of it, but for the keys."""
 
 import json
 from typing import Any
@@ -16,13 +16,13 @@ WHOLE = (
     b'"type":"text"}], "stop_reason" : "end_turn","role":"assistant","id":"msg_01Whole","x":1.50}\n'
 )
 JSON = {"content-type": "application/json"}
-FOR_THE_CALLER = {
+FOR_THE_CLIENT = {
     "request-id": REQUEST_ID,
     "anthropic-ratelimit-requests-limit": "50",
     "anthropic-ratelimit-tokens-remaining": "39000",
     "anthropic-ratelimit-tokens-reset": "2026-01-01T00:00:00Z",
 }
-NOT_FOR_THE_CALLER = {"set-cookie": "__cf_bm=secret", "anthropic-organization-id": "org-of-the-owner", "server": "edge"}
+NOT_FOR_THE_CLIENT = {"set-cookie": "__cf_bm=secret", "anthropic-organization-id": "org-of-the-owner", "server": "edge"}
 # Every kind of block and option, some that no SDK knows yet, and values that mean something only where they are kept.
 RICH: dict[str, Any] = {
     "model": "claude-of-tomorrow",
@@ -94,7 +94,7 @@ def test_an_answer_whose_last_event_lacks_its_blank_line_loses_no_byte(service: 
         assert asked.read_rest().rstrip(b"\n") == answer
 
 
-def test_an_error_event_that_lacks_its_blank_line_still_reaches_the_caller(service: Rill, upstream: Upstream) -> None:
+def test_an_error_event_that_lacks_its_blank_line_still_reaches_the_client(service: Rill, upstream: Upstream) -> None:
     error = wire.stream_error().removesuffix(b"\n\n")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST), error), wire.end())
     with ask(service) as asked:
@@ -110,7 +110,7 @@ def test_half_an_event_is_never_followed_by_the_error_that_cut_it(service: Rill,
 
 
 def test_an_answer_in_one_piece_is_the_upstreams_byte_for_byte(service: Rill, upstream: Upstream) -> None:
-    upstream.script(wire.status(200, {**JSON, **FOR_THE_CALLER}, WHOLE))
+    upstream.script(wire.status(200, {**JSON, **FOR_THE_CLIENT}, WHOLE))
     with ask(service, stream=False) as asked:
         assert asked.read_rest() == WHOLE
         assert (asked.status, asked.headers["content-type"]) == (200, "application/json")
@@ -128,12 +128,12 @@ def test_a_message_that_breaks_off_is_a_502_in_the_apis_shape(service: Rill, ups
 def test_request_id_and_rate_limits_come_through_and_the_owners_headers_do_not(
     streamed: bool, service: Rill, upstream: Upstream
 ) -> None:
-    headers = {**FOR_THE_CALLER, **NOT_FOR_THE_CALLER}
+    headers = {**FOR_THE_CLIENT, **NOT_FOR_THE_CLIENT}
     steps = [wire.head(headers), wire.send(wire.opening(), wire.stop()), wire.end()]
     upstream.script(*steps if streamed else [wire.status(200, {**JSON, **headers}, WHOLE)])
     with ask(service, stream=streamed) as asked:
-        assert FOR_THE_CALLER.items() <= asked.headers.items()
-        assert not NOT_FOR_THE_CALLER.items() & asked.headers.items()
+        assert FOR_THE_CLIENT.items() <= asked.headers.items()
+        assert not NOT_FOR_THE_CLIENT.items() & asked.headers.items()
         asked.read_rest()
 
 
@@ -141,11 +141,11 @@ def test_request_id_and_rate_limits_come_through_and_the_owners_headers_do_not(
 def test_a_refusal_has_its_true_status_the_apis_shape_and_the_upstreams_headers(
     streamed: bool, service: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(wire.error(429, "rate_limit_error", "Slow down", {**FOR_THE_CALLER, "retry-after": "7"}))
+    upstream.script(wire.error(429, "rate_limit_error", "Slow down", {**FOR_THE_CLIENT, "retry-after": "7"}))
     with ask(service, stream=streamed) as asked:
         body = json.loads(asked.read_rest())
         assert (asked.status, body["type"], body["error"]["type"]) == (429, "error", "rate_limit_error")
-        assert {**FOR_THE_CALLER, "retry-after": "7"}.items() <= asked.headers.items()
+        assert {**FOR_THE_CLIENT, "retry-after": "7"}.items() <= asked.headers.items()
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,18 @@ def test_betas_version_and_query_reach_the_upstream(service: Rill, upstream: Ups
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key"])
-def test_the_callers_token_opens_the_door_and_goes_no_further(name: str, start_rill: Any, upstream: Upstream) -> None:
+def test_the_clients_token_opens_the_door_and_goes_no_further(name: str, start_rill: Any, upstream: Upstream) -> None:
     upstream.always(*wire.answer(FIRST))
-    with start_rill(RILL_API_KEYS="app=secret-of-the-caller") as service:
-        sent = {name: "Bearer secret-of-the-caller" if name == "Authorization" else "secret-of-the-caller"}
-        with ask(service, headers={**sent, "Cookie": "session=secret-of-the-caller"}) as asked:
+    with start_rill(RILL_API_KEYS="app=secret-of-the-client") as service:
+        sent = {name: "Bearer secret-of-the-client" if name == "Authorization" else "secret-of-the-client"}
+        with ask(service, headers={**sent, "Cookie": "session=secret-of-the-client"}) as asked:
             assert asked.status == 200
             asked.read_rest()
         with ask(service, headers={"x-api-key": "another"}) as refused:
             assert refused.status == 401
             assert json.loads(refused.read_rest())["error"]["type"] == "authentication_error"
     (request,) = upstream.requests
-    assert "secret-of-the-caller" not in str(request)
+    assert "secret-of-the-client" not in str(request)
     assert "sk-test-key" in request.headers.get("x-api-key", request.headers.get("authorization", ""))
 
 

@@ -1,4 +1,4 @@
-"""Rill's own page in a real browser: what its reader sees, when, and how every ending is told."""
+"""Rill's own page in a real browser: what its reader sees, when, and how every outcome is told."""
 
 import http.client
 from collections.abc import Callable, Iterator
@@ -161,10 +161,10 @@ class Page:
     def wait_for_answers(self, *answers: str) -> None:
         self.wait_for(lambda: self.texts(".answer"), list(answers))
 
-    def wait_for_endings(self, *endings: str) -> None:
+    def wait_for_outcomes(self, *outcomes: str) -> None:
         """Wait until all answers have ended so, as it is shown, and as a screen reader is told of the last."""
-        self.wait_for(lambda: [" ".join(text.split()) for text in self.texts(".ending")], list(endings))
-        assert " ".join(self.find("#status").get_attribute("textContent").split()) == endings[-1]
+        self.wait_for(lambda: [" ".join(text.split()) for text in self.texts(".outcome")], list(outcomes))
+        assert " ".join(self.find("#status").get_attribute("textContent").split()) == outcomes[-1]
         assert self.find("#status").get_attribute("role") == "status"  # which is an aria-live of "polite"
 
 
@@ -205,7 +205,7 @@ def test_the_first_words_are_on_the_page_before_the_second_are_sent(open_page: P
     assert open_page.find("#status").get_attribute("textContent") == "Answering."
     assert open_page.shows(".answer[aria-busy=true]")
     upstream.open("second")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert open_page.texts(".answer") == [FIRST + SECOND]
     assert not open_page.shows(".answer[aria-busy]")
 
@@ -218,7 +218,7 @@ def test_the_figures_tell_the_time_to_the_first_text_the_pace_and_the_tokens(
     open_page.wait_for(lambda: open_page.find(".figures").text.partition(" ")[2], "s to the first text")
     open_page.run("return new Promise((wake) => setTimeout(wake, 150))")  # over less, no pace is told
     upstream.open("second")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     first, pace, tokens = open_page.find(".figures").text.split(" · ")
     assert 0 < float(first.split(" ")[0]) < SECONDS
     assert pace.endswith(" characters a second")
@@ -240,14 +240,14 @@ def test_a_stop_reason_is_told_in_plain_words(
 ) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason=stop_reason))
     open_page.ask()
-    open_page.wait_for_endings(f"Arrived whole: {words}.")
+    open_page.wait_for_outcomes(f"Arrived whole: {words}.")
 
 
 def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     open_page.ask()
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert open_page.texts(".answer") == [text]
     assert open_page.run("return getComputedStyle(document.querySelector('.answer')).whiteSpace") == "pre-wrap"
 
@@ -255,7 +255,7 @@ def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page
 def test_markup_in_a_question_and_in_an_answer_is_shown_and_never_runs(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(*SCRIPT, stop_reason="<b>done</b>"))
     open_page.find("#question").send_keys(SCRIPT.replace("\n", ""), Keys.ENTER)
-    open_page.wait_for_endings("Arrived whole: <b>done</b>.")
+    open_page.wait_for_outcomes("Arrived whole: <b>done</b>.")
     assert open_page.texts(".question") == [SCRIPT.replace("\n", "")]
     assert open_page.texts(".answer") == [SCRIPT]
     assert open_page.texts("main :is(script, img, b)") == []
@@ -267,8 +267,8 @@ def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peac
 ) -> None:
     lines = "line\n" * 200
     held = [wire.gate("more"), wire.send(wire.text(lines)), wire.gate("rest"), wire.send(wire.text(lines))]
-    ending = [wire.send(wire.block_stop() + wire.stop()), wire.end()]
-    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(lines)), *held, *ending)
+    outcome = [wire.send(wire.block_stop() + wire.stop()), wire.end()]
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(lines)), *held, *outcome)
     to_the_end = "return Math.round(document.documentElement.scrollHeight - innerHeight - scrollY)"
     open_page.ask()
     for count, gate in enumerate(("more", "rest"), 1):
@@ -277,12 +277,12 @@ def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peac
         if gate == "rest":
             open_page.run("scrollTo(0, 100)")
         upstream.open(gate)
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert open_page.texts(".answer") == [lines * 3]
     assert open_page.run("return scrollY") == 100
 
 
-# Every other ending
+# Every other outcome
 
 
 def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page, upstream: Upstream) -> None:
@@ -291,7 +291,7 @@ def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page
     open_page.wait_for_answers(FIRST)
     open_page.find("#stop").click()
     upstream.wait_until_left()
-    open_page.wait_for_endings(STOPPED)
+    open_page.wait_for_outcomes(STOPPED)
     assert open_page.texts(".answer") == [FIRST]
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
 
@@ -302,7 +302,7 @@ def test_a_question_that_is_stopped_before_its_answer_is_back_in_the_box(open_pa
     upstream.wait_for_requests(1)
     open_page.press(Keys.ESCAPE)
     upstream.wait_until_left()
-    open_page.wait_for_endings(STOPPED)
+    open_page.wait_for_outcomes(STOPPED)
     assert open_page.find("#question").get_property("value") == QUESTION
 
 
@@ -317,7 +317,7 @@ def test_an_upstream_that_breaks_off_is_told_in_words_and_the_text_kept(
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     upstream.open("cut")
-    open_page.wait_for_endings(words)
+    open_page.wait_for_outcomes(words)
     assert open_page.texts(".answer") == [FIRST]
     assert open_page.shows("article.cut")
 
@@ -328,7 +328,7 @@ def test_an_error_in_mid_answer_is_told_with_its_reason(open_page: Page, upstrea
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     upstream.open("error")
-    open_page.wait_for_endings(CUT + "The model is overloaded. Try again in 1 s.")
+    open_page.wait_for_outcomes(CUT + "The model is overloaded. Try again in 1 s.")
     assert open_page.texts(".answer") == [FIRST]
 
 
@@ -340,7 +340,7 @@ def test_a_connection_that_breaks_is_a_cut(page: Page, start_rill: StartRill, up
     page.wait_for_answers(FIRST)
     page.excuse("net::ERR_")
     rill.workers()[0].kill()
-    page.wait_for_endings(CUT + "The connection broke.")
+    page.wait_for_outcomes(CUT + "The connection broke.")
     assert page.texts(".answer") == [FIRST]
     page.wait_for(lambda: page.texts("#drip"), [FLOWS])
 
@@ -351,19 +351,19 @@ def test_a_server_that_is_gone_is_told(page: Page, start_rill: StartRill, upstre
     rill.stop()
     page.excuse("net::ERR_CONNECTION_REFUSED")
     page.ask()
-    page.wait_for_endings("No answer: the server cannot be reached.")
+    page.wait_for_outcomes("No answer: the server cannot be reached.")
 
 
 def test_a_refusal_is_told_in_the_servers_words_with_when_to_come_back(open_page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     open_page.excuse("status of 429")
     open_page.ask()
-    open_page.wait_for_endings(REFUSED)
+    open_page.wait_for_outcomes(REFUSED)
     assert open_page.find("#question").get_property("value") == QUESTION
     assert open_page.texts("#drip") == [""]
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
-    open_page.wait_for_endings(REFUSED, WHOLE)
+    open_page.wait_for_outcomes(REFUSED, WHOLE)
     assert said(upstream) == [QUESTION]
 
 
@@ -372,7 +372,7 @@ def test_a_model_that_refuses_is_told_and_the_question_is_left_out_of_the_next(
 ) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason="refusal"))
     open_page.ask()
-    open_page.wait_for_endings("Arrived whole: the model refused to go on, and what is asked next leaves this out.")
+    open_page.wait_for_outcomes("Arrived whole: the model refused to go on, and what is asked next leaves this out.")
     upstream.script(*wire.answer(SECOND))
     open_page.find("#question").clear()
     open_page.find("#question").send_keys("And a brook?", Keys.ENTER)
@@ -387,15 +387,15 @@ def test_the_conversation_is_kept_cut_and_stopped_answers_included(open_page: Pa
     upstream.script(*cut_answer())
     upstream.open("cut")
     open_page.ask("one")
-    open_page.wait_for_endings(BROKE_OFF)
+    open_page.wait_for_outcomes(BROKE_OFF)
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(SECOND)), wire.silence())
     open_page.ask("two")
     open_page.wait_for_answers(FIRST, SECOND)
     open_page.press(Keys.ESCAPE)
-    open_page.wait_for_endings(BROKE_OFF, STOPPED)
+    open_page.wait_for_outcomes(BROKE_OFF, STOPPED)
     upstream.script(*wire.answer("whole"))
     open_page.ask("three")
-    open_page.wait_for_endings(BROKE_OFF, STOPPED, WHOLE)
+    open_page.wait_for_outcomes(BROKE_OFF, STOPPED, WHOLE)
     assert said(upstream) == ["one", FIRST, "two", SECOND, "three"]
 
 
@@ -411,7 +411,7 @@ def test_a_new_conversation_ends_the_answer_under_way_and_forgets_all(open_page:
     assert not open_page.shows("#renew")
     upstream.script(*wire.answer(SECOND))
     open_page.ask("And a brook?")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert said(upstream) == ["And a brook?"]
 
 
@@ -420,10 +420,10 @@ def test_a_model_is_chosen_where_there_are_several(page: Page, start_rill: Start
     page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
     upstream.always(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     page.find("#model").send_keys("claude-haiku-5")
     page.find("#question").send_keys("And a brook?", Keys.ENTER)
-    page.wait_for_endings(WHOLE, WHOLE)
+    page.wait_for_outcomes(WHOLE, WHOLE)
     assert [request.json["model"] for request in upstream.requests] == ["claude-sonnet-5-5", "claude-haiku-5"]
 
 
@@ -453,7 +453,7 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
     text = f"  {host} & <b>\n\n🌊"
     upstream.script(*wire.answer(text))
     page.ask()
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     page.find(".copy").click()
     page.wait_for(lambda: (page.texts("#status"), page.texts(".copy")), (["Copied."], ["Copied"]))
     assert pasted(page) == text
@@ -475,13 +475,13 @@ def test_a_token_is_asked_for_where_one_is_needed_and_kept_in_this_tab_alone(
     page.wait_for(lambda: (page.shows("#gate"), page.focused()), (False, "question"))
     upstream.always(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     page.wait_for(lambda: page.texts("#drip"), [FLOWS])
     assert page.run("return [localStorage.length, document.cookie, Object.values(sessionStorage)]") == [0, "", [TOKEN]]
     assert TOKEN not in page.run("return location.href + document.documentElement.outerHTML")
     page.browser.refresh()
     page.ask()
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
 
 
 def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
@@ -495,7 +495,7 @@ def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
     assert page.find("#question").get_property("value") == QUESTION
     upstream.script(*wire.answer(FIRST))
     page.press(TOKEN, Keys.ENTER)
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     assert page.texts(".question") == [QUESTION]
     assert said(upstream) == [QUESTION]
 
@@ -512,7 +512,7 @@ def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Ups
     open_page.press(Keys.TAB)
     assert open_page.focused() == "stop"
     open_page.press(Keys.SPACE)
-    open_page.wait_for_endings(STOPPED)
+    open_page.wait_for_outcomes(STOPPED)
     assert open_page.focused() == "question"
     open_page.press(Keys.TAB, held=Keys.SHIFT)
     assert open_page.focused() == "copy"
@@ -524,7 +524,7 @@ def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Ups
 def test_what_has_the_focus_is_not_left_under_the_box(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer("line\n" * 100))
     open_page.ask()
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     open_page.run("scrollBy(0, -60)")
     edges = "return ['.copy', '#composer'].map((each) => document.querySelector(each).getBoundingClientRect())"
     copy, box = open_page.run(edges)
@@ -545,7 +545,7 @@ def test_shift_and_enter_start_a_new_line_and_an_empty_question_is_not_asked(
     open_page.press("one")
     open_page.press(Keys.ENTER, held=Keys.SHIFT)
     open_page.ask("two")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert said(upstream) == ["one\ntwo"]
 
 
@@ -557,7 +557,7 @@ def test_enter_that_chooses_a_character_being_composed_does_not_send(open_page: 
     open_page.browser.execute_cdp_cmd("Input.insertText", {"text": "日本"})
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     # An input method keeps the Enter that it takes to itself; the driver's goes to the box as well.
     assert [question.strip() for question in said(upstream)] == ["日本"]
 
@@ -568,7 +568,7 @@ def test_a_double_click_on_send_does_not_stop_the_answer(open_page: Page, upstre
     ActionChains(open_page.browser).double_click(open_page.find("#send")).perform()
     open_page.wait_for_answers(FIRST)
     upstream.open("second")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
 
 
 def test_a_question_written_during_an_answer_waits_for_its_end(open_page: Page, upstream: Upstream) -> None:
@@ -578,7 +578,7 @@ def test_a_question_written_during_an_answer_waits_for_its_end(open_page: Page, 
     open_page.ask("next")
     assert open_page.texts(".question") == [QUESTION]
     upstream.open("second")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
     assert open_page.find("#question").get_property("value") == "next"
 
 
@@ -595,7 +595,7 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     used = page.browser.find_elements(By.CSS_SELECTOR, "button, input, select, textarea")
     names = {each.accessible_name for each in used if each.is_displayed()}
     assert names == {"Model", "New conversation", "Copy", "Your question", "Send"}
@@ -622,7 +622,7 @@ def test_light_and_dark_are_as_the_reader_prefers_with_contrast_enough(
     upstream.open("cut")
     for asked in range(1, 4):
         page.ask()
-        page.wait_for(lambda asked=asked: len(list(filter(None, page.texts(".ending")))), asked)
+        page.wait_for(lambda asked=asked: len(list(filter(None, page.texts(".outcome")))), asked)
     page.wait_for(lambda: page.texts("#drip"), [FLOWS])
     contrasts = page.run(CONTRASTS)
     assert {FIRST, WHOLE, BROKE_OFF, FLOWS, "Copy", "Send", "placeholder"} <= {text for text, _ in contrasts}
@@ -642,7 +642,7 @@ def test_nothing_moves_for_a_reader_who_prefers_that(
     mark = "getComputedStyle(document.querySelector('.answer'), '::after')"
     assert open_page.run(f"return [{mark}.content, {mark}.animationName]") == ['""', animation]
     upstream.open("second")
-    open_page.wait_for_endings(WHOLE)
+    open_page.wait_for_outcomes(WHOLE)
 
 
 def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
@@ -662,7 +662,7 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer("w" * 500 + " ", "two words\n" * 50))
     page.ask("q" * 300)
-    page.wait_for_endings(WHOLE)
+    page.wait_for_outcomes(WHOLE)
     assert page.run(widest) <= 320
     assert page.run("return scrollTo(1000, scrollY), scrollX") == 0
 
@@ -756,7 +756,7 @@ def test_a_proxy_that_buffers_is_told_in_words(page: Page, service: Rill, upstre
     with hasty_proxy(service) as url:
         page.open(url)
         page.ask()
-        page.wait_for_endings(WHOLE)
+        page.wait_for_outcomes(WHOLE)
         page.wait_for(lambda: page.texts("#drip"), [BUFFERS])
 
 
@@ -765,7 +765,7 @@ def test_events_that_end_without_done_are_a_cut_however_cleanly(page: Page, serv
     with hasty_proxy(service, end_at=b"event: done") as url:
         page.open(url)
         page.ask()
-        page.wait_for_endings(CUT + "The connection ended before the answer did.")
+        page.wait_for_outcomes(CUT + "The connection ended before the answer did.")
         assert page.texts(".answer") == [FIRST + SECOND]
 
 
@@ -779,4 +779,4 @@ def test_an_answer_that_is_none_of_rills_is_not_taken_for_one(
         rill.stop()
         page.excuse("status of 502")
         page.ask()
-        page.wait_for_endings(f"Refused ({status}): Something on the way answered, not Rill.")
+        page.wait_for_outcomes(f"Refused ({status}): Something on the way answered, not Rill.")

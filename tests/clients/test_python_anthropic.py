@@ -13,7 +13,7 @@ from server import Rill
 from upstream import REQUEST_ID, Upstream
 
 TOOLS = [{"name": "read_gauge", "description": "A water level", "input_schema": {"type": "object"}}]
-CALLER_KEY = "sk-of-the-caller"
+CLIENT_KEY = "sk-of-the-client"
 RATE_LIMITS = {"anthropic-ratelimit-requests-remaining": "41", "retry-after": "7"}
 MESSAGE = {
     "id": "msg_01Whole",
@@ -29,12 +29,12 @@ MESSAGE = {
 
 @pytest.fixture
 def client(service: Rill) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=service.url, api_key=CALLER_KEY, max_retries=0) as client:
+    with anthropic.Anthropic(base_url=service.url, api_key=CLIENT_KEY, max_retries=0) as client:
         yield client
 
 
 def async_client(service: Rill) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(base_url=service.url, api_key=CALLER_KEY, max_retries=0)
+    return anthropic.AsyncAnthropic(base_url=service.url, api_key=CLIENT_KEY, max_retries=0)
 
 
 def script_message(upstream: Upstream) -> None:

@@ -18,12 +18,12 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 @pytest.fixture
 def client(service: Rill) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="sk-of-the-caller", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="sk-of-the-client", max_retries=0) as client:
         yield client
 
 
 def async_client(service: Rill) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="sk-of-the-caller", max_retries=0)
+    return openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="sk-of-the-client", max_retries=0)
 
 
 def text_of(chunk: ChatCompletionChunk) -> str:

@@ -38,7 +38,7 @@ def ask_openai(rill: Rill, key: str, stream: bool) -> None:
 def requests_refused(rill: Rill) -> float:
     """How many requests Rill has refused so far."""
     with rill.ask("GET", "/metrics", {"Authorization": "Bearer of-alice"}) as asked:
-        counts = re.findall(r"^rill_refusals_total\{.*?\} (\S+)$", asked.read_rest().decode(), re.MULTILINE)
+        counts = re.findall(r"^rill_requests_rejected_total\{.*?\} (\S+)$", asked.read_rest().decode(), re.MULTILINE)
     return sum(map(float, counts))
 
 

@@ -43,8 +43,8 @@ def gated_pieces() -> list[Step]:
     """A whole answer; a gate of its own name stands before each piece but the first, and `end` before the end."""
     first, *rest = PIECES
     held = [step for piece in rest for step in (wire.gate(piece), wire.send(wire.text(piece)))]
-    ending = [wire.gate("end"), wire.send(wire.block_stop(), wire.stop()), wire.end()]
-    return [wire.head(), wire.send(wire.opening()), wire.send(wire.text(first)), *held, *ending]
+    outcome = [wire.gate("end"), wire.send(wire.block_stop(), wire.stop()), wire.end()]
+    return [wire.head(), wire.send(wire.opening()), wire.send(wire.text(first)), *held, *outcome]
 
 
 def ask(server: Server, prompt: bytes = b"What is a rill?", **headers: str) -> Conversation:
@@ -79,7 +79,7 @@ def assert_held_back(asked: Conversation, upstream: Upstream) -> None:
 
 
 def status_from(address: str, server: Server) -> int:
-    """The status that a caller at another address of the loopback gets."""
+    """The status that a client at another address of the loopback gets."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, 10, source_address=(address, 0))) as asked:
         asked.request("GET", "/stream?q=hi")
         return asked.getresponse().status

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from server import ROOT
 
-from rill.admission.auth import Tokens
+from rill.admission.auth import ApiKeys
 from rill.problems import Problem
 from rill.settings import Settings
 
@@ -70,7 +70,7 @@ def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatc
     for name, value in {**{name: v["value"] for name, v in ENV.items() if "value" in v}, **FILLED, **made}.items():
         monkeypatch.setenv(name, value)
     assert set(made) == {"RILL_API_KEYS"}
-    tokens = Tokens(Settings().tokens)
+    tokens = ApiKeys(Settings().api_keys)
     assert tokens.name_of(secret, "") == "default"
     with pytest.raises(Problem):
         tokens.name_of("another", "")

@@ -100,7 +100,7 @@ def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_se
     ask(browser, elsewhere, open_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("second")
-    wait_for(browser, "ending", "This is the whole answer.")
+    wait_for(browser, "outcome", "This is the whole answer.")
     assert shown(browser, "answer") == FIRST + SECOND
     assert upstream.requests[0].json["messages"][0]["content"] == "What is a rill?"
 
@@ -113,7 +113,7 @@ def test_the_page_of_another_origin_tells_a_cut_answer_from_a_whole_one(
     ask(browser, elsewhere, open_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("cut")
-    wait_for(browser, "ending", "Cut: this is not the whole answer.")
+    wait_for(browser, "outcome", "Cut: this is not the whole answer.")
     assert shown(browser, "answer") == FIRST
 
 
@@ -122,9 +122,9 @@ def test_the_page_of_another_origin_shows_the_words_of_a_refusal(
 ) -> None:
     script_refusal(upstream)
     ask(browser, elsewhere, open_rill)
-    wait_for(browser, "ending", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
+    wait_for(browser, "outcome", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
     ask(browser, elsewhere, open_rill, token="another")
-    wait_for(browser, "ending", "No answer (401): This API key is not valid")
+    wait_for(browser, "outcome", "No answer (401): This API key is not valid")
 
 
 def test_the_page_of_an_origin_that_is_not_named_gets_no_answer(
@@ -133,6 +133,6 @@ def test_the_page_of_an_origin_that_is_not_named_gets_no_answer(
     for_another = start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_CORS_ORIGINS="https://app.example")
     for server, token in [(service, TOKEN), (for_another, TOKEN), (for_another, "")]:
         ask(browser, elsewhere, server, token)
-        wait_for(browser, "ending", f"RILL_CORS_ORIGINS does not name {elsewhere}.")
+        wait_for(browser, "outcome", f"RILL_CORS_ORIGINS does not name {elsewhere}.")
         assert shown(browser, "answer") == ""
     assert upstream.requests == []

@@ -57,7 +57,7 @@ def test_caddy_compresses_no_answer_even_where_it_encodes(service: Rill, upstrea
 def test_a_cut_answer_is_cut_behind_caddy_too(how: Callable[[], Step], caddy: Caddy, upstream: Upstream) -> None:
     if not PASSES_CUTS:
         pytest.skip("needs Caddy 2.8 or newer")
-    assert ending_behind(caddy, how, upstream) == "cut"
+    assert outcome_behind(caddy, how, upstream) == "cut"
 
 
 @CUTS
@@ -66,10 +66,10 @@ def test_an_old_caddy_ends_a_cut_answer_as_if_it_were_whole(
 ) -> None:
     if PASSES_CUTS:
         pytest.skip("needs Caddy before 2.8")
-    assert ending_behind(caddy, how, upstream) == "clean"
+    assert outcome_behind(caddy, how, upstream) == "clean"
 
 
-def ending_behind(caddy: Caddy, how: Callable[[], Step], upstream: Upstream) -> str | None:
+def outcome_behind(caddy: Caddy, how: Callable[[], Step], upstream: Upstream) -> str | None:
     """How an answer ends behind Caddy that breaks off in its middle."""
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
     with ask(caddy) as asked:
@@ -80,7 +80,7 @@ def ending_behind(caddy: Caddy, how: Callable[[], Step], upstream: Upstream) -> 
 
 
 @ACCEPTS
-def test_a_caller_that_leaves_behind_caddy_ends_the_upstreams_answer(
+def test_a_client_that_leaves_behind_caddy_ends_the_upstreams_answer(
     accept: str, caddy: Caddy, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
@@ -89,7 +89,7 @@ def test_a_caller_that_leaves_behind_caddy_ends_the_upstreams_answer(
     upstream.wait_until_left()
 
 
-def test_flush_interval_makes_an_old_caddy_go_on_asking_for_a_caller_who_left(
+def test_flush_interval_makes_an_old_caddy_go_on_asking_for_a_client_who_left(
     service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
@@ -136,7 +136,7 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
                 statuses.append(asked.status)
                 asked.read_rest()
         assert statuses == [200, 200, 200, 429, 429]
-        assert status_from("127.0.0.2", caddy) == 200  # another caller: Caddy's word is believed
+        assert status_from("127.0.0.2", caddy) == 200  # another client: Caddy's word is believed
 
 
 def test_a_body_that_rill_takes_passes_caddy_and_a_longer_one_gets_rills_own_words(
@@ -147,5 +147,5 @@ def test_a_body_that_rill_takes_passes_caddy_and_a_longer_one_gets_rills_own_wor
     with ask(caddy, b"x" * bound) as asked:
         assert (asked.status, asked.read_rest()) == (200, b"hi")
     with ask(caddy, b"x" * (bound + 1)) as asked:
-        assert (asked.status, asked.read_rest().decode()) == (413, f"The body should be of at most {bound} bytes.\n")
+        assert (asked.status, asked.read_rest().decode()) == (413, f"The body should be at most {bound} bytes long.\n")
     assert len(upstream.requests) == 1

@@ -89,7 +89,7 @@ def test_a_proxy_that_buffers_is_seen_to_hold_every_piece_back(
         assert_held_back(asked, upstream)
 
 
-# Every ending tells the truth
+# Every outcome tells the truth
 
 
 @pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
@@ -106,7 +106,7 @@ def test_a_cut_answer_is_cut_behind_nginx_too(
 
 
 @ACCEPTS
-def test_a_caller_that_leaves_behind_nginx_ends_the_upstreams_answer(
+def test_a_client_that_leaves_behind_nginx_ends_the_upstreams_answer(
     accept: str, nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
@@ -114,10 +114,10 @@ def test_a_caller_that_leaves_behind_nginx_ends_the_upstreams_answer(
     with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
         asked.read_until(PIECES[0].encode())
     upstream.wait_until_left()
-    assert wait_for_line(service, request_id)["ending"] == "client_disconnected"
+    assert wait_for_line(service, request_id)["outcome"] == "client_disconnected"
 
 
-def test_a_caller_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
+def test_a_client_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     with ask(nginx):
         upstream.wait_for_requests(1)
@@ -152,7 +152,7 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
                 statuses.append(asked.status)
                 asked.read_rest()
         assert statuses == [200, 200, 200, 429, 429]
-        assert status_from("127.0.0.2", nginx) == 200  # another caller: nginx's word is believed
+        assert status_from("127.0.0.2", nginx) == 200  # another client: nginx's word is believed
 
 
 def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) -> None:
@@ -226,7 +226,7 @@ def wait_for_line(service: Rill, request_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         for line in service.output().splitlines():
-            if request_id in line and '"ending"' in line:
+            if request_id in line and '"outcome"' in line:
                 told: dict[str, Any] = json.loads(line)
                 return told
         time.sleep(0.02)

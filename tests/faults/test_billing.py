@@ -48,7 +48,7 @@ def keep_a_connection(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("warm"))
     with ask(rill, "text") as asked:
         assert asked.read_rest() == b"warm"
-    upstream.wait_until(lambda: upstream.answers[-1].ending == "sent", "the end of the first answer")
+    upstream.wait_until(lambda: upstream.answers[-1].outcome == "sent", "the end of the first answer")
     upstream.clear()
 
 
@@ -155,7 +155,7 @@ def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
             assert asked.headers["request-id"] == wire.REQUEST_ID
     assert b"here" in told
     assert b"error" not in told
-    assert [each.ending for each in upstream.answers] == ["left", "sent"]
+    assert [each.outcome for each in upstream.answers] == ["left", "sent"]
 
 
 def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream: Upstream) -> None:
@@ -203,7 +203,7 @@ def test_half_a_message_is_still_a_timeout(rill: Rill, upstream: Upstream) -> No
         assert asked.status == 504
 
 
-class Interruption(Exception):
+class Cancellation(Exception):
     """What a deadline or a stop throws into the greenlet of an answer."""
 
 
@@ -221,7 +221,7 @@ def test_an_interruption_while_only_trailing_bytes_are_awaited_ends_nothing(upst
     while not any(isinstance(event, End) for event in got):
         gevent.sleep(0.001)
     gevent.sleep(0)
-    reader.kill(Interruption("a stop"), block=False)
+    reader.kill(Cancellation("a stop"), block=False)
     reader.get()  # raises what read() raised
     answer.close()
 

@@ -1,4 +1,4 @@
-"""Thousands of callers that leave at random moments leave nothing behind."""
+"""Thousands of clients that leave at random moments leave nothing behind."""
 
 import contextlib
 import random
@@ -54,14 +54,14 @@ def leave_somewhere(rill: Rill, seed: int) -> None:
 def test_thousands_of_chaotic_leavings_leave_nothing_behind(service: Rill, upstream: Upstream) -> None:
     with unharmed(service, upstream, streams=40):
         upstream.always(play_what_is_asked)
-        with ThreadPoolExecutor(AT_ONCE) as callers:
-            for done in [callers.submit(leave_somewhere, service, seed) for seed in range(LEAVINGS)]:
+        with ThreadPoolExecutor(AT_ONCE) as clients:
+            for done in [clients.submit(leave_somewhere, service, seed) for seed in range(LEAVINGS)]:
                 done.result()
-        wait_until(lambda: all(each.ending for each in upstream.answers), lambda: "upstream answers go on", 20)
+        wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers go on", 20)
         for _ in range(WHOLE):
             with ask(service, q="short", headers={"Connection": "close"}) as asked:
                 assert (asked.status, asked.read_rest(), asked.ended) == (200, b"all", "clean")
-    endings = {line["ending"] for line in log_lines(service.output())}
-    assert {"client_disconnected", "completed", "bad_request"} <= endings
-    assert "internal_error" not in endings
-    assert "internal_error" not in endings
+    outcomes = {line["outcome"] for line in log_lines(service.output())}
+    assert {"client_disconnected", "completed", "bad_request"} <= outcomes
+    assert "internal_error" not in outcomes
+    assert "internal_error" not in outcomes

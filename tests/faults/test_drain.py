@@ -1,4 +1,4 @@
-"""A server that is told to stop refuses new callers, lets open answers finish, and ends the rest truthfully."""
+"""A server that is told to stop refuses new clients, lets open answers finish, and ends the rest truthfully."""
 
 import json
 import signal
@@ -73,8 +73,8 @@ def see_the_ends(opened: dict[str, Conversation]) -> None:
 
 
 def see_the_log(rill: Rill) -> None:
-    endings = {line["request_id"]: line["ending"] for line in log_lines(rill.output())}
-    assert {name: endings.get(name) for name in STREAMS} == {
+    outcomes = {line["request_id"]: line["outcome"] for line in log_lines(rill.output())}
+    assert {name: outcomes.get(name) for name in STREAMS} == {
         name: {"short": "completed", "unbegun": "shutdown"}.get(q, "shutdown") for name, (q, _, _) in STREAMS.items()
     }
     assert "SIGKILL" not in rill.output()
@@ -107,7 +107,7 @@ def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream:
         assert rill.wait() == 0
         assert time.monotonic() - begun < EXIT
         see_the_log(rill)
-        upstream.wait_until(lambda: all(each.ending in ("left", "sent") for each in upstream.answers), "their ends")
+        upstream.wait_until(lambda: all(each.outcome in ("left", "sent") for each in upstream.answers), "their ends")
 
 
 def test_a_stop_without_answers_is_quick(upstream: Upstream, start: Callable[..., Rill]) -> None:
@@ -130,7 +130,7 @@ def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[...
         upstream.open("rest")
         assert (asked.read_rest(), asked.ended) == (b"two", "clean")
     assert rill.wait() == 0
-    assert [line["ending"] for line in log_lines(rill.output()) if line["request_id"] == "twice"] == ["completed"]
+    assert [line["outcome"] for line in log_lines(rill.output()) if line["request_id"] == "twice"] == ["completed"]
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.9])

@@ -1,4 +1,4 @@
-"""With nothing set, the whole server has stopped within 25 s of SIGTERM, whatever its callers do."""
+"""With nothing set, the whole server has stopped within 25 s of SIGTERM, whatever its clients do."""
 
 import signal
 import time
@@ -27,7 +27,7 @@ def open_all(rill: Rill, stack: ExitStack) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_answers_without_end_and_callers_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
+def test_answers_without_end_and_clients_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
     upstream: Upstream,
 ) -> None:
     upstream.always(play_what_is_asked)
@@ -37,7 +37,7 @@ def test_answers_without_end_and_callers_who_never_read_delay_a_stop_by_no_more_
         rill.signal(signal.SIGTERM)
         assert rill.wait() == 0
         assert 19 < time.monotonic() - begun < WITHIN
-        endings = {line["request_id"]: line["ending"] for line in log_lines(rill.output())}
-        assert endings == dict.fromkeys(ASKED, "shutdown")
+        outcomes = {line["request_id"]: line["outcome"] for line in log_lines(rill.output())}
+        assert outcomes == dict.fromkeys(ASKED, "shutdown")
         assert "SIGKILL" not in rill.output()
         assert "Traceback" not in rill.output()

@@ -11,7 +11,7 @@ from upstream import Answer, Upstream
 from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
 
 FIRST, SHORT_FORM, FULL_FORM = 1_000, 3_000, 19_000
-CALLERS = 6
+CLIENTS = 6
 MORE = 1.02
 ENV = {"RILL_MAX_STREAMS": "50", "RILL_RATE_LIMIT": "1000/second"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
@@ -45,17 +45,17 @@ def ask_once(connection: http.client.HTTPConnection, number: int) -> None:
 
 
 def ask_many(rill: Rill, upstream: Upstream, answers: int) -> None:
-    """Let some callers ask for so many answers in all, over kept connections."""
+    """Let some clients ask for so many answers in all, over kept connections."""
 
     def ask_share(first: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", rill.port, timeout=20)
-        for number in range(first, answers, CALLERS):
+        for number in range(first, answers, CLIENTS):
             ask_once(connection, number)
         connection.close()
 
-    with ThreadPoolExecutor(CALLERS) as callers:
-        list(callers.map(ask_share, range(CALLERS)))
-    wait_until(lambda: all(each.ending for each in upstream.answers), lambda: "upstream answers go on")
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        list(clients.map(ask_share, range(CLIENTS)))
+    wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers go on")
     upstream.clear()
     upstream.always(play_what_is_asked)
 

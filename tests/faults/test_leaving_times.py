@@ -1,10 +1,10 @@
-"""The upstream's connection is closed within 50 ms of the caller's leaving, in every phase of an answer."""
+"""The upstream's connection is closed within 50 ms of the client's leaving, in every phase of an answer."""
 
 import time
 
 import pytest
 from server import Rill
-from test_caller_leaves import PHASES
+from test_client_leaves import PHASES
 from upstream import Upstream
 from witness import ask
 
@@ -13,7 +13,7 @@ BOUND = 0.050
 
 
 def leave_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> float:
-    """Seconds from a caller's leaving to the upstream's noticing it."""
+    """Seconds from a client's leaving to the upstream's noticing it."""
     asked = ask(rill)
     upstream.wait_for_requests(number)
     if phase != "no headers":
@@ -28,7 +28,7 @@ def p99(times: list[float]) -> float:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_upstream_is_closed_within_50_ms_of_the_callers_leaving(rill: Rill, upstream: Upstream, phase: str) -> None:
+def test_the_upstream_is_closed_within_50_ms_of_the_clients_leaving(rill: Rill, upstream: Upstream, phase: str) -> None:
     measured = []
     for _ in range(3):  # a busy machine may spoil a measurement, but not three
         upstream.clear()

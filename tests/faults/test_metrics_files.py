@@ -61,7 +61,7 @@ def test_one_worker_shares_no_files_and_a_second_one_is_warned_of(
     upstream.always(*ANSWER)
     rill = start_rill(TMPDIR=str(tmp_path), PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     ask_many(rill, 3)
-    wait_until(lambda: total(rill, "rill_answers_total") == 3)
+    wait_until(lambda: total(rill, "rill_requests_total") == 3)
     assert list(tmp_path.iterdir()) == []
     rill.signal(signal.SIGTTIN)
     rill.wait_for_workers(2, 40)
@@ -76,7 +76,7 @@ def test_one_worker_and_two_have_the_same_metrics(start_rill: StartRill, upstrea
     for workers in ("1", "2"):
         rill = start_rill(WEB_CONCURRENCY=workers)
         ask_many(rill, 1)
-        wait_until(lambda rill=rill: total(rill, "rill_answers_total") == 1)  # type: ignore[misc]
+        wait_until(lambda rill=rill: total(rill, "rill_requests_total") == 1)  # type: ignore[misc]
         found.append({(name, labels) for name, labels, _ in SERIES.findall(scrape(rill))})
     assert found[0] == found[1]
     assert not [name for name, _ in found[0] if name.endswith("_created")]
@@ -104,7 +104,7 @@ def test_the_files_of_a_killed_server_are_removed_by_the_next_and_those_of_a_liv
     assert left not in directories(tmp_path)
     assert len(directories(tmp_path)) == 2
     ask_many(living, 2)
-    wait_until(lambda: total(living, "rill_answers_total") == 2)
+    wait_until(lambda: total(living, "rill_requests_total") == 2)
 
 
 def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
@@ -114,7 +114,9 @@ def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
     rill = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
     for round_number in range(1, 4):
         ask_many(rill, 4)
-        wait_until(lambda: total(rill, "rill_answers_total") == total(rill, "rill_duration_seconds_count") >= 1)
+        wait_until(
+            lambda: total(rill, "rill_requests_total") == total(rill, "rill_request_duration_seconds_count") >= 1
+        )
         before = rill.wait_for_workers(2, 40)
         if round_number == 2:
             rill.signal(signal.SIGHUP)
@@ -122,8 +124,8 @@ def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
             before[0].kill()
         wait_until(lambda gone=before[0]: gone not in rill.workers())  # type: ignore[misc]
         rill.wait_for_workers(2, 40)
-        wait_until(lambda n=4 * round_number: total(rill, "rill_answers_total") == n)  # type: ignore[misc]
-    assert total(rill, "rill_open_streams") == 0
+        wait_until(lambda n=4 * round_number: total(rill, "rill_requests_total") == n)  # type: ignore[misc]
+    assert total(rill, "rill_streams_active") == 0
     (directory,) = directories(tmp_path)
     assert len(list(directory.iterdir())) <= 4 * len(SIZES)
 
@@ -159,14 +161,14 @@ def test_a_disk_that_fills_up_later_ends_neither_workers_nor_their_master(
     for n in range(100):
         with rill.ask("GET", "/stream?q=hi", {"x-api-key": f"s{n}"}) as asked:
             assert asked.read_rest() == b"some text"
-    wait_until(lambda: total(rill, "rill_answers_total") == 100)
+    wait_until(lambda: total(rill, "rill_requests_total") == 100)
     assert rill.workers() == before
     before[0].kill()
     wait_until(lambda: before[0] not in rill.workers())
     rill.wait_for_workers(2, 40)
     with rill.ask("GET", "/stream?q=hi", {"x-api-key": "s1"}) as asked:
         assert asked.read_rest() == b"some text"
-    assert total(rill, "rill_answers_total") >= 100
+    assert total(rill, "rill_requests_total") >= 100
     assert rill.stop().exit_code == 0
 
 
@@ -181,23 +183,23 @@ models = [f"{'m' * 100}{n}" for n in range(30)]
 telemetry = Telemetry(named=True, models=models)
 for n in range(int(sys.argv[2]), int(sys.argv[2]) + 3000):
     telemetry.begin()
-    telemetry.end(Record(f"r{n}", "text", "\\u00e9" * 20 + str(n), models[n % 30], ending=f"e{n % 40}",
+    telemetry.end(Record(f"r{n}", "text", "\\u00e9" * 20 + str(n), models[n % 30], outcome=f"e{n % 40}",
                          usage={"input_tokens": 1, "output_tokens": 1}))
 print(len(telemetry.render()))
 """
 
 
-def test_however_many_callers_there_are_the_files_do_not_grow_and_nothing_is_uncounted(tmp_path: Path) -> None:
+def test_however_many_clients_there_are_the_files_do_not_grow_and_nothing_is_uncounted(tmp_path: Path) -> None:
     for first in (0, 1500, 9000):  # one after another has the slot
         command = [sys.executable, "-c", FILL, str(tmp_path), str(first)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=100, stdout=subprocess.DEVNULL)
         assert {path.stat().st_size for path in tmp_path.iterdir()} == set(SIZES.values())
     command = [sys.executable, "-c", RENDER, str(tmp_path)]
     text = subprocess.run(command, cwd=ROOT, check=True, timeout=100, capture_output=True, text=True).stdout
-    counts = [(labels, float(value)) for name, labels, value in SERIES.findall(text) if name == "rill_answers_total"]
+    counts = [(labels, float(value)) for name, labels, value in SERIES.findall(text) if name == "rill_requests_total"]
     assert sum(value for _, value in counts) == 9000
     assert 1000 < len(counts) < 6000
-    assert sum(value for labels, value in counts if 'caller="other"' in labels) > 0
+    assert sum(value for labels, value in counts if 'client="other"' in labels) > 0
 
 
 RENDER = """
@@ -230,12 +232,12 @@ class Reader(threading.Thread):
         return max(later - earlier for earlier, later in pairwise(within))
 
 
-CALLERS = 1500
+CLIENTS = 1500
 SEEDED = 12
 
 
 def fill_labels(rill: Rill, directory: Path) -> int:
-    """Make series of callers that are refused, or files of many workers; return how many series at least."""
+    """Make series of clients that are refused, or files of many workers; return how many series at least."""
     if found := directories(directory):
         seed = directory / "seed"
         seed.mkdir()
@@ -246,11 +248,11 @@ def fill_labels(rill: Rill, directory: Path) -> int:
         return 1000
     with rill.ask("GET", "/healthz") as asked:
         asked.read_rest()
-        for number in range(CALLERS):
+        for number in range(CLIENTS):
             asked.ask(request_bytes("GET", "/stream?q=hi", {"x-api-key": f"s{number}"}))
             assert asked.status == 503
             asked.read_rest()
-    return CALLERS
+    return CLIENTS
 
 
 @pytest.fixture
@@ -269,7 +271,7 @@ def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
 ) -> None:
     pieces = [step for _ in range(10_000) for step in (wire.pause(0.02), wire.send(wire.text("x")))]
     upstream.always(wire.head(), wire.send(wire.opening()), *pieces, wire.silence())
-    tokens = ",".join(f"caller-{n}=s{n}" for n in range(CALLERS))
+    tokens = ",".join(f"client-{n}=s{n}" for n in range(CLIENTS))
     rill = start_rill(WEB_CONCURRENCY=str(workers), RILL_API_KEYS=tokens, RILL_MAX_STREAMS="1", TMPDIR=str(tmp_path))
     rill.wait_for_workers(workers)
     while len(paced) < workers:  # one on each worker
@@ -286,7 +288,7 @@ def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
     for _ in range(5):
         text = scrape(rill)
     moments.append(time.monotonic())
-    assert text.count("rill_answers_total{") >= series
+    assert text.count("rill_requests_total{") >= series
     quiet, scraped = (max(each.longest_gap(*moments[part : part + 2]) for each in paced) for part in (0, 1))
     seconds = (moments[2] - moments[1]) / 5
     print(f"\nlongest gap {scraped:.3f} s during scrapes of {seconds:.3f} s, {quiet:.3f} s before")

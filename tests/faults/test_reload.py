@@ -79,7 +79,7 @@ def test_twenty_signals_under_load_reject_no_request_and_lose_no_response(
             wait_until(lambda served=served: load.results["whole"] >= served + 2 * CLIENTS, rill.output, 60)  # type: ignore[misc]
     assert load.results["whole"] > 2 * CLIENTS * len(SIGNALS)
     assert set(load.results) == {"whole"}, load.results
-    assert {line["ending"] for line in log_lines(rill.output())} == {"completed"}
+    assert {line["outcome"] for line in log_lines(rill.output())} == {"completed"}
 
 
 def test_a_reload_serves_an_accepted_connection_and_closes_idle_ones(

@@ -1,4 +1,4 @@
-"""Silence of the upstream is told to a caller in events at least every 15 s, so that no proxy takes it for dead."""
+"""Heartbeat of the upstream is told to a client in events at least every 15 s, so that no proxy takes it for dead."""
 
 import time
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ def longest_gap(rill: Rill, which: str) -> float:
 def gaps(service: Rill, module_upstream: Upstream) -> dict[str, float]:
     """The longest gaps in all those silences, watched at once."""
     module_upstream.always(play_what_is_asked)
-    with ThreadPoolExecutor(len(SILENCES)) as callers:
-        watched = {which: callers.submit(longest_gap, service, which) for which in SILENCES}
+    with ThreadPoolExecutor(len(SILENCES)) as clients:
+        watched = {which: clients.submit(longest_gap, service, which) for which in SILENCES}
         return {which: each.result() for which, each in watched.items()}
 
 

@@ -1,4 +1,4 @@
-"""A caller that never reads loses its place; one that reads slowly is served whole."""
+"""A client that never reads loses its place; one that reads slowly is served whole."""
 
 import socket
 import time
@@ -71,9 +71,9 @@ def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_
 ) -> None:
     with unharmed(service, upstream, streams=2):
         upstream.always(play_what_is_asked)
-        with ThreadPoolExecutor(2) as callers:
-            stuck = callers.submit(never_read, service)
-            slow = callers.submit(read_ten_bytes_a_second, service)
+        with ThreadPoolExecutor(2) as clients:
+            stuck = clients.submit(never_read, service)
+            slow = clients.submit(read_ten_bytes_a_second, service)
             with Conversation(service.port, request_bytes("GET", "/readyz", {"Connection": "close"})) as asked:
                 upstream.wait_for_requests(2)
                 assert asked.status in (200, 503)
@@ -82,8 +82,8 @@ def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_
             assert slow.result().endswith(b"0\r\n\r\n")
         assert seconds <= PLACE_FREE_SECONDS
         assert 0 < most <= MOST_BUFFERED
-        assert logged(service, name)["ending"] == "client_too_slow"
-        upstream.wait_until(lambda: {each.ending for each in upstream.answers} == {"left", "sent"}, "both ends", 20)
+        assert logged(service, name)["outcome"] == "client_too_slow"
+        upstream.wait_until(lambda: {each.outcome for each in upstream.answers} == {"left", "sent"}, "both ends", 20)
 
 
 @pytest.mark.soak

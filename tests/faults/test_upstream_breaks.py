@@ -19,32 +19,32 @@ RETRIED = 3
 
 
 class Refusal(NamedTuple):
-    """How the upstream refuses -> what the caller and the log are told, after how many requests."""
+    """How the upstream refuses -> what the client and the log are told, after how many requests."""
 
     step: Step
     status: int
-    ending: str
+    outcome: str
     requests: int = 1
     retry_after: str | None = None
 
 
 REFUSALS = {
     "400": Refusal(wire.error(400, "invalid_request_error", "max_tokens: 9 is odd"), 400, "bad_request"),
-    "401": Refusal(wire.error(401, "authentication_error", "invalid x-api-key"), 502, "upstream_refused"),
-    "403": Refusal(wire.error(403, "permission_error", "not your model"), 502, "upstream_refused"),
-    "404": Refusal(wire.error(404, "not_found_error", "model: the default"), 502, "upstream_refused"),
+    "401": Refusal(wire.error(401, "authentication_error", "invalid x-api-key"), 502, "upstream_rejected"),
+    "403": Refusal(wire.error(403, "permission_error", "not your model"), 502, "upstream_rejected"),
+    "404": Refusal(wire.error(404, "not_found_error", "model: the default"), 502, "upstream_rejected"),
     "400 of our account": Refusal(
         wire.error(400, "invalid_request_error", "Your credit balance is too low."), 502, "upstream_account_blocked"
     ),
-    "413": Refusal(wire.error(413, "request_too_large", "too large"), 413, "too_large"),
+    "413": Refusal(wire.error(413, "request_too_large", "too large"), 413, "content_too_large"),
     "429": Refusal(wire.error(429, "rate_limit_error", "slow"), 429, "upstream_rate_limited", RETRIED, "1"),
-    "500": Refusal(wire.error(500, "api_error", "oh"), 502, "upstream_failed", RETRIED),
-    "502": Refusal(wire.status(502), 502, "upstream_failed", RETRIED),
+    "500": Refusal(wire.error(500, "api_error", "oh"), 502, "upstream_error", RETRIED),
+    "502": Refusal(wire.status(502), 502, "upstream_error", RETRIED),
     "503": Refusal(wire.status(503), 503, "upstream_overloaded", RETRIED, "1"),
     "529": Refusal(wire.error(529, "overloaded_error", "Overloaded"), 503, "upstream_overloaded", RETRIED, "1"),
     "400 in HTML": Refusal(wire.status(400, {"Content-Type": "text/html"}, b"<h1>no"), 400, "bad_request"),
     "502 in HTML": Refusal(
-        wire.status(502, {"Content-Type": "text/html"}, b"<html>Bad Gateway"), 502, "upstream_failed", RETRIED
+        wire.status(502, {"Content-Type": "text/html"}, b"<html>Bad Gateway"), 502, "upstream_error", RETRIED
     ),
     "200 in HTML": Refusal(
         wire.status(200, {"Content-Type": "text/html"}, b"<html><p>Log in"), 502, "upstream_truncated"
@@ -58,7 +58,7 @@ REFUSALS = {
     "529 for an hour": Refusal(
         wire.error(529, "overloaded_error", "later", {"Retry-After": "3600"}), 503, "upstream_overloaded", 1, "3600"
     ),
-    "not HTTP": Refusal(wire.raw(b"220 smtp.example ESMTP\r\n\r\n"), 502, "upstream_failed"),
+    "not HTTP": Refusal(wire.raw(b"220 smtp.example ESMTP\r\n\r\n"), 502, "upstream_error"),
 }
 
 
@@ -72,10 +72,10 @@ def test_a_refusal_is_a_true_status_in_few_words(rill: Rill, upstream: Upstream,
     assert response.headers["Content-Type"].startswith("text/plain")
     assert response.headers.get("Retry-After") == refusal.retry_after
     assert "<" not in response.text
-    assert "key" not in response.text or refusal.ending == "upstream_refused"
+    assert "key" not in response.text or refusal.outcome == "upstream_rejected"
     assert ("max_tokens: 9 is odd" in response.text) == (how == "400")
     line = logged(rill, name)
-    assert (line["status"], line["ending"], line["bytes"]) == (refusal.status, refusal.ending, 0)
+    assert (line["status"], line["outcome"], line["bytes"]) == (refusal.status, refusal.outcome, 0)
     assert len(upstream.requests) == refusal.requests
 
 
@@ -88,7 +88,7 @@ def test_a_redirect_is_not_followed(rill: Rill, upstream: Upstream, code: int) -
         with ask(rill, name) as asked:
             assert asked.status == 502
         assert elsewhere.accepted == 0
-    assert logged(rill, name)["ending"] == "upstream_failed"
+    assert logged(rill, name)["outcome"] == "upstream_error"
     assert len(upstream.requests) == 1
 
 
@@ -98,7 +98,7 @@ def test_an_upstream_that_hangs_up_on_every_request_is_a_502(rill: Rill, upstrea
     name = name_request()
     with ask(rill, name) as asked:
         assert asked.status == 502
-    assert logged(rill, name)["ending"] == "upstream_failed"
+    assert logged(rill, name)["outcome"] == "upstream_error"
     assert len(upstream.requests) == RETRIED
 
 
@@ -118,7 +118,7 @@ def test_an_error_event_before_the_answer_is_a_true_status(
     name = name_request()
     with ask(rill, name, headers) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (503, "1")
-    assert logged(rill, name)["ending"] == "upstream_overloaded"
+    assert logged(rill, name)["outcome"] == "upstream_overloaded"
 
 
 def test_an_error_event_before_the_first_text_is_a_true_status(rill: Rill, upstream: Upstream) -> None:
@@ -128,15 +128,15 @@ def test_an_error_event_before_the_first_text_is_a_true_status(rill: Rill, upstr
 
 
 class Break(NamedTuple):
-    """How an answer breaks after its first text -> its ending in the log, the problem that a framed answer names."""
+    """How an answer breaks after its first text -> its outcome in the log, the problem that a framed answer names."""
 
     steps: tuple[Step, ...]
-    ending: str
+    outcome: str
     problem: str
 
 
 BREAKS = {
-    "reset": Break((wire.reset(),), "upstream_error", "upstream_failed"),
+    "reset": Break((wire.reset(),), "upstream_error", "upstream_error"),
     "closed in mid-body": Break((wire.close(),), "upstream_truncated", "upstream_truncated"),
     "ended without message_stop": Break((wire.end(),), "upstream_truncated", "upstream_truncated"),
     "ended in mid-event": Break(
@@ -144,10 +144,10 @@ BREAKS = {
     ),
     "error event": Break((wire.send(wire.stream_error()), wire.end()), "upstream_error", "upstream_overloaded"),
     "unknown error event": Break(
-        (wire.send(wire.stream_error("new_error", "secret")), wire.silence()), "upstream_error", "upstream_failed"
+        (wire.send(wire.stream_error("new_error", "secret")), wire.silence()), "upstream_error", "upstream_error"
     ),
-    "broken JSON": Break((wire.send(BROKEN_JSON), wire.silence()), "upstream_error", "upstream_failed"),
-    "no object": Break((wire.send(b"data: [1, 2]\n\n"), wire.silence()), "upstream_error", "upstream_failed"),
+    "broken JSON": Break((wire.send(BROKEN_JSON), wire.silence()), "upstream_error", "upstream_error"),
+    "no object": Break((wire.send(b"data: [1, 2]\n\n"), wire.silence()), "upstream_error", "upstream_error"),
     "not a chunk": Break((wire.raw(b"zz\r\n"), wire.silence()), "upstream_truncated", "upstream_truncated"),
 }
 
@@ -161,8 +161,8 @@ def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstre
         upstream.open("read")
         asked.read_rest()
         assert asked.ended == "cut"
-    assert (logged(rill, name)["ending"], len(upstream.requests)) == (BREAKS[how].ending, 1)
-    upstream.wait_until(lambda: upstream.answers[0].ending in ("left", "cut", "sent"), "the connection's end")
+    assert (logged(rill, name)["outcome"], len(upstream.requests)) == (BREAKS[how].outcome, 1)
+    upstream.wait_until(lambda: upstream.answers[0].outcome in ("left", "cut", "sent"), "the connection's end")
 
 
 @pytest.mark.parametrize("how", BREAKS)
@@ -179,7 +179,7 @@ def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstr
     last = rest.rstrip().split(b"\n\n")[-1]
     assert b"event: error\n" in last
     assert json.loads(last.split(b"data: ")[1])["code"] == BREAKS[how].problem
-    assert logged(rill, name)["ending"] == BREAKS[how].ending
+    assert logged(rill, name)["outcome"] == BREAKS[how].outcome
 
 
 @pytest.mark.parametrize("how", BREAKS)
@@ -191,7 +191,7 @@ def test_a_broken_answer_to_http_1_0_is_reset(rill: Rill, upstream: Upstream, ho
         upstream.open("read")
         asked.read_rest()
         assert asked.ended == "reset"
-    assert logged(rill, name)["ending"] == BREAKS[how].ending
+    assert logged(rill, name)["outcome"] == BREAKS[how].outcome
 
 
 @pytest.mark.parametrize("how", ["reset", "ended without message_stop", "error event"])
@@ -222,14 +222,14 @@ def test_what_came_before_the_cut_is_delivered_to_one_who_reads_late(
     upstream.script(wire.head(), wire.send(wire.opening()), *pieces, wire.close())
     name = name_request()
     with ask(rill, name, version=version) as asked:
-        assert logged(rill, name)["ending"] == "upstream_truncated"
+        assert logged(rill, name)["outcome"] == "upstream_truncated"
         time.sleep(0.2)
         assert asked.read_rest() == b"x" * 60_000
         assert asked.ended == ("cut" if version == "HTTP/1.1" else "reset")
 
 
-def test_an_http_1_0_caller_that_leaves_before_its_reset_crashes_nothing(rill: Rill, upstream: Upstream) -> None:
-    # More than the caller's window takes, so that the reset waits for what is still to be sent.
+def test_an_http_1_0_client_that_leaves_before_its_reset_crashes_nothing(rill: Rill, upstream: Upstream) -> None:
+    # More than the client's window takes, so that the reset waits for what is still to be sent.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.gate("read"), wire.close())
     name = name_request()
     with ask(rill, name, version="HTTP/1.0") as asked:
@@ -239,9 +239,9 @@ def test_an_http_1_0_caller_that_leaves_before_its_reset_crashes_nothing(rill: R
         while got < 250_000:
             got += len(asked.next_chunk())
         upstream.open("read")
-        upstream.wait_until(lambda: upstream.answers[0].ending == "cut", "the cut")
+        upstream.wait_until(lambda: upstream.answers[0].outcome == "cut", "the cut")
         time.sleep(0.1)
-    assert logged(rill, name)["ending"] in ("upstream_truncated", "client_disconnected")
+    assert logged(rill, name)["outcome"] in ("upstream_truncated", "client_disconnected")
 
 
 # What is odd, but no break
@@ -302,4 +302,4 @@ def test_a_line_of_ten_megabytes_arrives_and_one_of_twenty_is_cut(
         upstream.open("read")
         got = len(asked.read_rest())
         assert (got, asked.ended) == ((size, "clean") if megabytes == 10 else (0, "cut"))
-    assert logged(rill, name)["ending"] == ("completed" if megabytes == 10 else "upstream_error")
+    assert logged(rill, name)["outcome"] == ("completed" if megabytes == 10 else "upstream_error")

@@ -11,7 +11,7 @@ from upstream import Step, Upstream
 from witness import SSE, ask, in_one_segment, logged, name_request
 
 FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
-# How much later than due an ending may be told, on a busy machine.
+# How much later than due an outcome may be told, on a busy machine.
 LATE = 1.0
 ENV = {"RILL_START_TIMEOUT_SECONDS": "1", "RILL_IDLE_TIMEOUT_SECONDS": "1.5", "RILL_TOTAL_TIMEOUT_SECONDS": "4"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
@@ -39,7 +39,7 @@ def test_silence_instead_of_an_answer_is_a_504_in_time(
     with ask(rill, name, headers) as asked:
         assert asked.status == 504
     assert FIRST <= time.monotonic() - begun < FIRST + LATE
-    assert logged(rill, name)["ending"] == "start_timeout"
+    assert logged(rill, name)["outcome"] == "start_timeout"
     upstream.wait_until_left(0.5)
     assert len(upstream.requests) == 1
 
@@ -63,7 +63,7 @@ def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstre
         assert asked.status == 200
         assert (asked.read_rest(), asked.ended) == (text, "cut")
     assert IDLE <= time.monotonic() - begun < IDLE + LATE
-    assert logged(rill, name)["ending"] == "idle_timeout"
+    assert logged(rill, name)["outcome"] == "idle_timeout"
     upstream.wait_until_left(0.5)
     assert len(upstream.requests) == 1
 
@@ -77,7 +77,7 @@ def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, 
         assert asked.ended == "clean"
     assert b"[DONE]" not in got
     assert json.loads(got.split(b"event: error\ndata: ")[1])["code"] == "idle_timeout"
-    assert logged(rill, name)["ending"] == "idle_timeout"
+    assert logged(rill, name)["outcome"] == "idle_timeout"
     upstream.wait_until_left(0.5)
 
 
@@ -91,7 +91,7 @@ def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
     with ask(rill, name) as asked:
         assert (asked.read_rest(), asked.ended) == (b"so", "clean")
     line = logged(rill, name)
-    assert line["ending"] == "completed"
+    assert line["outcome"] == "completed"
     assert line["duration_ms"] > 1000 * IDLE
 
 
@@ -109,7 +109,7 @@ def test_an_answer_without_end_ends_in_all(
     assert TOTAL <= time.monotonic() - begun < TOTAL + LATE
     assert b"[DONE]" not in got
     assert (b'"code": "total_timeout"' in got) == bool(headers)
-    assert logged(rill, name)["ending"] == "total_timeout"
+    assert logged(rill, name)["outcome"] == "total_timeout"
     upstream.wait_until_left(0.5)
 
 

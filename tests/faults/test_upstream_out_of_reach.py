@@ -33,7 +33,7 @@ def assert_out_of_reach(rill: Rill, port: int) -> None:
             assert asked.status == 502
             assert asked.read_rest() == b"The model's API cannot be reached. Try again later.\n"
         line = logged(rill, name)
-        assert (line["status"], line["ending"]) == (502, "upstream_unreachable")
+        assert (line["status"], line["outcome"]) == (502, "upstream_unreachable")
     wait_until(
         lambda: all(now <= then for now, then in zip(read_gauges(rill, port), before, strict=True)),
         lambda: f"{read_gauges(rill, port)} is not back at {before}",

@@ -19,8 +19,8 @@ SCRIPT = (
 )  # fmt: skip
 
 
-def callers_of(worker: psutil.Process, rill: Rill) -> set[int]:
-    """The ports of the callers that are connected to a worker."""
+def clients_of(worker: psutil.Process, rill: Rill) -> set[int]:
+    """The ports of the clients that are connected to a worker."""
     return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr and each.laddr.port == rill.port}
 
 
@@ -30,7 +30,7 @@ def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:
     for _ in range(100):
         streams.append(stack.enter_context(ask(rill)))
         assert streams[-1].read_until(b"one ") == b"one "
-        if all(len(callers_of(worker, rill)) >= EACH for worker in rill.workers()):
+        if all(len(clients_of(worker, rill)) >= EACH for worker in rill.workers()):
             return streams
     raise AssertionError("one worker got all the streams")
 
@@ -53,15 +53,15 @@ def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: C
     upstream.always(*SCRIPT)
     with ExitStack() as stack:
         streams = open_streams(rill, stack)
-        lost = callers_of(victim, rill)
-        kept = callers_of(other, rill)
+        lost = clients_of(victim, rill)
+        kept = clients_of(other, rill)
         victim.kill()
         for each in streams:
             if each.socket.getsockname()[1] in lost:
                 assert each.read_rest() == b""
                 assert each.ended in ("cut", "reset")
-        endings = upstream.answers
-        upstream.wait_until(lambda: sum(each.ending == "left" for each in endings) == len(lost), "its upstream's end")
+        outcomes = upstream.answers
+        upstream.wait_until(lambda: sum(each.outcome == "left" for each in outcomes) == len(lost), "its upstream's end")
         upstream.open("rest")
         for each in streams:
             if each.socket.getsockname()[1] in kept:
@@ -85,7 +85,7 @@ def test_a_killed_workers_successor_serves_within_two_seconds(upstream: Upstream
     raise AssertionError(f"served after {measured} s")
 
 
-def test_a_killed_only_worker_is_replaced_and_callers_wait_for_no_more_than_that(
+def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     rill = start()

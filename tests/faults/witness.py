@@ -95,7 +95,7 @@ class Gauges(NamedTuple):
 
     greenlets: int
     descriptors: int
-    callers: int
+    clients: int
 
 
 def sockets_between(process: psutil.Process, port: int, mine: bool) -> int:
@@ -146,8 +146,8 @@ def rest(rill: Rill, upstream: Upstream) -> Gauges:
     upstream.script(*wire.answer("warm"))
     with ask(rill, headers={"Connection": "close"}) as asked:
         assert asked.read_rest() == b"warm"
-    upstream.wait_until(lambda: upstream.answers[-1].ending == "sent", "the end of the first answer")
-    wait_until(lambda: read_gauges(rill, upstream.port).callers == 0, lambda: "the first caller stays connected")
+    upstream.wait_until(lambda: upstream.answers[-1].outcome == "sent", "the end of the first answer")
+    wait_until(lambda: read_gauges(rill, upstream.port).clients == 0, lambda: "the first client stays connected")
     looks = [read_gauges(rill, upstream.port) for _ in range(3)]
     return Gauges(*map(min, zip(*looks, strict=True)))
 
@@ -179,7 +179,7 @@ def take_every_place(rill: Rill, upstream: Upstream, streams: int = STREAMS) -> 
             assert refused.status == 503
         upstream.open("all")
         assert [(each.read_rest(), each.ended) for each in asked] == [(b"", "clean")] * streams
-    upstream.wait_until(lambda: all(each.ending == "sent" for each in upstream.answers), "the end of them all")
+    upstream.wait_until(lambda: all(each.outcome == "sent" for each in upstream.answers), "the end of them all")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from server import Conversation, Rill, request_bytes
 
 STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
 # What no log of a healthy server holds.
-TROUBLE = re.compile(r"Traceback|\[(ERROR|CRITICAL)\]|(request|answer) failed|\"(level|ending)\": \"(error|internal)")
+TROUBLE = re.compile(r"Traceback|\[(ERROR|CRITICAL)\]|(request|answer) failed|\"(level|outcome)\": \"(error|internal)")
 HANG_SECONDS = 10.0
 # Of the servers here that want a token; the others do not mind it.
 SECRET = "wonder-land"

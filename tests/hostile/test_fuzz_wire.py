@@ -20,7 +20,7 @@ from upstream import Upstream
 from vectors import CLOSED, HELLO, READ, REFUSED
 
 USUAL, MANY = 1_500, 50_000
-CALLERS = 8
+CLIENTS = 8
 SEED = os.environ.get("HOSTILE_SEED", "rill")
 # Of all that begins with 5, only this is meant: a coding that nobody knows.
 MEANT = {501}
@@ -156,8 +156,8 @@ def test_spoilt_requests_leave_the_service_as_well_as_it_was(rill: Rill, upstrea
     for each in GOOD:
         send_and_leave(rill.port, each)
     before, worker = descriptors(rill, upstream), rill.workers()
-    with ThreadPoolExecutor(CALLERS) as callers:
-        wrong = [each for each in callers.map(lambda n: try_one(rill, n), range(number)) if each]
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        wrong = [each for each in clients.map(lambda n: try_one(rill, n), range(number)) if each]
     assert wrong == [], f"{len(wrong)} of {number}, such as " + "\n".join(wrong[:5])
     assert all(request.path.startswith("/v1/messages") for request in upstream.requests)
     assert rill.workers() == worker

@@ -15,8 +15,8 @@ from raw import Heard, exchange, play, untroubled
 from server import Rill, request_bytes
 from upstream import Upstream
 
-from rill.admission.auth import Tokens
-from rill.admission.rate_limit import Rate
+from rill.admission.auth import ApiKeys
+from rill.admission.rate_limit import RateLimit
 from rill.dialects.anthropic import read_messages
 from rill.dialects.openai import read_completion
 from rill.dialects.text import read_fields, read_json, read_text
@@ -25,7 +25,7 @@ from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.settings import BadSettings, Settings, digest_of, read_settings
-from rill.upstream.sse_decoder import Reader
+from rill.upstream.sse_decoder import Decoder
 
 many = settings(deadline=None, max_examples=200)
 some = settings(deadline=None, max_examples=60)
@@ -33,7 +33,7 @@ some = settings(deadline=None, max_examples=60)
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
 # Every piece of an input that a refusal could repeat begins with this.
-SAID = "what-a-caller-said"
+SAID = "what-a-client-said"
 MOST_WORDS = 300
 
 
@@ -115,7 +115,7 @@ bodies = (
 
 
 def check_refusal(problem: Problem) -> None:
-    """It is the caller's fault, told in few words that are not its own."""
+    """It is the client's fault, told in few words that are not its own."""
     assert 400 <= problem.status < 500
     assert 0 < len(problem.detail) <= MOST_WORDS
     assert SAID not in problem.detail
@@ -124,13 +124,13 @@ def check_refusal(problem: Problem) -> None:
 
 def check_prompt(prompt: Prompt) -> None:
     """It can be sent, and is within its bounds."""
-    assert prompt.model in ("small", "large", OURS.model)
+    assert prompt.model in ("small", "large", OURS.default_model)
     assert type(prompt.max_tokens) is int
-    assert 1 <= prompt.max_tokens <= OURS.max_tokens_cap
+    assert 1 <= prompt.max_tokens <= OURS.max_tokens
     assert len(prompt.messages) <= MAX_MESSAGES
     assert not {"model", "messages", "max_tokens"} & set(prompt.options)
     json.dumps([*prompt.messages, prompt.options], ensure_ascii=False).encode()
-    if not prompt.verbatim:
+    if "stream" not in prompt.options:
         assert all(message["role"] in ("user", "assistant") for message in prompt.messages)
         assert all(isinstance(message["content"], str | list) for message in prompt.messages)
         assert prompt.options.get("temperature", 0) is not None
@@ -139,12 +139,14 @@ def check_prompt(prompt: Prompt) -> None:
 
 READERS: dict[str, Callable[[bytes], Prompt]] = {
     "text": lambda body: read_json(body, OURS),
-    "openai": lambda body: read_completion(body, OURS),
-    "anthropic": lambda body: read_messages(body, {"Anthropic-Beta": "x", "Authorization": SAID}, {"beta": "y"}, OURS),
+    "openai": lambda body: read_completion(body, OURS)[0],
+    "anthropic": lambda body: read_messages(body, {"Anthropic-Beta": "x", "Authorization": SAID}, {"beta": "y"}, OURS)[
+        0
+    ],
 }
 
 
-def refusal_of(ask: Callable[[], object]) -> Problem | None:
+def rejection_of(ask: Callable[[], object]) -> Problem | None:
     """The Problem that is raised, if one is; anything else fails the test."""
     try:
         ask()
@@ -217,21 +219,21 @@ secrets = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], exclud
 @given(secret=secrets.map(str.strip).filter(bool), sent=st.none() | encodable | secrets)
 @many
 def test_only_the_very_token_gets_in(secret: str, sent: str | None) -> None:
-    tokens = Tokens({"alice": digest_of(secret)})
+    tokens = ApiKeys({"alice": digest_of(secret)})
     assert tokens.name_of(secret, "127.0.0.1") == "alice"
-    problem = refusal_of(lambda: tokens.name_of(sent, "127.0.0.1"))
+    problem = rejection_of(lambda: tokens.name_of(sent, "127.0.0.1"))
     assert (problem is None) == (sent == secret)
     assert problem is None or problem.status == 401
 
 
 @given(address=st.ip_addresses().map(str) | encodable)
 @many
-def test_any_address_is_some_caller(address: str) -> None:
-    name = Tokens({}).name_of(None, address)
+def test_any_address_is_some_client(address: str) -> None:
+    name = ApiKeys({}).name_of(None, address)
     assert name
     assert name.isascii()
     assert len(name) <= 50
-    Rate("1/minute").count(name)
+    RateLimit("1/minute").count(name)
 
 
 # What is set
@@ -263,11 +265,11 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
             assert "\n" not in line
             assert SAID not in line
             return
-    Rate(found.rate).count("alice")
-    assert all(name and len(digest) == 32 for name, digest in found.tokens.items())
+    RateLimit(found.rate_limit).count("alice")
+    assert all(name and len(digest) == 32 for name, digest in found.api_keys.items())
     assert 1 <= found.max_tokens <= found.max_tokens_cap
     assert found.check(None, None) == (found.model, found.max_tokens)
-    assert found.first_event_seconds > 0
+    assert found.start_timeout_seconds > 0
     assert found.drain_seconds < float("inf")
 
 
@@ -302,7 +304,7 @@ def changed_streams(draw: st.DrawFn) -> bytes:
 
 def take(data: bytes, size: int) -> tuple[str, list[Event], str | None]:
     """The text, the other events, and the name of the problem of an answer that comes in reads of this size."""
-    reader = Reader()
+    reader = Decoder()
     taken: list[Event] = []
     for begin in range(0, len(data), size):
         taken += reader.feed(data[begin : begin + size])
@@ -328,8 +330,8 @@ def test_a_changed_answer_ends_once_or_is_a_problem_and_the_same_in_reads_of_any
 @given(body=bodies | values.map(lambda usage: json.dumps({"type": "message", "usage": usage}).encode()))
 @many
 def test_a_message_that_comes_whole_is_an_end_or_a_problem(body: bytes) -> None:
-    reader = Reader()
-    problem = refusal_of(lambda: json.dumps(reader.read_message(body).usage))
+    reader = Decoder()
+    problem = rejection_of(lambda: json.dumps(reader.read_message(body).usage))
     assert (problem is None) == reader.ended
     assert problem is None or problem.status == 502
 
@@ -391,9 +393,9 @@ def test_an_upstream_that_counts_oddly_breaks_no_answer(
     rill: Rill, upstream: Upstream, name: str, dialect: str
 ) -> None:
     usage = {"input_tokens": COUNTS[name], "output_tokens": COUNTS[name]}
-    ending = wire.event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage) + wire.event("message_stop")
+    outcome = wire.event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage) + wire.event("message_stop")
     opening = wire.event("message_start", message={"model": "m", "usage": usage})
-    upstream.script(wire.head(), wire.send(opening, wire.text("ok"), ending), wire.end())
+    upstream.script(wire.head(), wire.send(opening, wire.text("ok"), outcome), wire.end())
     path, headers = ASKED[dialect]
     with rill.ask("POST", path, {"Content-Type": "application/json", **headers}, QUESTION) as asked:
         assert asked.status == 200

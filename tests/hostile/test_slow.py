@@ -16,7 +16,7 @@ HEAD_SECONDS = 3  # 95 in gunicorn.conf.py; the mechanism is the same
 BODY_SECONDS = 30  # of app.py
 # What may come on top of a bound, on a busy machine.
 LATE = 4.0
-# A caller that asks nothing special is served in far less, whatever the others do.
+# A client that asks nothing special is served in far less, whatever the others do.
 AT_ONCE_SECONDS = 2.0
 
 
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None
 
 
 def serves_at_once(rill: Rill, q: str = "other") -> None:
-    """A caller like any other is served, and soon."""
+    """A client like any other is served, and soon."""
     begun = time.monotonic()
     with rill.ask("GET", f"/stream?q={q}", {"Connection": "close"}) as asked:
         assert (asked.status, asked.read_rest(), asked.ended) == (200, b"ok", "clean")

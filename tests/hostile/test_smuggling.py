@@ -1,6 +1,6 @@
 """No request is understood in two ways: what could be is refused, and nothing behind it is read.
 
-A proxy in front decides where one request ends by its own reading; where ours differs, one caller's bytes become
+A proxy in front decides where one request ends by its own reading; where ours differs, one client's bytes become
 another's request. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
 """
 

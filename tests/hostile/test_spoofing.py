@@ -1,4 +1,4 @@
-"""No header that anybody can send changes the route, the caller whose rate is counted, or who gets in.
+"""No header that anybody can send changes the route, the client whose rate is counted, or who gets in.
 
 Every server here trusts whatever stands in front of it, as Heroku's platform sets it: FORWARDED_ALLOW_IPS=*.
 """
@@ -29,7 +29,7 @@ def service(module_upstream: Upstream) -> Iterator[Rill]:
 
 @pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda hops: f"{hops} proxies")
 def counted(request: pytest.FixtureRequest, module_upstream: Upstream) -> Iterator[tuple[Rill, int]]:
-    """A server that lets each caller ask three times, and how many proxies it believes."""
+    """A server that lets each client ask three times, and how many proxies it believes."""
     hops = {"RILL_TRUSTED_PROXIES": str(request.param)}
     with Rill({**rill_env(module_upstream), **TRUSTING, **COUNTED, **hops}) as running, untroubled(running):
         yield running, request.param
@@ -42,7 +42,7 @@ def fresh_source() -> str:
 
 
 def fresh_hop() -> str:
-    """The address of a caller that nobody has seen."""
+    """The address of a client that nobody has seen."""
     number = next(_hosts)
     return f"198.51.{number // 250}.{number % 250 + 1}"
 
@@ -57,7 +57,7 @@ def ask(rill: Rill, fields: str, source: str = "127.0.0.1", path: str = "/stream
 
 ONCE_MORE = [400] * TIMES + [429, 429]
 
-# What a caller may send, different each time by its number, to pass for another.
+# What a client may send, different each time by its number, to pass for another.
 NAMES = {
     "X-Real-IP": "X-Real-IP: 203.0.113.{0}",
     "Forwarded": "Forwarded: for=203.0.113.{0};proto=https;by=10.0.0.1",
@@ -90,7 +90,7 @@ def test_no_header_buys_another_request(counted: tuple[Rill, int], name: str) ->
     assert [ask(rill, NAMES[name].format(number), source) for number in range(5)] == ONCE_MORE
 
 
-# What a caller may send as X-Forwarded-For; the proxies write theirs to the right of it.
+# What a client may send as X-Forwarded-For; the proxies write theirs to the right of it.
 FORGED = {
     "an address": "203.0.113.{0}",
     "many addresses": "203.0.113.{0}, " + ", ".join(f"10.0.{number}.1" for number in range(250)),
@@ -121,9 +121,9 @@ FORGED = {
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_hop_changes_nothing_left_of_the_trusted_ones(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
-    source, caller = fresh_source(), fresh_hop()
-    # What the trusted proxies add: the caller's address, and then each the one before it, which may change.
-    added = [[], [caller], [caller, "10.0.0.{0}"]][hops]
+    source, client = fresh_source(), fresh_hop()
+    # What the trusted proxies add: the client's address, and then each the one before it, which may change.
+    added = [[], [client], [client, "10.0.0.{0}"]][hops]
     honest = "X-Forwarded-For: " + ", ".join(added) if added else ""
     one_line = "X-Forwarded-For: " + ", ".join([FORGED[name], *added])
     lines = "\r\n".join(f"X-Forwarded-For: {each}" for each in [FORGED[name], *added])
@@ -131,11 +131,11 @@ def test_a_forged_hop_changes_nothing_left_of_the_trusted_ones(counted: tuple[Ri
     assert [ask(rill, each.format(number), source) for number, each in enumerate(said)] == ONCE_MORE
 
 
-def test_each_caller_behind_the_trusted_proxies_is_counted_apart(counted: tuple[Rill, int]) -> None:
+def test_each_client_behind_the_trusted_proxies_is_counted_apart(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
-    callers = [f"X-Forwarded-For: {', '.join([fresh_hop(), '10.0.0.1'][:hops] or [fresh_hop()])}" for _ in range(5)]
-    assert [ask(rill, caller, source) for caller in callers] == (ONCE_MORE if hops == 0 else [400] * 5)
+    clients = [f"X-Forwarded-For: {', '.join([fresh_hop(), '10.0.0.1'][:hops] or [fresh_hop()])}" for _ in range(5)]
+    assert [ask(rill, client, source) for client in clients] == (ONCE_MORE if hops == 0 else [400] * 5)
 
 
 def test_where_a_proxy_wrote_too_few_hops_the_peer_is_counted(counted: tuple[Rill, int]) -> None:
@@ -159,22 +159,22 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_trusted_hop_is_the_same_caller_however_it_is_written(counted: tuple[Rill, int], name: str) -> None:
+def test_the_trusted_hop_is_the_same_client_however_it_is_written(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
-    source, caller = fresh_source(), fresh_hop()
+    source, client = fresh_source(), fresh_hop()
     behind = ", 10.0.0.1" * (hops - 1)
-    said = [f"X-Forwarded-For: {spelling.format(caller)}{behind}" for spelling in SAME[name]]
+    said = [f"X-Forwarded-For: {spelling.format(client)}{behind}" for spelling in SAME[name]]
     assert [ask(rill, each, source) for each in said] == ONCE_MORE
 
 
-def test_the_trusted_hop_is_the_caller_in_the_log(counted: tuple[Rill, int], upstream: Upstream) -> None:
+def test_the_trusted_hop_is_the_client_in_the_log(counted: tuple[Rill, int], upstream: Upstream) -> None:
     rill, hops = counted
     upstream.always(play)
-    source, caller = fresh_source(), fresh_hop()
+    source, client = fresh_source(), fresh_hop()
     said = len(rill.output())
-    forwarded = ", ".join(["203.0.113.9", *[caller, "10.0.0.1"][:hops]])
+    forwarded = ", ".join(["203.0.113.9", *[client, "10.0.0.1"][:hops]])
     assert ask(rill, f"X-Forwarded-For: {forwarded}", source, "/stream?q=first") == 200
-    assert f'"caller": "{source if hops == 0 else caller}"' in rill.output()[said:]
+    assert f'"client": "{source if hops == 0 else client}"' in rill.output()[said:]
 
 
 # Which route is taken

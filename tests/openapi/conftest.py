@@ -76,7 +76,7 @@ def open_streams(rill: Rill) -> float:
     with rill.ask("GET", "/metrics", HEADERS) as asked:
         assert asked.status == 200
         lines = asked.read_rest().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("rill_open_streams "))
+    return next(float(line.split()[1]) for line in lines if line.startswith("rill_streams_active "))
 
 
 def descriptors(rill: Rill) -> int:

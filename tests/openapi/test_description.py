@@ -70,7 +70,7 @@ def test_its_operations_are_the_routes() -> None:
     assert {(method, path) for method, path, _ in operations()} == routes
 
 
-def test_every_problem_that_a_caller_can_see_is_in_it() -> None:
+def test_every_problem_that_a_client_can_see_is_in_it() -> None:
     statuses = {status for *_, operation in operations() for status in operation["responses"]} | {"404", "405"}
     seen = {name: kind for name, kind in KINDS.items() if name not in UNSEEN}
     assert {str(kind.status) for kind in seen.values()} <= statuses
@@ -80,10 +80,10 @@ def test_every_problem_that_a_caller_can_see_is_in_it() -> None:
 
 def test_its_bounds_are_those_of_the_default_settings() -> None:
     settings = Settings(ANTHROPIC_API_KEY="sk-test-key")
-    assert set(re.findall(r'"maximum": (\d{4,})', TEXT)) == {str(settings.max_tokens_cap)}
+    assert set(re.findall(r'"maximum": (\d{4,})', TEXT)) == {str(settings.max_tokens)}
     assert set(re.findall(r'"maxItems": (\d{4,})', TEXT)) == {str(MAX_MESSAGES)}
     assert set(re.findall(r'"maxLength": (\d{3,})', TEXT)) == {str(MAX_MODEL_LENGTH)}
-    assert f"{settings.max_body:,} bytes" in TEXT
+    assert f"{settings.max_body_bytes:,} bytes" in TEXT
 
 
 @pytest.mark.parametrize(

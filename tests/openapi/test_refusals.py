@@ -40,7 +40,7 @@ UPSTREAM_ERRORS = [
 
 
 def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None, **fields: Any) -> set[int]:
-    """The status that a request gets, whether its caller prefers JSON or not, with an answer that is as described."""
+    """The status that a request gets, whether its client prefers JSON or not, with an answer that is as described."""
     method, path = asked.split(" ")
     statuses = set()
     for accept in ("*/*", "application/json"):
@@ -95,7 +95,7 @@ def test_one_answer_too_many_is_refused_as_described(
     upstream.open("held")
 
 
-def test_a_caller_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
+def test_a_client_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
     for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, asked) == {401}

@@ -5,7 +5,7 @@ import { question, run, tell } from './tell.mjs'
 
 const name = 'claude-sonnet-5-5'
 const asked = { prompt: question, maxOutputTokens: 99, maxRetries: 0 }
-const connection = (url) => ({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-caller' })
+const connection = (url) => ({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-client' })
 const anthropic = (url) => createAnthropic(connection(url))(name)
 const openai = (url) => createOpenAI(connection(url)).chat(name)
 

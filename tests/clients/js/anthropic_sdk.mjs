@@ -1,7 +1,7 @@
 import Anthropic from '@anthropic-ai/sdk'
 import { asked, run, tell } from './tell.mjs'
 
-const connect = (baseURL) => new Anthropic({ baseURL, apiKey: 'sk-of-the-caller', maxRetries: 0 })
+const connect = (baseURL) => new Anthropic({ baseURL, apiKey: 'sk-of-the-client', maxRetries: 0 })
 
 await run({
   async stream(url) {

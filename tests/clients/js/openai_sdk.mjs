@@ -1,7 +1,7 @@
 import OpenAI from 'openai'
 import { asked, run, tell } from './tell.mjs'
 
-const connect = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-caller', maxRetries: 0 })
+const connect = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-client', maxRetries: 0 })
 const streamed = { ...asked, stream: true, stream_options: { include_usage: true } }
 
 await run({

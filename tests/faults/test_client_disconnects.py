@@ -1,4 +1,4 @@
-"""A caller that leaves, at whatever moment and in whatever way, stops its answer: nobody pays for what nobody reads."""
+"""A client that leaves, at whatever moment and in whatever way, stops its answer: nobody pays for what nobody reads."""
 
 import shutil
 import signal
@@ -48,7 +48,7 @@ def test_leaving_closes_the_upstream_and_is_logged(
     WAYS[way](asked)
     assert_upstream_closed_once(upstream)
     line = logged(rill, name)
-    assert (line["ending"], line["dialect"]) == ("client_disconnected", dialect)
+    assert (line["outcome"], line["dialect"]) == ("client_disconnected", dialect)
     assert line["status"] == (499 if phase == "no headers" else 200)
 
 
@@ -61,7 +61,7 @@ def test_a_library_that_closes_its_response_closes_the_upstream(rill: Rill, upst
     ) as response:
         assert next(response.iter_content(None)).startswith(b"one ")
     assert_upstream_closed_once(upstream)
-    assert logged(rill, name)["ending"] == "client_disconnected"
+    assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
@@ -78,7 +78,7 @@ def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Up
             assert curl.stdout.read(4) == b"one "
         curl.send_signal(signal.SIGINT)
     assert_upstream_closed_once(upstream)
-    assert logged(rill, name)["ending"] == "client_disconnected"
+    assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
 def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstream) -> None:
@@ -89,37 +89,37 @@ def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstre
         asked.half_close()
         assert_upstream_closed_once(upstream)
         assert (asked.read_rest(), asked.ended) == (b"", "cut")
-    assert logged(rill, name)["ending"] == "client_disconnected"
+    assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
 def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "Overloaded"))
     name = name_request()
     with ask(rill, name):
-        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].ending == "sent", "the refusal")
-    assert logged(rill, name, timeout=0.3)["ending"] == "client_disconnected"
+        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the refusal")
+    assert logged(rill, name, timeout=0.3)["outcome"] == "client_disconnected"
     time.sleep(1.5)  # longer than the pause would have been
     assert len(upstream.requests) == 1
 
 
-def test_a_caller_that_has_read_done_may_close_at_once(rill: Rill, upstream: Upstream) -> None:
+def test_a_client_that_has_read_done_may_close_at_once(rill: Rill, upstream: Upstream) -> None:
     # The upstream's last chunk is not its last byte: an EventSource's code closes in between.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("all"), wire.stop()), wire.silence())
     name = name_request()
     with ask(rill, name, SSE) as asked:
         assert b"[DONE]" in asked.read_until(b"[DONE]")
     line = logged(rill, name)
-    assert (line["ending"], line["stop_reason"]) == ("completed", "end_turn")
+    assert (line["outcome"], line["stop_reason"]) == ("completed", "end_turn")
 
 
-def test_a_caller_that_left_before_its_request_was_read_costs_nothing_further(rill: Rill, upstream: Upstream) -> None:
+def test_a_client_that_left_before_its_request_was_read_costs_nothing_further(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.silence())
     names = [name_request() for _ in range(20)]
     for name in names:
         ask(rill, name).close()
-    endings = {logged(rill, name)["ending"] for name in names}
-    assert endings <= {"client_disconnected", "full"}
-    upstream.wait_until(lambda: all(each.ending == "left" for each in upstream.answers), "all to be closed")
+    outcomes = {logged(rill, name)["outcome"] for name in names}
+    assert outcomes <= {"client_disconnected", "at_capacity"}
+    upstream.wait_until(lambda: all(each.outcome == "left" for each in upstream.answers), "all to be closed")
 
 
 def cpu_seconds(rill: Rill) -> float:
@@ -157,16 +157,16 @@ def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
     left_at = time.monotonic()
     WAYS[way](asked)
     assert upstream.wait_until_left() - left_at < 2
-    assert logged(rill, name)["ending"] == "client_disconnected"
+    assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
-def test_of_two_callers_only_the_one_that_leaves_is_cut(rill: Rill, upstream: Upstream) -> None:
+def test_of_two_clients_only_the_one_that_leaves_is_cut(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
     with ask(rill) as stays:
         assert stays.read_until(b"one ")
         with ask(rill) as leaves:
             assert leaves.read_until(b"one ")
-        upstream.wait_until(lambda: upstream.answers[1].ending == "left", "the second caller's leaving")
+        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's leaving")
         upstream.open("rest")
         assert (stays.read_rest(), stays.ended) == (b"two", "clean")
-    wait_until(lambda: upstream.answers[0].ending == "sent", lambda: "the first answer did not end")
+    wait_until(lambda: upstream.answers[0].outcome == "sent", lambda: "the first answer did not end")

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upstream import Upstream
 
-from rill.events import End, Event, Silence, Start, Text
+from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
-from rill.upstream.sse_decoder import MAX_EVENT_BYTES, Reader
+from rill.upstream.sse_decoder import MAX_EVENT_BYTES, Decoder
 
 OURS = sorted((Path(__file__).parent / "recorded").glob("*.sse"))
 SHARED = Path(__file__).parents[2] / "shared" / "recorded"
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 def take_all(pieces: Iterable[bytes]) -> tuple[list[Event], Problem | None]:
     """Every event of an upstream that sends the pieces and closes, and the Problem that cut them short."""
-    reader = Reader()
+    reader = Decoder()
     events: list[Event] = []
     for piece in pieces:
         events.extend(reader.feed(piece))
@@ -111,7 +111,7 @@ def test_a_recording_of_ours_gives_what_is_expected_of_it(name: str) -> None:
     outcome, expected = read(wire.recorded(name)), wire.expected()[name]
     assert outcome.text == expected["text"]
     assert (outcome.end.stop_reason if outcome.end else None) == expected["stop_reason"]
-    assert outcome.problem == (None if expected["ending"] == "completed" else "upstream_overloaded")
+    assert outcome.problem == (None if expected["outcome"] == "completed" else "upstream_overloaded")
 
 
 @every_recording
@@ -212,14 +212,14 @@ def test_a_line_over_the_bound_is_a_problem() -> None:
     pieces = [b"data: ", *[b"x" * MEGABYTE] * (MAX_EVENT_BYTES // MEGABYTE + 1)]
     _, problem = take_all(pieces)
     assert problem is not None
-    assert problem.name == "upstream_failed"
+    assert problem.name == "upstream_error"
 
 
 def test_an_event_of_many_lines_over_the_bound_is_a_problem() -> None:
     lines = [b"data: " + b" " * MEGABYTE + b"\n"] * (MAX_EVENT_BYTES // MEGABYTE + 1)
     _, problem = take_all(lines)
     assert problem is not None
-    assert problem.name == "upstream_failed"
+    assert problem.name == "upstream_error"
 
 
 # Text that JSON can say and UTF-8 cannot
@@ -251,7 +251,7 @@ def test_broken_utf8_becomes_replacement_characters_and_breaks_nothing() -> None
     assert (outcome.text, outcome.problem) == ("caf\ufffd au lait", None)
 
 
-# Every ending
+# Every outcome
 
 
 def test_an_end_tells_why_and_what_was_counted() -> None:
@@ -277,7 +277,7 @@ def test_an_odd_reason_or_explanation_is_none(odd: Any) -> None:
 
 
 def test_what_was_counted_is_known_before_the_end() -> None:
-    reader = Reader()
+    reader = Decoder()
     list(reader.feed(wire.start(input_tokens=5)))
     assert reader.usage["input_tokens"] == 5
     assert not reader.ended
@@ -288,11 +288,11 @@ def test_what_was_counted_is_known_before_the_end() -> None:
     [
         ("overloaded_error", "upstream_overloaded"),
         ("rate_limit_error", "upstream_rate_limited"),
-        ("api_error", "upstream_failed"),
+        ("api_error", "upstream_error"),
         ("invalid_request_error", "bad_request"),
-        ("authentication_error", "upstream_refused"),
+        ("authentication_error", "upstream_rejected"),
         ("timeout_error", "upstream_timeout"),
-        ("brand_new_error", "upstream_failed"),
+        ("brand_new_error", "upstream_error"),
     ],
 )
 def test_an_error_event_is_its_problem_after_the_text_before_it(type: str, problem: str) -> None:
@@ -329,34 +329,34 @@ def test_what_follows_the_end_changes_nothing() -> None:
 def test_data_that_is_no_json_object_is_a_problem_after_the_text_before_it(broken: bytes) -> None:
     events, raised = take_all([wire.start() + wire.text("before") + b"data: " + broken + b"\n\n"])
     assert raised is not None
-    assert raised.name == "upstream_failed"
+    assert raised.name == "upstream_error"
     assert events[-1] == Text("before")
 
 
-# Silence
+# Heartbeat
 
 
 def feed_one(data: bytes) -> list[Event]:
-    return list(Reader().feed(data))
+    return list(Decoder().feed(data))
 
 
-def test_a_read_without_an_event_of_ours_is_one_silence() -> None:
+def test_a_read_without_an_event_of_ours_is_one_keep_alive() -> None:
     for data in (wire.ping(), wire.ping() * 3, b": comment\n\n", b"\n", b"data: {"):
-        assert feed_one(data) == [Silence(working=False)]
+        assert feed_one(data) == [Heartbeat(working=False)]
 
 
 def test_content_that_is_no_text_is_a_silence_in_which_the_model_works() -> None:
     signature = wire.delta(0, "signature_delta", signature="c3ludGg=")
     tool_input = wire.delta(1, "input_json_delta", partial_json="{")
     for data in (wire.thinking("Hm"), signature, tool_input, wire.block_start(), wire.block_stop()):
-        assert feed_one(data) == [Silence(working=True)]
-        assert feed_one(wire.ping() + data + wire.ping()) == [Silence(working=True)]
+        assert feed_one(data) == [Heartbeat(working=True)]
+        assert feed_one(wire.ping() + data + wire.ping()) == [Heartbeat(working=True)]
 
 
 def test_working_is_told_of_one_read_only() -> None:
-    reader = Reader()
-    assert list(reader.feed(wire.thinking("Hm"))) == [Silence(working=True)]
-    assert list(reader.feed(wire.ping())) == [Silence(working=False)]
+    reader = Decoder()
+    assert list(reader.feed(wire.thinking("Hm"))) == [Heartbeat(working=True)]
+    assert list(reader.feed(wire.ping())) == [Heartbeat(working=False)]
 
 
 def test_the_texts_of_one_read_are_one_event() -> None:
@@ -368,7 +368,7 @@ def test_the_texts_of_one_read_are_one_event() -> None:
 def test_unknown_events_and_deltas_are_passed_over() -> None:
     news = wire.event("content_block_annotation", note={"deep": [1]}) + wire.delta(0, "brand_new_delta", text="no")
     assert read(wire.start() + news + wire.text("Hi") + wire.event("new") + wire.stop()).text == "Hi"
-    assert feed_one(b'data: {"kind": "no type"}\n\n') == [Silence(working=False)]
+    assert feed_one(b'data: {"kind": "no type"}\n\n') == [Heartbeat(working=False)]
 
 
 # Wrong shapes
