@@ -20,7 +20,8 @@ from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
 from rill.streaming.delivery import Delivery, PassThrough, await_beginning
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
-from rill.upstream.client import Answer, Upstream
+from rill.upstream.answer import Answer
+from rill.upstream.client import Upstream
 
 
 class Request(NamedTuple):
