@@ -61,7 +61,7 @@ class Service:
         )
         base_url = settings.anthropic_base_url
         if settings.offline:
-            base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
+            base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0).server_port}"
         self._upstream = Upstream(settings, base_url, slots, self.telemetry.count_upstream_error)
 
     def answer(self, request: Request) -> Reply:

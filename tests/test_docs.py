@@ -25,7 +25,7 @@ ADDRESS = "http://127.0.0.1:8000"
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[Rill]:
-    with Rill({"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0", "RILL_RATE_LIMIT": "1000/minute"}) as running:
+    with Rill({"RILL_OFFLINE": "1", "RILL_DEFAULT_MAX_TOKENS": "12", "RILL_RATE_LIMIT": "1000/minute"}) as running:
         yield running
 
 
