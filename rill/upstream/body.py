@@ -12,7 +12,6 @@ from typing import Any
 
 import gevent
 import httpx2
-from gevent.ssl import SSLSocket
 from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
 from geventhttpclient.connectionpool import ConnectionPool
 
@@ -52,10 +51,11 @@ class Body(httpx2.SyncByteStream):
     )
 
     def __init__(self, connection: Any, pool: ConnectionPool, read_seconds: float) -> None:
-        self._ends_in_crlf = False  # what was fed last
-        self._has_closed = False  # the upstream, behind what was received
+        self._ends_in_crlf = False  # whether the bytes that were fed last do
+        self._has_closed = False  # whether the upstream closed the connection behind what was received
         self._hub = gevent.get_hub()
-        self._is_tls = isinstance(connection, SSLSocket)
+        # In a process that gevent has not patched, a TLS socket is of the standard class, not of gevent's.
+        self._is_tls = hasattr(connection, "pending")
         self._parser = _Parser()
         self._pool = pool
         self._read_seconds = read_seconds

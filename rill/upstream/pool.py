@@ -1,4 +1,4 @@
-"""The connections to the upstream: made over TLS or through a proxy, and kept for the next request."""
+"""The pool of connections to the upstream, over TLS or through a proxy, which keeps idle ones for the next request."""
 
 import os
 import select
@@ -16,11 +16,11 @@ import httpx2
 from gevent import monkey
 from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
 
-# Idle connections kept for the next request; more would only hold descriptors.
+# The idle connections that are kept; more would only hold descriptors.
 KEPT_CONNECTIONS = 100
-# How long the addresses of the upstream's name are used for.
+# How long a resolved address is used.
 RESOLVED_SECONDS = 30.0
-# How long a connection may take while other addresses are left, and how long an address that failed is tried last.
+# How long a connect may take while other addresses are untried, and how long a failed address is tried last.
 ADDRESS_SECONDS = 2.0
 FAILED_SECONDS = 60.0
 
@@ -28,13 +28,14 @@ _poll = monkey.get_original("select", "poll")
 
 
 class _KeptConnections:
-    """What both pools add to the library's: which connections have served before, and a bound to the idle ones."""
+    """Limits the idle connections, and knows which connections have served before."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._kept: WeakSet[Any] = WeakSet()
 
     def was_kept(self, connection: gevent.socket.socket) -> bool:
+        """Return whether the connection has served before."""
         return connection in self._kept
 
     def after_connect(self, connection: gevent.socket.socket) -> None:
@@ -49,14 +50,14 @@ class _KeptConnections:
             super().return_socket(connection)  # type: ignore[misc]
 
     def _is_socket_alive(self, sock: gevent.socket.socket | None) -> bool:
-        # An idle connection that is readable has been closed. The library asks select, which ends at descriptor 1,023.
+        # An idle connection that is readable has been closed. The library uses select, which ends at descriptor 1,023.
         poll = _poll()
         poll.register(sock, select.POLLIN)
         return not poll.poll(0)
 
 
 class _Dialer(ConnectionPool):
-    """Connect to the first address that answers: one that does not, such as IPv6 without a route, delays only once."""
+    """Connects to the first address that responds; one that does not, such as IPv6 without a route, delays only once."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -65,7 +66,7 @@ class _Dialer(ConnectionPool):
         self._failed_until: dict[Any, float] = {}  # address -> monotonic, in seconds
 
     def _resolve(self) -> list[Any]:
-        # gevent resolves on a thread, also what is an address already; each return of it may take the GIL for 5 ms.
+        # gevent resolves in a thread, even a literal address; each return from it may wait 5 ms for the GIL.
         if time.monotonic() >= self._resolved_until:
             self._resolved = super()._resolve()
             self._resolved_until = time.monotonic() + RESOLVED_SECONDS
@@ -103,7 +104,7 @@ class _TLSPool(_KeptConnections, SSLConnectionPool, _Dialer):
 
 
 def open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> Any:
-    """A pool of at most `connections` to the origin of `url`, through the http `proxy` if given."""
+    """Return a pool of at most `connections` to the origin of `url`, through the http `proxy` if given."""
     port = url.port or (443 if url.scheme == "https" else 80)
     via = (
         {"use_proxy": True, "proxy_user": proxy.username or None, "proxy_password": proxy.password or None}
@@ -117,7 +118,7 @@ def open_pool(url: httpx2.URL, connections: int, proxy: httpx2.URL | None) -> An
 
 
 def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    # Where an operator names the roots, no others are trusted; certifi's help where a system has none.
+    # If the operator names root certificates, no others are trusted; else certifi's are added, for systems without any.
     file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
     context: ssl.SSLContext = gevent.ssl.create_default_context(cafile=file, capath=folder)
     if not (file or folder):
@@ -126,7 +127,7 @@ def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
 
 
 def proxy_authorization(proxy: httpx2.URL) -> list[bytes]:
-    """The header lines that tell the proxy who asks."""
+    """Return the header line with the credentials of the proxy, if it has any."""
     if not proxy.username and not proxy.password:
         return []
     return [b"Proxy-Authorization: Basic " + b64encode(f"{proxy.username}:{proxy.password}".encode())]
