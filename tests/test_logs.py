@@ -23,7 +23,7 @@ from upstream import Step, Upstream
 
 from rill.telemetry.logs import TALKATIVE, write_logs
 
-WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
@@ -57,7 +57,7 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
         asked.read_rest()
     line = line_about(rill, "whole")
-    table = WATCHING.split("## The line of an answer")[1].split("\n## ")[0]
+    table = WATCHING.split("## Log line")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
     duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "ttft_ms", "timestamp"))
     assert duration >= first_text >= 0
