@@ -252,7 +252,7 @@ def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page
     assert open_page.run("return getComputedStyle(document.querySelector('.answer')).whiteSpace") == "pre-wrap"
 
 
-def test_markup_in_a_question_and_in_an_answer_is_shown_and_never_runs(open_page: Page, upstream: Upstream) -> None:
+def test_markup_in_a_prompt_and_in_an_answer_is_shown_and_never_runs(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(*SCRIPT, stop_reason="<b>done</b>"))
     open_page.find("#prompt").send_keys(SCRIPT.replace("\n", ""), Keys.ENTER)
     open_page.wait_for_outcomes("Complete: <b>done</b>.")
