@@ -484,6 +484,7 @@ def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
     ]
     assert API_KEY not in page.run("return location.href + document.documentElement.outerHTML")
     page.browser.refresh()
+    page.wait_for(page.focused, "prompt")
     page.ask()
     page.wait_for_outcomes(COMPLETE)
 
