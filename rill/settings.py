@@ -9,11 +9,11 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from limits import parse_many as parse_rates
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rill.problems import Problem
+from rill.quota import parse_quotas
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Digests = Annotated[Mapping[str, bytes], NoDecode]
@@ -159,11 +159,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_rate(cls, value: str) -> str:
         try:
-            fits = all(rate.amount > 0 for rate in parse_rates(value))
+            parse_quotas(value)
         except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError("should be a number of requests in a time, such as 60/minute or 5/second;1000/day")
+            raise ValueError(
+                "should be a number of requests in a time, such as 60/minute or 5/second;1000/day"
+            ) from None
         return value
 
     @model_validator(mode="before")

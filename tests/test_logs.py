@@ -21,7 +21,7 @@ import upstream as wire
 from server import ROOT, Conversation, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.telemetry.logs import TALKATIVE, write_logs
+from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
 
 WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
@@ -272,7 +272,7 @@ class Screen(StringIO):
 @pytest.fixture
 def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
     """Write the service's log to a stream, for one test."""
-    names = ("rill", *TALKATIVE)
+    names = ("rill", *VERBOSE_LIBRARIES)
     before = [(logging.getLogger(name), vars(logging.getLogger(name)).copy()) for name in names]
     threads = logging.logThreads
 
@@ -331,7 +331,7 @@ def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
 ) -> None:
     written = stream()
     logs(written).warning("a model named %s", UNSAFE, extra={"model": f"a{UNSAFE}b", "list": [UNSAFE], UNSAFE: "name"})
-    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # structlog's own colours
+    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # the colours
     assert [letter for letter in UNSAFE if letter in said] == []
     assert said.count("\n") == 1
     if stream is StringIO:
@@ -380,7 +380,7 @@ def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> 
     assert [letter for letter in set(ESCAPES) - set("]0;owned31m") if letter in rill.output()] == []
 
 
-@pytest.mark.parametrize("name", TALKATIVE)
+@pytest.mark.parametrize("name", VERBOSE_LIBRARIES)
 def test_libraries_that_would_log_prompts_are_kept_from_it(
     logs: Callable[[StringIO], logging.Logger], name: str
 ) -> None:

@@ -103,9 +103,7 @@ def read_form(fields: Mapping[str, Any], settings: Settings) -> Prompt:
     return read_fields(fields, settings)
 
 
-def read_json(
-    body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})
-) -> Prompt:
+def read_json(body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})) -> Prompt:
     """The prompt in a JSON body, which overrides the options of the query; raises Problem, naming the field."""
     return read_fields({**options, **read_json_object(body)}, settings)
 

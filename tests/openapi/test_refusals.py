@@ -10,7 +10,7 @@ from schemathesis.checks import CHECKS
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
-from rill.admission.auth import FAILURES_PER_WINDOW
+from rill.admission.auth import FAILURES
 
 DESCRIPTION = schemathesis.openapi.from_path(ROOT / "rill" / "openapi.json")
 AS_DESCRIBED = (
@@ -126,7 +126,7 @@ def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) ->
 
 def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
-    for _ in range(FAILURES_PER_WINDOW):
+    for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
     for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
