@@ -14,11 +14,11 @@ run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the
 	echo "  curl -N 'http://$(BIND)/stream?q=hello'"; \
 	exec $(BIN)/gunicorn --bind $(BIND) wsgi:app
 
-test: .venv/.dev  ## all tests, against real servers and clients
+test: .venv/.dev  ## every test, against real servers and clients
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
 	PATH="$$PATH:/usr/sbin" $(BIN)/pytest
 
-soak: .venv/.dev  ## the slow tests
+soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
 
 check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of the pinned packages

@@ -30,7 +30,7 @@ START_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[Rill]:
-    with Rill({"RILL_OFFLINE": "1", "RILL_RATE_LIMIT": "1000/minute"}) as running:
+    with Rill({"RILL_OFFLINE": "1", "RILL_DEFAULT_MAX_TOKENS": "12", "RILL_RATE_LIMIT": "1000/minute"}) as running:
         yield running
 
 
