@@ -17,6 +17,7 @@ from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
 from rill.server.drip import drip
+from rill.server.open_files import fit_open_files
 from rill.server.request import (
     ReadPrompt,
     address_of,
@@ -30,7 +31,6 @@ from rill.server.request import (
     read_question,
 )
 from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
-from rill.server.worker import fit_open_files
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs

@@ -11,7 +11,7 @@ import sys
 from gevent import monkey
 from gunicorn import systemd
 
-from rill.server.worker import fit_open_files
+from rill.server.open_files import fit_open_files
 from rill.settings import BadSettings, read_settings
 from rill.telemetry import metrics_files
 
