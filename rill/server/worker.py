@@ -145,7 +145,6 @@ class Worker(GeventWorker):
         try:
             super().handle_request(listener_name, req, sock, addr)
         except StopIteration:  # The response closes the connection.
-            request_body.finish(req.body)
             return False
         finally:
             self._connections.end_request(sock)
