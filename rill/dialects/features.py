@@ -42,8 +42,9 @@ HARMLESS_BETAS = frozenset(
 OPAQUE = frozenset({"input_schema", "input_examples", "schema", "metadata", "system", "stop_sequences"})
 # The date at the end of a tool's type (_20250305) or of a beta (-2025-08-07, -20250219).
 _VERSION = re.compile(r"(?:_\d{8}|-\d{4}-\d{2}-\d{2}|-\d{8})\Z", re.ASCII)
-# Names that a message may repeat; any other may be a prompt.
-_NAME = re.compile(r"[a-z0-9_]{1,60}", re.ASCII)
+# A name in a body is repeated in a message only if it can be a name of the API's; it may be a prompt.
+MAX_NAME = 60
+_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_NAME}}}", re.ASCII)
 
 
 def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) -> None:
@@ -76,11 +77,16 @@ def _check(where: str, name: str, harmless: frozenset[str], enabled: frozenset[s
     if family in harmless or not enabled.isdisjoint((name, family, "*")):
         return
     is_field = where == name
-    if _NAME.fullmatch(family.replace("-", "_") if where == "anthropic-beta" else family):
-        subject, setting = "this field" if is_field else f"`{name}`", f"RILL_UPSTREAM_FEATURES={family}"
-    else:
-        where, subject, setting = "a field" if is_field else where, "this name", "RILL_UPSTREAM_FEATURES"
-    raise Problem("forbidden", f"{where}: {subject} is not enabled here. The operator can enable it with {setting}.")
+    if where == "anthropic-beta":
+        name, family = name[:MAX_NAME], family[:MAX_NAME]
+    elif not _NAME.fullmatch(name):
+        name = family = "NAME"
+        where = name if is_field else where
+    subject = "this field" if is_field else f"`{name}`"
+    message = (
+        f"{where}: {subject} is not enabled here. The operator can enable it with RILL_UPSTREAM_FEATURES={family}."
+    )
+    raise Problem("forbidden", message)
 
 
 def _tools_of(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
