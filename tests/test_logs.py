@@ -192,7 +192,7 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
     written = rill.output().split("\n")[:-1]
     *answers, refused = lines_of(rill.output())
     assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
-    assert (refused["event"], refused["path"]) == ("refused", "/*")
+    assert (refused["event"], refused["path"]) == ("rejected", "/*")
     others = [line for line in written if not line.startswith("{")]
     said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
     assert said == [

@@ -130,7 +130,7 @@ def test_a_body_that_is_too_long_is_rejected_before_it_is_asked_for(service: Ril
         assert asked.status == 413
         assert asked.headers["connection"] == "close"
         asked.read_rest()
-        asked.socket.settimeout(5)
+        asked.socket.settimeout(2)
         assert asked.socket.recv(1) == b""
 
 

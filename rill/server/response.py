@@ -11,8 +11,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from rill.admission.rate_limit import RATE_HEADERS
 from rill.dialects import ANTHROPIC
-from rill.dialects.paths import advice_for, dialect_of
 from rill.problems import Problem
+from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
 from rill.settings import Settings
 
