@@ -14,9 +14,12 @@ from gunicorn import systemd
 from rill.server.open_files import fit_open_files
 from rill.settings import BadSettings, read_settings
 from rill.telemetry import metrics_files
+from rill.upstream.proxy import proxy_of_environment
 
 try:
     _settings = read_settings()
+    if not _settings.offline:
+        proxy_of_environment(_settings.anthropic_base_url)
 except BadSettings as error:
     sys.exit(f"rill: {error}")
 

@@ -50,7 +50,6 @@ class Settings(BaseSettings):
         "REDIS_URL", None, "a Redis that counts `RILL_RATE_LIMIT` for all workers and machines", repr=False
     )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
-    offline_rate: float = _setting("RILL_OFFLINE_RATE", 50, "tokens a second of the offline model, 0: unpaced", ge=0)
     default_model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")
     allowed_models: Names = _setting(
         "RILL_ALLOWED_MODELS",

@@ -16,7 +16,7 @@ from upstream import Upstream
 
 StartRill = Callable[..., Rill]
 
-OFFLINE = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}
+OFFLINE = {"RILL_OFFLINE": "1"}
 KEY = "sk-secret-key-1"
 SECRET = "petrichor"  # stands for a prompt: no log may hold it
 
@@ -80,7 +80,7 @@ def test_a_start_with_a_key_does_not_say_that_it_is_offline(start_rill: StartRil
 
 
 def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
-    answer = read(offline, f"/stream?q={quote('你好 & 1+1')}", {"X-Request-Id": "offline-1"})
+    answer = read(offline, f"/stream?q={quote('你好 & 1+1 rate=0')}", {"X-Request-Id": "offline-1"})
     assert "你好 & 1+1" in answer
     assert "claude-sonnet-5-5" in answer
     (line,) = answer_lines(offline, 1, "offline-1")
@@ -97,8 +97,8 @@ def test_offline_honours_max_tokens_and_says_the_same_twice(offline: Rill) -> No
 
 def test_an_answer_is_one_log_line(start_rill: StartRill) -> None:
     service = start_rill(**OFFLINE)
-    read(service, "/stream?q=hi")
-    read(service, "/chat/stream?message=hi")
+    read(service, "/stream?q=rate%3D0")
+    read(service, "/chat/stream?message=rate%3D0")
     assert [line["dialect"] for line in answer_lines(service, 2)] == ["text", "sse"]
     assert_sound(service)
 
@@ -113,7 +113,7 @@ def test_it_listens_on_the_loopback_where_no_port_is_set(offline: Rill) -> None:
 def test_port_makes_it_listen_on_every_address() -> None:
     with Rill(OFFLINE, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
-        assert "offline model" in read(service, "/stream?q=hi")
+        assert "offline model" in read(service, "/stream?q=rate%3D0")
 
 
 PUBLIC = {
@@ -194,7 +194,7 @@ def test_a_start_without_a_key_says_what_to_set() -> None:
 def test_two_workers_answer() -> None:
     with Rill({**OFFLINE, "WEB_CONCURRENCY": "2"}) as service:
         service.wait_for_workers(2)
-        assert all("offline model" in read(service, f"/stream?q=hi{n}") for n in range(8))
+        assert all("offline model" in read(service, f"/stream?q=rate%3D0+{n}") for n in range(8))
         assert_sound(service)
 
 
@@ -278,6 +278,6 @@ def test_no_prompt_is_in_the_output_of_a_failure(start_rill: StartRill, upstream
 
 def test_a_stop_is_quiet_and_clean(start_rill: StartRill) -> None:
     service = start_rill(**OFFLINE)
-    read(service, "/stream?q=hi")
+    read(service, "/stream?q=rate%3D0")
     assert service.stop().exit_code == 0
     assert_sound(service)
