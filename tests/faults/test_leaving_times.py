@@ -4,7 +4,7 @@ import time
 
 import pytest
 from server import Rill
-from test_client_leaves import PHASES
+from test_client_disconnects import PHASES
 from upstream import Upstream
 from witness import ask
 
