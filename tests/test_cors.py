@@ -2,13 +2,13 @@
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from email.message import Message
 
 import pytest
 import upstream as wire
-from server import Rill, StartFailed, StartRill, rill_env
+from server import Rill, StartFailed, StartRill
 from upstream import Upstream
 
 APP = "https://app.example"
@@ -45,35 +45,30 @@ STRANGERS = {
 }
 
 
-def environment(upstream: Upstream, origins: str) -> dict[str, str]:
-    tokens = {
-        "RILL_API_KEYS": f"alice={TOKEN},bob=builder-bob",
-        "RILL_ALLOWED_MODELS": MODEL,
-        "RILL_MAX_BODY_BYTES": "1000",
-    }
-    return {**rill_env(upstream), **tokens, "RILL_RATE_LIMIT": "1000/hour", "RILL_CORS_ORIGINS": origins}
+ENV = {
+    "RILL_API_KEYS": f"alice={TOKEN},bob=builder-bob",
+    "RILL_ALLOWED_MODELS": MODEL,
+    "RILL_MAX_BODY_BYTES": "1000",
+    "RILL_RATE_LIMIT": "1000/hour",
+}
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A service for three origins, whose tokens and bounds are soon met."""
-    with Rill(environment(module_upstream, f"{APP},{LOCAL} , {IPV6}")) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server for three origins, with limits that are soon reached."""
+    return share_rill(**ENV, RILL_CORS_ORIGINS=f"{APP},{LOCAL} , {IPV6}")
 
 
-@pytest.fixture(scope="module")
-def one(module_upstream: Upstream) -> Iterator[Rill]:
-    """A service for one origin, written as nobody's browser writes it."""
-    env = {**environment(module_upstream, "HTTPS://App.Example"), "RILL_RATE_LIMIT": "1/hour"}
-    with Rill(env) as running:
-        yield running
+@pytest.fixture
+def one(share_rill: StartRill) -> Rill:
+    """A server for one origin, written as no browser writes it."""
+    return share_rill(**{**ENV, "RILL_RATE_LIMIT": "1/hour"}, RILL_CORS_ORIGINS="HTTPS://App.Example")
 
 
-@pytest.fixture(scope="module")
-def anybody(module_upstream: Upstream) -> Iterator[Rill]:
-    """A service for every origin."""
-    with Rill(environment(module_upstream, "*")) as running:
-        yield running
+@pytest.fixture
+def anybody(share_rill: StartRill) -> Rill:
+    """A server for every origin."""
+    return share_rill(**ENV, RILL_CORS_ORIGINS="*")
 
 
 def send(

@@ -3,16 +3,16 @@
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import upstream as wire
+from conversation import Conversation, request_bytes
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from server import Conversation, Rill, StartFailed, StartRill, request_bytes
+from server import Rill, StartFailed, StartRill
 from upstream import Upstream
 
 EVIL = "rebound.example"
@@ -36,11 +36,10 @@ GUARDED = {
 BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metrics", "GET /")]
 
 
-@pytest.fixture(scope="module")
-def local(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def local(share_rill: StartRill) -> Rill:
     """What `make run` starts where a key is set: on loopback, without client keys."""
-    with Rill({**KEY, "ANTHROPIC_BASE_URL": module_upstream.url, "RILL_RATE_LIMIT": "100000/minute"}) as running:
-        yield running
+    return share_rill(**KEY, RILL_ALLOWED_MODELS=None, RILL_ALLOWED_HOSTS=None)
 
 
 def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import upstream as wire
+from conversation import request_bytes
 from raw import exchange
-from server import Rill, request_bytes, rill_env
+from server import Rill, rill_env
 from upstream import Upstream
 
 from rill.admission.auth import FAILURES_PER_WINDOW, WINDOW_SECONDS, ApiKeys, FailedAttempts

@@ -18,7 +18,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from conversation import Conversation
+from server import ROOT, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 from rill.telemetry.logs import TALKATIVE, write_logs
@@ -29,10 +30,9 @@ BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
-    with Rill(rill_env(module_upstream)) as running:
-        yield running
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
+    return share_rill()
 
 
 def lines_of(output: str) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ import psutil
 import pytest
 import upstream as wire
 import yaml
+from conversation import Conversation
 from prometheus_client.parser import text_string_to_metric_families
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
@@ -83,25 +84,24 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
     added.update(wait_for(lambda: scrape(rill), is_over).since(before))
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server for named clients, whose answers of a second's silence are ended."""
-    env = {
-        "RILL_API_KEYS": TOKENS,
-        "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5",
-        "RILL_MAX_STREAMS": "2",
-        "RILL_MAX_STREAMS_PER_CLIENT": "1",
-    }
-    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY_BYTES": "2000"}) as running:
-        yield running
+    return share_rill(
+        RILL_API_KEYS=TOKENS,
+        RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5",
+        RILL_MAX_STREAMS="2",
+        RILL_MAX_STREAMS_PER_CLIENT="1",
+        RILL_MAX_BODY_BYTES="2000",
+    )
 
 
-@pytest.fixture(scope="module")
-def pair(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def pair(share_rill: StartRill) -> Rill:
     """A server of two workers, for everybody and every model."""
-    with Rill({**rill_env(module_upstream), "WEB_CONCURRENCY": "2", "RILL_TRUSTED_PROXIES": "1"}) as running:
-        running.wait_for_workers(2)
-        yield running
+    running = share_rill(WEB_CONCURRENCY="2", RILL_TRUSTED_PROXIES="1")
+    running.wait_for_workers(2)
+    return running
 
 
 # The dialects, and how a test asks in each

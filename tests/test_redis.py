@@ -12,8 +12,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 import upstream as wire
+from conversation import Conversation, request_bytes
 from redis_server import RedisServer, speaks_tls
-from server import Conversation, Rill, StartFailed, StartRill, request_bytes, rill_env
+from server import Rill, StartFailed, StartRill, rill_env
 from upstream import Upstream
 
 PASSWORD = "open-sesame-4711"
@@ -42,12 +43,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def house(module_upstream: Upstream) -> Callable[..., dict[str, str]]:
+def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
     """The environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
 
     def build(**more: str) -> dict[str, str]:
         rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
-        return {**rill_env(module_upstream), **rate, **more}
+        return {**rill_env(shared_upstream), **rate, **more}
 
     return build
 

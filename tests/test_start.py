@@ -11,7 +11,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 import upstream as wire
-from server import Conversation, Rill, StartFailed, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill, StartFailed
 from upstream import Upstream
 
 StartRill = Callable[..., Rill]

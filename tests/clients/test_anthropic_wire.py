@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from conversation import Conversation
 from gated import ASKED, FIRST, SECOND, gated_answer
-from server import Conversation, Rill
+from server import Rill
 from upstream import REQUEST_ID, Headers, Upstream
 
 ANSWERS = pytest.mark.parametrize("name", sorted(wire.expected()))

@@ -6,16 +6,14 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from server import Rill, rill_env
+from server import Rill, StartRill
 from test_chromium import CHROMIUM, DRIVER, FLAGS
-from upstream import Upstream
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
     """The real server, as it should be set behind one proxy."""
-    with Rill({**rill_env(module_upstream), "RILL_TRUSTED_PROXIES": "1"}) as running:
-        yield running
+    return share_rill(RILL_TRUSTED_PROXIES="1")
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,9 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def open_rill(elsewhere: str, module_upstream: Upstream) -> Iterator[Rill]:
+def open_rill(elsewhere: str, shared_upstream: Upstream) -> Iterator[Rill]:
     """A server that wants a token, and takes requests from the page's origin."""
-    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
+    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": shared_upstream.url}
     with Rill({**env, "RILL_API_KEYS": f"alice={TOKEN}", "RILL_CORS_ORIGINS": elsewhere}) as running:
         yield running
 

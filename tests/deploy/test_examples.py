@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import upstream as wire
 from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
-from server import ROOT, Rill
+from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
 WHOLE, NONE, CUT = 0, 1, 2
@@ -88,12 +88,10 @@ def test_an_example_says_when_nobody_is_there(script: str, service: Rill) -> Non
     assert said.strip()
 
 
-@pytest.fixture(scope="module")
-def locked(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server that wants a token."""
-    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
-    with Rill({**env, "RILL_API_KEYS": f"alice={TOKEN}"}) as running:
-        yield running
+@pytest.fixture
+def locked(share_rill: StartRill) -> Rill:
+    """A server that requires an API key."""
+    return share_rill(RILL_API_KEYS=f"alice={TOKEN}")
 
 
 @pytest.mark.parametrize(("token", "ends"), [(TOKEN, WHOLE), ("another", NONE), ("", NONE)])

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, StartRill, request_bytes
+from conversation import Conversation, request_bytes
+from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
 from rill.telemetry.metrics_files import SIZES

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import requests
 import upstream as wire
-from server import Conversation, Rill
+from conversation import Conversation
+from server import Rill
 from upstream import Upstream
 from witness import STREAMS, ask, logged, name_request
 

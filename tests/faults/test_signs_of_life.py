@@ -47,9 +47,9 @@ def longest_gap(rill: Rill, which: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def gaps(service: Rill, module_upstream: Upstream) -> dict[str, float]:
+def gaps(service: Rill, shared_upstream: Upstream) -> dict[str, float]:
     """The longest gaps in all those silences, watched at once."""
-    module_upstream.always(play_what_is_asked)
+    shared_upstream.always(play_what_is_asked)
     with ThreadPoolExecutor(len(SILENCES)) as clients:
         watched = {which: clients.submit(longest_gap, service, which) for which in SILENCES}
         return {which: each.result() for which, each in watched.items()}

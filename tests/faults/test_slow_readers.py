@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import logged, name_request, unharmed
 

@@ -4,7 +4,8 @@ import socket
 import time
 
 import pytest
-from server import Conversation, Rill, raw_request, request_bytes
+from conversation import Conversation, raw_request, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import probed, take_every_place, unharmed
 

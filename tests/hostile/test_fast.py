@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
+from conversation import Conversation, request_bytes
 from fast import KEY, SENDERS
 from raw import play
-from server import Conversation, Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 PACE_SECONDS = 0.05
@@ -29,11 +30,10 @@ PACED = (
 )
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """One worker that wants a key."""
-    with Rill({**rill_env(module_upstream), "RILL_API_KEYS": f"alice={KEY}"}) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """One worker that requires an API key."""
+    return share_rill(RILL_API_KEYS=f"alice={KEY}")
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from conversation import request_bytes
 from raw import HANG_SECONDS, STATUS, Heard, connect, receive_rest, send, send_and_leave
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 from vectors import CLOSED, HELLO, READ, REFUSED
 

@@ -7,8 +7,9 @@ from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
+from conversation import request_bytes
 from raw import Heard, connect, receive_rest, send
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 
 CONNECTIONS = 5000

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from conversation import request_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw import Heard, exchange, play, untroubled
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 
 from rill.admission.auth import ApiKeys
@@ -414,9 +415,9 @@ def unharmed(service: Rill) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def answering(module_upstream: Upstream) -> None:
+def answering(shared_upstream: Upstream) -> None:
     """The upstream answers whatever an example asks."""
-    module_upstream.always(play)
+    shared_upstream.always(play)
 
 
 sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0"))
