@@ -64,10 +64,20 @@ def block_stop(index: int = 0) -> bytes:
     return event("content_block_stop", index=index)
 
 
-def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object) -> bytes:
-    """The message_delta and message_stop events; `fields` join the delta, as stop_details does."""
+def message_delta(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object) -> bytes:
+    """Return a message_delta event; `fields` join the delta, as stop_details does."""
     outcome = {"stop_reason": stop_reason, "stop_sequence": None, **fields}
-    return event("message_delta", delta=outcome, usage={"output_tokens": output_tokens}) + event("message_stop")
+    return event("message_delta", delta=outcome, usage={"output_tokens": output_tokens})
+
+
+def message_stop() -> bytes:
+    """Return the message_stop event."""
+    return event("message_stop")
+
+
+def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object) -> bytes:
+    """Return the message_delta and message_stop events."""
+    return message_delta(stop_reason, output_tokens, **fields) + message_stop()
 
 
 def stream_error(type: str = "overloaded_error", message: str = "Overloaded") -> bytes:
