@@ -12,7 +12,7 @@ from conversation import Conversation, request_bytes
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from server import Rill, StartFailed, StartRill
+from server import Rill, StartRill
 from upstream import Upstream
 
 EVIL = "rebound.example"
@@ -114,9 +114,9 @@ def test_a_rejected_host_is_counted(local: Rill) -> None:
     assert 'rill_requests_rejected_total{reason="host_not_allowed"}' in text
 
 
-def test_a_host_that_is_allowed_is_served_and_no_other(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_host_that_is_allowed_is_served_and_no_other(share_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
-    rill = start_rill(RILL_ALLOWED_HOSTS="Rill.Example, [fd00::7]")
+    rill = share_rill(RILL_ALLOWED_HOSTS="Rill.Example, [fd00::7]")
     statuses = {
         host: ask(rill, "GET /stream", {"Host": host})[0]
         for host in ("rill.example", "RILL.example:8443", "[fd00::7]:80", "localhost", EVIL, "x.rill.example")
@@ -127,15 +127,15 @@ def test_a_host_that_is_allowed_is_served_and_no_other(start_rill: StartRill, up
 @pytest.mark.parametrize(
     "env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
 )
-def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(start_rill: StartRill, env: dict[str, str]) -> None:
-    rill = start_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
+def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(share_rill: StartRill, env: dict[str, str]) -> None:
+    rill = share_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
     assert ask(rill, "GET /stream", {"Host": EVIL, "x-api-key": "one"})[0] == 403
     assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize("env", [{}, {"RILL_API_KEYS": "alice=one"}], ids=["no keys", "keys"])
-def test_a_star_allows_every_host(start_rill: StartRill, env: dict[str, str]) -> None:
-    rill = start_rill(RILL_ALLOWED_HOSTS="*", **env)
+def test_a_star_allows_every_host(share_rill: StartRill, env: dict[str, str]) -> None:
+    rill = share_rill(RILL_ALLOWED_HOSTS="*", **env)
     assert ask(rill, "GET /v1/models", {"Host": EVIL, "x-api-key": "one"})[0] == 200
 
 
@@ -143,9 +143,9 @@ def test_a_star_allows_every_host(start_rill: StartRill, env: dict[str, str]) ->
     "env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}], ids=["keys", "offline"]
 )
 def test_where_client_keys_or_the_offline_model_protect_the_key_any_host_is_served(
-    start_rill: StartRill, env: dict[str, str]
+    share_rill: StartRill, env: dict[str, str]
 ) -> None:
-    rill = start_rill(RILL_ALLOWED_HOSTS=None, **env)
+    rill = share_rill(RILL_ALLOWED_HOSTS=None, **env)
     assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
@@ -155,8 +155,8 @@ def test_on_a_public_address_any_host_is_served(start_rill: StartRill, upstream:
     assert ask(rill, "GET /stream", {"Host": "rill.example"}) == (200, "ok")
 
 
-def test_a_public_setting_does_not_open_the_loopback_to_other_sites(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
+def test_a_public_setting_does_not_open_the_loopback_to_other_sites(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
     assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
     assert upstream.requests == []
 
@@ -170,28 +170,17 @@ def test_where_it_listens_on_both_only_the_loopback_is_guarded(start_rill: Start
     assert ask(rill, "GET /stream", {"Host": "rill.example"}, public)[0] == 200
 
 
-@pytest.mark.parametrize("host", ["rill.example", "127.0.0.2", "localhost"])
-def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream: Upstream, host: str) -> None:
+def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "rill.sock")
         start_rill("--bind", f"unix:{path}", RILL_ALLOWED_HOSTS=None)
-        with closing(socket.socket(socket.AF_UNIX)) as connected:
-            connected.connect(path)
-            connected.sendall(request_bytes("GET", "/stream?q=hi", {"Host": host, "Connection": "close"}))
-            data = b"".join(iter(lambda: connected.recv(65536), b""))
-    assert data.startswith(b"HTTP/1.1 200 ")
-
-
-@pytest.mark.parametrize(
-    "value", ["https://rill.example", "rill.example:80", "rill.example/", "a b", "*.example", "[::1", "::1"]
-)
-def test_what_is_no_host_name_stops_the_start_in_one_line(start_rill: StartRill, value: str) -> None:
-    with pytest.raises(StartFailed) as failed:
-        start_rill(RILL_ALLOWED_HOSTS=value)
-    (line,) = [each for each in failed.value.output.splitlines() if each.startswith("rill: ")]
-    assert "RILL_ALLOWED_HOSTS" in line
-    assert "rill.example.com" in line
+        for host in ("rill.example", "127.0.0.2", "localhost"):
+            with closing(socket.socket(socket.AF_UNIX)) as connected:
+                connected.connect(path)
+                connected.sendall(request_bytes("GET", "/stream?q=hi", {"Host": host, "Connection": "close"}))
+                data = b"".join(iter(lambda: connected.recv(65536), b""))
+            assert data.startswith(b"HTTP/1.1 200 "), host
 
 
 # A real browser, whose DNS answers for the other site's name with the loopback.
@@ -284,10 +273,10 @@ def test_a_page_of_its_own_may_ask_without_sec_fetch(local: Rill, upstream: Upst
 
 @pytest.mark.parametrize("allowed", ["https://app.example", "*"])
 def test_an_origin_that_is_listed_may_ask_without_sec_fetch(
-    start_rill: StartRill, upstream: Upstream, allowed: str
+    share_rill: StartRill, upstream: Upstream, allowed: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    rill = start_rill(RILL_CORS_ORIGINS=allowed)
+    rill = share_rill(RILL_CORS_ORIGINS=allowed)
     assert ask(rill, "POST /stream", {"Origin": "https://APP.example"})[0] == 200
     assert ask(rill, "POST /stream", {"Origin": "null"})[0] == (200 if allowed == "*" else 403)
 

@@ -116,8 +116,8 @@ def every(seconds: float, event: bytes) -> tuple[Step, ...]:
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
-def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
+def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
         asked = []

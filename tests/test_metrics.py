@@ -169,9 +169,9 @@ def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Up
 
 
 def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
-    start_rill: StartRill, upstream: Upstream
+    share_rill: StartRill, upstream: Upstream
 ) -> None:
-    rill, names = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
+    rill, names = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
     pings = [step for _ in range(100) for step in (wire.pause(0.1), wire.send(wire.ping()))]
     with counted(rill, 8) as added, ExitStack() as stack:
         asked = []

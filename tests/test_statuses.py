@@ -467,9 +467,9 @@ def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstrea
 
 
 def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
-    start_rill: StartRill, upstream: Upstream
+    share_rill: StartRill, upstream: Upstream
 ) -> None:
-    service = start_rill(RILL_MAX_STREAMS="1")
+    service = share_rill(RILL_MAX_STREAMS="1")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK) as first:
         assert first.next_chunk() == b"one"
@@ -484,9 +484,9 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
 
 
 def test_a_client_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
-    start_rill: StartRill, upstream: Upstream
+    share_rill: StartRill, upstream: Upstream
 ) -> None:
-    service = start_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
+    service = share_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK, ALICE) as first:
         assert first.next_chunk() == b"one"

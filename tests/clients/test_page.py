@@ -415,8 +415,8 @@ def test_a_new_conversation_ends_the_answer_under_way_and_forgets_all(open_page:
     assert said(upstream) == ["And a brook?"]
 
 
-def test_a_model_is_chosen_where_there_are_several(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
-    page.open(start_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
+def test_a_model_is_chosen_where_there_are_several(page: Page, share_rill: StartRill, upstream: Upstream) -> None:
+    page.open(share_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
     page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
     upstream.always(*wire.answer(FIRST))
     page.ask()
@@ -463,10 +463,10 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
 
 
 def test_a_token_is_asked_for_where_one_is_needed_and_kept_in_this_tab_alone(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
     page.wait_for(page.focused, "token")
     assert page.find("#token").get_property("type") == "password"
     page.press("a-wrong-one", Keys.ENTER)
@@ -485,10 +485,10 @@ def test_a_token_is_asked_for_where_one_is_needed_and_kept_in_this_tab_alone(
 
 
 def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
     page.wait_for(page.focused, "token")
     page.find("#question").send_keys(QUESTION, Keys.ENTER)
     page.wait_for(page.focused, "token")
@@ -586,10 +586,10 @@ def test_a_question_written_during_an_answer_waits_for_its_end(open_page: Page, 
 
 
 def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "token")
     page.press(TOKEN, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
@@ -607,11 +607,11 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_are_as_the_reader_prefers_with_contrast_enough(
-    scheme: str, page: Page, start_rill: StartRill, upstream: Upstream
+    scheme: str, page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
     page.excuse("status of 4")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "token")
     assert min(contrast for _, contrast in page.run(CONTRASTS)) >= 4.5
     page.press(TOKEN, Keys.ENTER)
@@ -646,12 +646,12 @@ def test_nothing_moves_for_a_reader_who_prefers_that(
 
 
 def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.resize(320, 640)
     page.excuse("status of 401")
     page.open(
-        start_rill(
+        share_rill(
             RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
         ).url
     )

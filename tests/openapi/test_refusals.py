@@ -66,8 +66,8 @@ def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Up
     assert statuses_of(service, "POST /stream") == {422}
 
 
-def test_an_upstream_that_does_not_begin_is_told_as_described(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
+def test_an_upstream_that_does_not_begin_is_told_as_described(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
     for asked in ASKING:
         assert statuses_of(rill, asked) == {504}
@@ -83,9 +83,9 @@ def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, ups
 
 @pytest.mark.parametrize(("setting", "status"), [("RILL_MAX_STREAMS", 503), ("RILL_MAX_STREAMS_PER_CLIENT", 429)])
 def test_one_answer_too_many_is_refused_as_described(
-    start_rill: StartRill, upstream: Upstream, setting: str, status: int
+    share_rill: StartRill, upstream: Upstream, setting: str, status: int
 ) -> None:
-    rill = start_rill(**{setting: "1"})
+    rill = share_rill(**{setting: "1"})
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("held"), wire.close())
     with rill.ask("GET", "/stream?q=hello") as held:
         assert held.next_chunk() == b"a"
@@ -102,8 +102,8 @@ def test_a_client_without_a_token_is_refused_as_described(start_rill: StartRill)
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
-def test_what_may_not_be_asked_for_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_ALLOWED_MODELS=None)
+def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill) -> None:
+    rill = share_rill(RILL_ALLOWED_MODELS=None)
     for asked in ASKING:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
         assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
@@ -133,8 +133,8 @@ def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: 
         assert statuses_of(rill, each) == {429}
 
 
-def test_a_body_too_long_or_of_another_type_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_MAX_BODY_BYTES="4")
+def test_a_body_too_long_or_of_another_type_is_refused_as_described(share_rill: StartRill) -> None:
+    rill = share_rill(RILL_MAX_BODY_BYTES="4")
     for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
         assert statuses_of(rill, asked) == {413}
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}
