@@ -7,8 +7,9 @@ import pytest
 import upstream as wire
 from conversation import Conversation
 from gated import ASKED, FIRST, SECOND, gated_answer
+from script import Headers
 from server import Rill, StartRill
-from upstream import REQUEST_ID, Headers, Upstream
+from upstream import REQUEST_ID, Upstream
 
 ANSWERS = pytest.mark.parametrize("name", sorted(wire.expected()))
 # Spaces, escapes and an order of fields that no JSON writer of ours would choose.
