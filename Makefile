@@ -11,9 +11,10 @@ run: .venv/.run  ## serve on 127.0.0.1:8000; offline unless a key is in the envi
 	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN" ]; then export RILL_OFFLINE=$${RILL_OFFLINE:-1}; fi; \
 	exec $(BIN)/gunicorn wsgi:app
 
-test: .venv/.dev  ## every test, against real servers and clients
+test: .venv/.dev  ## every test, against real servers and clients; those that measure times alone
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
-	PATH="$$PATH:/usr/sbin" $(BIN)/pytest
+	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing"
+	$(BIN)/pytest -m "timing and not soak"
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak

@@ -1,5 +1,7 @@
 """The fixtures: real servers that tests share, and a fake upstream that every test scripts for itself."""
 
+import math
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +17,23 @@ from upstream import Upstream
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every process begin with its share of the tests that wait, so that none is left for the end.
+
+    xdist gives each process a part of the list; a test of the soak or of timing may be deselected by then.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waiting = [item for item in items if item.get_closest_marker("waits")]
+    others = [item for item in items if not item.get_closest_marker("waits")]
+    size = math.ceil(len(others) / processes)
+    items[:] = [
+        item
+        for number in range(processes)
+        for item in (*waiting[number::processes], *others[number * size : (number + 1) * size])
+    ]
 
 
 @pytest.fixture(scope="session")

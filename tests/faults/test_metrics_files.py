@@ -266,6 +266,7 @@ def paced() -> Iterator[list[Reader]]:
         each.stream.close()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("workers", [1, 2])
 def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
     start_rill: StartRill, upstream: Upstream, paced: list[Reader], workers: int, tmp_path: Path

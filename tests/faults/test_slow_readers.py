@@ -66,6 +66,7 @@ def play_what_is_asked(answer: wire.Answer) -> None:
         step(answer)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_whole(
     service: Rill, upstream: Upstream

@@ -17,7 +17,7 @@ from server import Rill, StartRill
 from upstream import Upstream
 
 PACE_SECONDS = 0.05
-TOKENS = 60
+TOKENS = 20
 # The longest time between two tokens of another client's stream.
 GAP_SECONDS = 0.25
 SENDER = Path(__file__).parent / "fast.py"
@@ -69,6 +69,7 @@ def play_paced(answer: wire.Answer) -> None:
         play(answer)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("names", [*([name] for name in SENDERS), list(SENDERS)], ids=[*SENDERS, "all together"])
 def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstream: Upstream, names: list[str]) -> None:
     upstream.always(play_paced)

@@ -20,7 +20,7 @@ from server import Rill
 from upstream import Upstream
 from vectors import CLOSED, HELLO, READ, REFUSED
 
-USUAL, MANY = 1_500, 50_000
+USUAL, MANY = 500, 50_000
 CLIENTS = 8
 SEED = os.environ.get("HOSTILE_SEED", "rill")
 # Of all that begins with 5, only this is meant: a coding that nobody knows.

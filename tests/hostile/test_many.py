@@ -33,6 +33,7 @@ def connections(worker: psutil.Process, port: int) -> int:
     return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("descriptors")
 def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(rill: Rill, upstream: Upstream) -> None:
     (worker,) = rill.workers()

@@ -268,10 +268,10 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
             return
     RateLimit(found.rate_limit).count("alice")
     assert all(name and len(digest) == 32 for name, digest in found.api_keys.items())
-    assert 1 <= found.max_tokens <= found.max_tokens_cap
-    assert found.check(None, None) == (found.model, found.max_tokens)
+    assert 1 <= found.default_max_tokens <= found.max_tokens
+    assert found.check(None, None) == (found.default_model, found.default_max_tokens)
     assert found.start_timeout_seconds > 0
-    assert found.drain_seconds < float("inf")
+    assert found.shutdown_grace_seconds < float("inf")
 
 
 # What the upstream says

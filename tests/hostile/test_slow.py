@@ -168,6 +168,7 @@ def connect_and_never_read(rill: Rill) -> socket.socket:
     return deaf
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_no_part_of_a_body_may_drip_on_and_nobody_may_be_deaf_for_ever(rill: Rill, upstream: Upstream) -> None:
     before = descriptors(rill, upstream)
