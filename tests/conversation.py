@@ -4,6 +4,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 from leaks import HEARD, Heard
 
@@ -22,10 +23,18 @@ def request_bytes(
 
 
 def raw_request(port: int, data: bytes, timeout: float = 10) -> socket.socket:
-    """Connect, send the bytes, and return the socket with nothing read."""
+    """Connect, send the bytes, and return the socket with nothing read.
+
+    A server may answer and close before it has read all of them; its response can still be read.
+    """
     connected = socket.create_connection(("127.0.0.1", port), timeout)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connected.sendall(data)
+    try:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            connected.sendall(data)
+    except BaseException:
+        connected.close()
+        raise
     return connected
 
 

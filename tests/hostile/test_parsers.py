@@ -28,8 +28,8 @@ from rill.prompt import Prompt
 from rill.settings import BadSettings, Settings, digest_of, read_settings
 from rill.upstream.sse_decoder import Decoder
 
-many = settings(deadline=None, max_examples=200)
-some = settings(deadline=None, max_examples=60)
+many = settings(max_examples=100)
+some = settings(max_examples=30)
 
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
