@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from certificates import make_certificate
 from server import Rill, StartRill, rill_env, with_changes
 from server_pool import ServerPool
 from upstream import Upstream
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
@@ -95,6 +99,15 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
             return running.enter_context(Rill(with_changes(rill_env(upstream), env), arguments, bind=bind))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[webdriver.Chrome]":
+    """The Chromium of this process; a test leaves it at a blank page."""
+    from chromium import start_chromium  # most tests need no browser
+
+    with start_chromium() as running:
+        yield running
 
 
 @pytest.fixture

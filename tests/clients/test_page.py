@@ -2,24 +2,24 @@
 
 import http.client
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 import pytest
 import upstream as wire
+from chromium import ELSEWHERE
 from gated import FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from server import ROOT, Rill, StartRill
-from test_chromium import CHROMIUM, DRIVER, FLAGS, SECONDS
+from test_chromium import SECONDS
 from upstream import Upstream
 
 MOST_BYTES = 16_384
@@ -32,8 +32,6 @@ FLOWS = "Text arrives piece by piece."
 BUFFERS = "A proxy on the way is buffering: text will not appear piece by piece."
 TOKEN = "a-secret-of-alice"
 SCRIPT = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&amp;\n<b>bold</b>"
-# A host that the browser finds here, and yet takes for another machine: without TLS its pages have no clipboard.
-ELSEWHERE = "rill.test"
 
 # Reads a body, given as pieces of hexadecimal digits, as the page reads an answer.
 READ_EVENTS = """
@@ -73,23 +71,6 @@ return [
   ['placeholder', contrast(getComputedStyle(question, '::placeholder').color, question)],
 ]
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium, without a window, whose console can be read."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options, Service(DRIVER))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 class Page:
@@ -177,6 +158,8 @@ def page(browser: webdriver.Chrome, upstream: Upstream) -> Iterator[Page]:
     opened.prefer(prefers_color_scheme="light")
     yield opened
     complaints = opened.complaints()
+    with suppress(WebDriverException):  # of a page that never came
+        opened.run("sessionStorage.clear()")
     browser.get("about:blank")
     assert complaints == []
 
