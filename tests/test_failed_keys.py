@@ -1,12 +1,13 @@
 """Failed authentication is limited for each address, and never locks out a valid key."""
 
+import itertools
 import time
-from collections.abc import Iterator
 
 import pytest
 import upstream as wire
+from conversation import request_bytes
 from raw import exchange
-from server import Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 from rill.admission.auth import FAILURES, ApiKeys
@@ -17,10 +18,18 @@ from rill.settings import digest_of
 GOOD, ADDRESS = "the-secret-of-alice", "203.0.113.7"
 
 
+_hosts = itertools.count(1)
+
+
 @pytest.fixture
-def rill(upstream: Upstream) -> Iterator[Rill]:
-    with Rill({**rill_env(upstream), "RILL_API_KEYS": f"alice={GOOD}"}) as running:
-        yield running
+def rill(share_rill: StartRill) -> Rill:
+    return share_rill(RILL_API_KEYS=f"alice={GOOD}")
+
+
+def new_address() -> str:
+    """Return an address of the loopback that no other test uses."""
+    high, low = divmod(next(_hosts), 250)
+    return f"127.9.{high}.{low + 1}"
 
 
 def statuses(rill: Rill, times: int, key: str, source: str, path: str = "/stream?q=hi") -> list[int]:
@@ -35,14 +44,16 @@ def test_too_many_failures_of_one_address_are_429_and_a_valid_key_still_works(
     rill: Rill, upstream: Upstream, key: str, path: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    told = statuses(rill, FAILURES.amount + 5, key, "127.9.0.1", path)
+    address = new_address()
+    told = statuses(rill, FAILURES.amount + 5, key, address, path)
     assert told == [401] * FAILURES.amount + [429] * 5
-    assert statuses(rill, 1, GOOD, "127.9.0.1") == [200]
-    assert statuses(rill, 1, "wrong", "127.9.0.1") == [429]
-    assert statuses(rill, 1, "wrong", "127.9.0.2") == [401]  # of another address
+    assert statuses(rill, 1, GOOD, address) == [200]
+    assert statuses(rill, 1, "wrong", address) == [429]
+    assert statuses(rill, 1, "wrong", new_address()) == [401]
 
 
-def test_the_429_says_when_to_come_back_and_is_counted(rill: Rill) -> None:
+def test_the_429_says_when_to_come_back_and_is_counted(start_rill: StartRill) -> None:
+    rill = start_rill(RILL_API_KEYS=f"alice={GOOD}")
     statuses(rill, FAILURES.amount, "wrong", "127.0.0.1")
     with rill.ask("GET", "/stream?q=hi", {"x-api-key": "wrong"}) as asked:
         assert asked.status == 429
@@ -96,6 +107,7 @@ def test_the_memory_of_failures_is_bounded() -> None:
     assert failures.seconds_left("the newest") > 0
 
 
+@pytest.mark.timing
 def test_a_rejection_over_the_limit_costs_less_than_comparing_the_keys() -> None:
     digests = {f"name-{number}": digest_of(f"secret {number}") for number in range(20_000)}
     tokens = ApiKeys(digests, SlidingWindow(FAILURES, Clock()))

@@ -18,7 +18,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from conversation import Conversation
+from server import ROOT, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
@@ -29,10 +30,9 @@ BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
-    with Rill(rill_env(module_upstream)) as running:
-        yield running
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
+    return share_rill()
 
 
 def lines_of(output: str) -> list[dict[str, Any]]:
@@ -116,8 +116,8 @@ def every(seconds: float, event: bytes) -> tuple[Step, ...]:
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
-def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
+def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
         asked = []

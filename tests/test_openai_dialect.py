@@ -264,7 +264,7 @@ def parse(stream: bytes) -> list[Any]:
 
 
 @given(pieces=texts | line_ends)
-@hypothesis_settings(deadline=None, max_examples=300)
+@hypothesis_settings(max_examples=150)
 def test_the_text_survives_exactly_one_chunk_a_piece(pieces: list[str]) -> None:
     chunks = parse(write(*map(Text, pieces)))
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"content": piece} for piece in pieces]

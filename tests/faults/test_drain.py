@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Answer, Upstream
 from witness import SSE, ask, log_lines, probed, refuses_connections, wait_until, wait_until_all_serve
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import psutil
 import upstream as wire
-from server import Conversation, Rill
+from conversation import Conversation
+from server import Rill
 from upstream import Upstream
 from witness import ask, wait_until, wait_until_all_serve
 

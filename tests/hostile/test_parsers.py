@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from conversation import request_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw import Heard, exchange, play, untroubled
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 
 from rill.admission.auth import ApiKeys
@@ -27,8 +28,8 @@ from rill.prompt import Prompt
 from rill.settings import BadSettings, Settings, digest_of, read_settings
 from rill.upstream.sse_decoder import Decoder
 
-many = settings(deadline=None, max_examples=200)
-some = settings(deadline=None, max_examples=60)
+many = settings(max_examples=100)
+some = settings(max_examples=30)
 
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
@@ -414,9 +415,9 @@ def unharmed(service: Rill) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def answering(module_upstream: Upstream) -> None:
+def answering(shared_upstream: Upstream) -> None:
     """The upstream answers whatever an example asks."""
-    module_upstream.always(play)
+    shared_upstream.always(play)
 
 
 sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0"))
