@@ -315,7 +315,7 @@ def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
     method, path, headers, body = SHAPES[shape]
     told = ask(open_house, path, {**client, **headers}, method, body)
     assert told.status == 429
-    assert f"At most {RATE} per 1 hour for one client" in told.text
+    assert f"At most {RATE} per hour for one client" in told.text
     assert 1 <= int(told.headers["retry-after"]) <= 3600
     assert told.headers["ratelimit-limit"] == str(RATE)
     assert told.headers["ratelimit-remaining"] == "0"

@@ -22,9 +22,9 @@ from conversation import Conversation
 from server import ROOT, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.telemetry.logs import TALKATIVE, write_logs
+from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
 
-WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
@@ -57,7 +57,7 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
         asked.read_rest()
     line = line_about(rill, "whole")
-    table = WATCHING.split("## The line of an answer")[1].split("\n## ")[0]
+    table = WATCHING.split("## Log line")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
     duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "ttft_ms", "timestamp"))
     assert duration >= first_text >= 0
@@ -192,7 +192,7 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
     written = rill.output().split("\n")[:-1]
     *answers, refused = lines_of(rill.output())
     assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
-    assert (refused["event"], refused["path"]) == ("refused", "/*")
+    assert (refused["event"], refused["path"]) == ("rejected", "/*")
     others = [line for line in written if not line.startswith("{")]
     said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
     assert said == [
@@ -272,7 +272,7 @@ class Screen(StringIO):
 @pytest.fixture
 def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
     """Write the service's log to a stream, for one test."""
-    names = ("rill", *TALKATIVE)
+    names = ("rill", *VERBOSE_LIBRARIES)
     before = [(logging.getLogger(name), vars(logging.getLogger(name)).copy()) for name in names]
     threads = logging.logThreads
 
@@ -331,7 +331,7 @@ def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
 ) -> None:
     written = stream()
     logs(written).warning("a model named %s", UNSAFE, extra={"model": f"a{UNSAFE}b", "list": [UNSAFE], UNSAFE: "name"})
-    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # structlog's own colours
+    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # the colours
     assert [letter for letter in UNSAFE if letter in said] == []
     assert said.count("\n") == 1
     if stream is StringIO:
@@ -380,7 +380,7 @@ def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> 
     assert [letter for letter in set(ESCAPES) - set("]0;owned31m") if letter in rill.output()] == []
 
 
-@pytest.mark.parametrize("name", TALKATIVE)
+@pytest.mark.parametrize("name", VERBOSE_LIBRARIES)
 def test_libraries_that_would_log_prompts_are_kept_from_it(
     logs: Callable[[StringIO], logging.Logger], name: str
 ) -> None:

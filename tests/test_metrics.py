@@ -24,7 +24,7 @@ from rill.telemetry.metrics import Telemetry
 ALICE, BOB, CAROL = ({"x-api-key": f"secret-of-{name}"} for name in ("alice", "bob", "carol"))
 TOKENS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
 MODEL = "claude-sonnet-5-5"
-WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 # Not to be tried again, so that a refusal is told at once.
 AT_ONCE = {"x-should-retry": "false"}
 
@@ -530,7 +530,7 @@ def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstr
     served: dict[str, set[str]] = {}
     for name, labels in labels_by_name(rill, upstream).items():
         served.setdefault(metric_of(name), set()).update(labels - {"le"})
-    section = WATCHING.split("## The numbers")[1].split("\n## ")[0]
+    section = WATCHING.split("## Metrics")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(rill_\w+)` \|([^|]*)\|", section, re.MULTILINE)
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
 
@@ -549,7 +549,7 @@ STARTED_OUTCOMES = {*CANCELLATION_REASONS, *UPSTREAM_OUTCOMES, "completed", "ups
 
 
 def test_the_table_of_endings_is_that_of_the_service() -> None:
-    section = WATCHING.split("## How an answer ended")[1].split("\n## ")[0]
+    section = WATCHING.split("## Outcomes")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_OUTCOMES
 
 

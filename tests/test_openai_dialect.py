@@ -9,14 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import OPENAI
-from rill.dialects.openai import (
-    OpenAIEncoder,
-    encode_problem,
-    encode_whole,
-    finish_reason_of,
-    read_completion,
-    usage_of,
-)
+from rill.dialects.openai import read_completion
+from rill.dialects.openai_encoder import OpenAIEncoder, encode_problem, encode_whole, finish_reason_of, usage_of
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import KINDS, Problem
 from rill.prompt import Prompt, ReplyFormat

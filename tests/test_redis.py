@@ -177,7 +177,7 @@ def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, anot
         assert refused.status == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 3600
         assert refused.headers["ratelimit-limit"] == str(RATE)
-        assert f"{RATE} per 1 hour" in refused.read_rest().decode()
+        assert f"{RATE} per hour" in refused.read_rest().decode()
 
 
 def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer) -> None:

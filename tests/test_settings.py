@@ -209,7 +209,6 @@ BAD_VALUES = {
     "WEB_CONCURRENCY": ["0", "-2", "2000", "many"],
     "RILL_OFFLINE": ["2", "maybe"],
     "RILL_ALLOW_ANONYMOUS": ["2", "please"],
-    "RILL_OFFLINE_RATE": ["-1", "fast", "nan", "inf"],
     "RILL_DEFAULT_MAX_TOKENS": ["0", "-1", "1.5", "many", "64001"],
     "RILL_MAX_TOKENS": ["0", "lots"],
     "RILL_RATE_LIMIT": ["fast", "60", "60/fortnight", "/minute", "-1/minute", "0/minute"],

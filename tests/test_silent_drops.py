@@ -311,7 +311,7 @@ def test_a_stream_field_that_is_not_a_boolean_is_rejected(service: Rill, upstrea
 
 
 def test_every_limit_of_a_rate_applies(upstream: Upstream) -> None:
-    env = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0", "RILL_RATE_LIMIT": "1000/second;2/day"}
+    env = {"RILL_OFFLINE": "1", "RILL_RATE_LIMIT": "1000/second;2/day"}
     with Rill(env) as limited:
         told = []
         for _ in range(3):

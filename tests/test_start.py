@@ -17,7 +17,7 @@ from upstream import Upstream
 
 StartRill = Callable[..., Rill]
 
-OFFLINE = {"RILL_OFFLINE": "1", "RILL_OFFLINE_RATE": "0"}
+OFFLINE = {"RILL_OFFLINE": "1"}
 KEY = "sk-secret-key-1"
 SECRET = "petrichor"  # stands for a prompt: no log may hold it
 
@@ -77,7 +77,7 @@ def test_an_offline_start_says_in_one_line_that_it_is_and_how_to_give_a_key(offl
 
 
 def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
-    answer = read(offline, f"/stream?q={quote('你好 & 1+1')}", {"X-Request-Id": "offline-1"})
+    answer = read(offline, f"/stream?q={quote('你好 & 1+1 rate=0')}", {"X-Request-Id": "offline-1"})
     assert "你好 & 1+1" in answer
     assert "claude-sonnet-5-5" in answer
     (line,) = answer_lines(offline, 1, "offline-1")
@@ -93,7 +93,7 @@ def test_offline_honours_max_tokens_and_says_the_same_twice(offline: Rill) -> No
 
 
 def test_an_answer_is_one_log_line(offline: Rill) -> None:
-    for dialect, path in {"text": "/stream?q=hi", "sse": "/chat/stream?message=hi"}.items():
+    for dialect, path in {"text": "/stream?q=rate%3D0", "sse": "/chat/stream?message=rate%3D0"}.items():
         read(offline, path, {"X-Request-Id": f"one-line-{dialect}"})
         assert [line["dialect"] for line in answer_lines(offline, 1, f"one-line-{dialect}")] == [dialect]
     assert_sound(offline)
@@ -109,7 +109,7 @@ def test_it_listens_on_the_loopback_where_no_port_is_set(offline: Rill) -> None:
 def test_port_makes_it_listen_on_every_address() -> None:
     with Rill(OFFLINE, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
-        assert "offline model" in read(service, "/stream?q=hi")
+        assert "offline model" in read(service, "/stream?q=rate%3D0")
 
 
 PUBLIC = {
@@ -181,7 +181,7 @@ def test_a_start_without_a_key_says_what_to_set() -> None:
 def test_two_workers_answer() -> None:
     with Rill({**OFFLINE, "WEB_CONCURRENCY": "2"}) as service:
         service.wait_for_workers(2)
-        assert all("offline model" in read(service, f"/stream?q=hi{n}") for n in range(8))
+        assert all("offline model" in read(service, f"/stream?q=rate%3D0+{n}") for n in range(8))
         assert_sound(service)
 
 
@@ -265,6 +265,6 @@ def test_no_prompt_is_in_the_output_of_a_failure(share_rill: StartRill, upstream
 
 def test_a_stop_is_quiet_and_clean(start_rill: StartRill) -> None:
     service = start_rill(**OFFLINE)
-    read(service, "/stream?q=hi")
+    read(service, "/stream?q=rate%3D0")
     assert service.stop().exit_code == 0
     assert_sound(service)

@@ -4,7 +4,6 @@ import base64
 import gc
 import gzip
 import json
-import logging
 import os
 import random
 import resource
@@ -33,8 +32,10 @@ from certificates import make_certificate
 from gevent import monkey
 from upstream import Upstream
 
+from rill.upstream.body import Body, body_of
 from rill.upstream.pool import _tls_context
-from rill.upstream.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
+from rill.upstream.proxy import proxy_of_environment
+from rill.upstream.transport import GeventTransport, UpstreamClient
 
 TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
@@ -145,11 +146,9 @@ def upstream() -> Iterator[Upstream]:
 # What clients do
 
 
-def open_client(url: str, connections: int = 10, kind: str = "gevent", **timeouts: float) -> httpx2.Client:
+def open_client(url: str, connections: int = 10, **timeouts: float) -> httpx2.Client:
     timeout = httpx2.Timeout(**{"connect": 5, "read": 5, "write": 5, "pool": 5, **timeouts})
-    if kind == "httpx2":  # what the SDK would use, with no body of ours
-        return httpx2.Client(timeout=timeout, trust_env=False)
-    transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(httpx2.URL(url)))
+    transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(url))
     return UpstreamClient(transport, timeout=timeout)
 
 
@@ -306,48 +305,19 @@ def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
     yield outcome(client, url, content=b"x" * content_bytes)
 
 
-def close_after_the_end(url: str) -> Iterator[Any]:
-    """Closes a body that has ended unread, while its connection carries another answer already."""
-    client = open_client(url, kind="httpx2")
-    ended = send(client, url)
-    first = body_of(ended)
-    while not ended.is_closed:
-        gevent.sleep(0.01)
-    second = body_of(send(client, url))
-    yield read_piece(second)
-    first.close()
-    yield "closed"
-    yield read_piece(second)
-
-
-def close_after_a_reset(url: str) -> Iterator[Any]:
-    """Closes a body that was never read, and whose connection is reset by then."""
-    body = body_of(send(open_client(url, kind="httpx2"), url))
-    gevent.sleep(0)
-    yield "open"
-    body.close()
-    yield "closed"
-
-
 # An answer
 
 
-@pytest.fixture(params=["gevent", "httpx2"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """Our transport, and the SDK's own, which stands in where a proxy is not an http one."""
-    return str(request.param)
-
-
-def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
-    assert next(start_client(ask, url=upstream.url, kind=kind)) == HELLO
+    assert next(start_client(ask, url=upstream.url)) == HELLO
     (request,) = upstream.requests
     assert (request.method, request.path, request.body) == ("POST", "/v1/messages", b"xx")
 
 
-def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.gate("one"), wire.send(b"one"), wire.gate("two"), wire.send(b"two"), wire.end())
-    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=3)
+    client = start_client(read_and_nudge, url=upstream.url, size=3)
     assert next(client) == "open"
     upstream.wait_at_gate("one")
     upstream.open("one")
@@ -369,21 +339,19 @@ BEFORE_SILENCE = {
 
 @pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
 def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
-    upstream: Upstream, start_client: StartClient, kind: str, steps: list[wire.Step], size: int
+    upstream: Upstream, start_client: StartClient, steps: list[wire.Step], size: int
 ) -> None:
     upstream.script(*steps, wire.gate("rest"), wire.silence())
-    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=size, read=3)
+    client = start_client(read_and_nudge, url=upstream.url, size=size, read=3)
     assert next(client) == "open"
     upstream.open("text")
     assert next(client) == size
     assert next(client) == "nudged"
 
 
-def test_a_body_closed_in_mid_answer_closes_upstreams_connection(
-    upstream: Upstream, start_client: StartClient, kind: str
-) -> None:
+def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.silence())
-    client = start_client(read_and_close, url=upstream.url, kind=kind)
+    client = start_client(read_and_close, url=upstream.url)
     assert [next(client), next(client)] == ["one", "closed"]
     upstream.wait_until_left()
     upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
@@ -930,89 +898,11 @@ def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: S
         assert proxy.heads == []
 
 
-PROXY_NAMES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
-
-
-@pytest.fixture
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in PROXY_NAMES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    return monkeypatch
-
-
-@pytest.mark.parametrize(
-    ("env", "url", "proxy"),
-    [
-        ({}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1"}, "https://api.anthropic.com", "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1"}, "http://relay", None),
-        ({"HTTP_PROXY": "http://p:1"}, "http://relay", "http://p:1"),
-        ({"HTTP_PROXY": "http://p:1"}, "https://api.anthropic.com", None),
-        ({"ALL_PROXY": "p:1"}, "https://api.anthropic.com", "http://p:1"),
-        ({"ALL_PROXY": "socks5://p:1"}, "http://relay", "socks5://p:1"),
-        ({"ALL_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:1"}, "https://relay", "http://b:1"),
-        ({"HTTPS_PROXY": ""}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "anthropic.com"}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example.com, other"}, "https://example.org", "http://p:1"),
-    ],
-)
-def test_the_environment_names_the_proxy(
-    bare_environment: pytest.MonkeyPatch, env: dict[str, str], url: str, proxy: str | None
-) -> None:
-    for name, value in env.items():
-        bare_environment.setenv(name, value)
-    assert proxy_of_environment(httpx2.URL(url)) == (proxy and httpx2.URL(proxy))
-
-
-@pytest.mark.parametrize("proxy", ["https://127.0.0.1:9", "socks5://127.0.0.1:9", "socks5h://127.0.0.1:9"])
-def test_a_proxy_that_is_no_http_one_falls_to_the_sdks_own_client_and_says_so(
-    bare_environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, proxy: str
-) -> None:
-    from rill.settings import Settings
-    from rill.upstream.client import Upstream as RealUpstream
-
-    bare_environment.setenv("ALL_PROXY", proxy)
-    settings = Settings(ANTHROPIC_API_KEY="sk-test")  # type: ignore[call-arg]
-    bare_environment.setattr(logging.getLogger("rill"), "propagate", True)
-    with caplog.at_level(logging.WARNING, "rill"):
-        RealUpstream(settings, "https://api.anthropic.com", 10)
-    assert "slower" in caplog.text
-    assert "127.0.0.1:9" not in caplog.text  # it may hold a password
-
-
 def test_an_answer_that_is_dropped_unread_holds_no_place(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.silence())
     upstream.script(*wire.answer("Hi"))
     client = start_client(drop_and_ask, url=upstream.url)
     assert next(client)[0] == 200
-
-
-# The SDK's own transport, where it must stand in
-
-
-def test_a_body_closed_after_its_end_leaves_the_connections_next_answer_alone(
-    upstream: Upstream, start_client: StartClient
-) -> None:
-    upstream.script(wire.head(), wire.send(b"one"), wire.end())
-    upstream.script(wire.head(), wire.send(b"three"), wire.gate("rest"), wire.send(b"four"), wire.end())
-    client = start_client(close_after_the_end, url=upstream.url)
-    assert [next(client), next(client)] == ["three", "closed"]
-    upstream.open("rest")
-    assert next(client) == "four"
-    assert upstream.accepted == 1
-
-
-def test_a_body_whose_connection_was_reset_can_be_closed(upstream: Upstream, start_client: StartClient) -> None:
-    upstream.script(
-        wire.head(), wire.send(b"one"), wire.pause(0.05), wire.send(b"two"), wire.gate("reset"), wire.reset()
-    )
-    client = start_client(close_after_a_reset, url=upstream.url)
-    assert next(client) == "open"
-    upstream.wait_at_gate("reset")
-    upstream.open("reset")
-    upstream.wait_until(lambda: upstream.open_connections == 0, "the reset")
-    assert next(client) == "closed"
 
 
 # Which address

@@ -8,7 +8,7 @@ import upstream as wire
 from server import Rill, StartRill
 from upstream import Upstream
 
-from rill.admission.auth import FAILURES_PER_WINDOW
+from rill.admission.auth import FAILURES
 
 QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
 ASKING: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) ->
 
 def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
-    for _ in range(FAILURES_PER_WINDOW):
+    for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
     for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
