@@ -14,9 +14,10 @@ run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the
 	echo "  curl -N 'http://$(BIND)/stream?q=hello'"; \
 	exec $(BIN)/gunicorn --bind $(BIND) wsgi:app
 
-test: .venv/.dev  ## every test, against real servers and clients
+test: .venv/.dev  ## every test, against real servers and clients; those that measure times alone
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
-	PATH="$$PATH:/usr/sbin" $(BIN)/pytest
+	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing"
+	$(BIN)/pytest -m "timing and not soak"
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak

@@ -1,4 +1,4 @@
-"""An answer on a terminal: its text to stdout as it comes, then what it was to stderr."""
+"""`flask --app wsgi ask`: an answer on a terminal, its text on stdout as it comes, then its statistics on stderr."""
 
 import logging
 import sys
@@ -13,25 +13,24 @@ import gevent
 from rill.events import End, Event, Text
 from rill.problems import Problem
 
-# What a shell sees; 2 is that of a wrong option.
-WHOLE, REFUSED, CUT, STOPPED = 0, 1, 3, 130
-
+# click exits with 2 for a wrong option, and a shell reports 130 for Ctrl-C.
+EXIT_COMPLETE, EXIT_NO_ANSWER, EXIT_TRUNCATED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 ReadAnswer = Callable[[Mapping[str, Any]], Iterator[list[Event]]]
 
 
 def ask_command(read_answer: ReadAnswer) -> click.Command:
-    """Return `flask --app wsgi ask`."""
+    """Return the command; `read_answer` yields the events of each read for the fields of a request."""
 
     @click.command("ask")
     @click.argument("prompt")
-    @click.option("--system", help="A system prompt.")
+    @click.option("--system", help="The system prompt.")
     @click.option("--model", help="The model to ask.")
-    @click.option("--max-tokens", type=int, help="Tokens of the answer at most.")
+    @click.option("--max-tokens", type=int, help="The maximum length of the answer, in tokens.")
     def ask(prompt: str, **options: Any) -> None:
-        """Ask, and watch the answer arrive; where PROMPT is -, it is read from stdin.
+        """Ask the model and print the answer as it arrives; PROMPT - is read from stdin.
 
-        The exit code is 0 for a complete answer, 3 for a truncated one, 1 for none, and 130 where Ctrl-C stopped it.
+        The exit code is 0 for a complete answer, 3 for a truncated one, 1 for none, and 130 after Ctrl-C.
         """
         logging.getLogger("rill").setLevel(logging.ERROR)
         fields = {"q": sys.stdin.read() if prompt == "-" else prompt, **options}
@@ -41,12 +40,12 @@ def ask_command(read_answer: ReadAnswer) -> click.Command:
 
 
 def show(reads: Iterable[list[Event]]) -> int:
-    """Prints the text of the answer and its statistics, and returns the exit code."""
-    begun, characters, end, code, why = time.monotonic(), 0, None, WHOLE, ""
+    """Print the text of the answer and its statistics; return the exit code."""
+    begun, characters, end, code, message = time.monotonic(), 0, None, EXIT_COMPLETE, ""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # What the terminal has no character for is no reason to stop.
+        sys.stdout.reconfigure(errors="replace")  # A character that the terminal lacks must not end the answer.
     hub = gevent.get_hub()
-    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # gevent would print it before it is raised here.
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # gevent would print its traceback before it is raised here.
     try:
         for events in reads:
             for event in events:
@@ -59,13 +58,13 @@ def show(reads: Iterable[list[Event]]) -> int:
                     if event.stop_reason == "refusal" and not characters:
                         raise Problem("refused", event.explanation)
     except Problem as problem:
-        code, why = (CUT if characters else REFUSED), problem.detail
+        code, message = (EXIT_TRUNCATED if characters else EXIT_NO_ANSWER), problem.detail
     except KeyboardInterrupt:
-        code, why = STOPPED, "Stopped."
+        code, message = EXIT_INTERRUPTED, "Interrupted."
     if characters:
         print()
-    if why:
-        print(f"{'The answer is cut. ' if code == CUT else ''}{why}", file=sys.stderr)
+    if message:
+        print(f"{'The answer is truncated. ' if code == EXIT_TRUNCATED else ''}{message}", file=sys.stderr)
     counts = [f"{characters} characters", f"{time.monotonic() - begun:.1f} seconds"]
     if end:
         counts[1:1] = [f"{end.usage.get(f'{way}put_tokens', '?')} tokens {way}" for way in ("in", "out")]

@@ -20,7 +20,8 @@ from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
 from rill.streaming.delivery import Delivery, PassThrough, await_beginning
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
-from rill.upstream.client import Answer, Upstream
+from rill.upstream.answer import Answer
+from rill.upstream.client import Upstream
 
 
 class Request(NamedTuple):
@@ -60,7 +61,7 @@ class Service:
         )
         base_url = settings.anthropic_base_url
         if settings.offline:
-            base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0, settings.offline_rate).server_port}"
+            base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0).server_port}"
         self._upstream = Upstream(settings, base_url, slots, self.telemetry.count_upstream_error)
 
     def answer(self, request: Request) -> Reply:

@@ -114,7 +114,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_an_answer_is_the_same_bytes_however_they_were_cut(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
@@ -124,7 +124,7 @@ def test_an_answer_is_the_same_bytes_however_they_were_cut(line_end: bytes, stre
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
     line_end: bytes, stream: bytes, data: st.DataObject
 ) -> None:
@@ -140,7 +140,7 @@ def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     came = stream[: data.draw(st.integers(0, len(stream)))]

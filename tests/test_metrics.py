@@ -12,8 +12,9 @@ import psutil
 import pytest
 import upstream as wire
 import yaml
+from conversation import Conversation
 from prometheus_client.parser import text_string_to_metric_families
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
@@ -83,25 +84,24 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
     added.update(wait_for(lambda: scrape(rill), is_over).since(before))
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server for named clients, whose answers of a second's silence are ended."""
-    env = {
-        "RILL_API_KEYS": TOKENS,
-        "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5",
-        "RILL_MAX_STREAMS": "2",
-        "RILL_MAX_STREAMS_PER_CLIENT": "1",
-    }
-    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY_BYTES": "2000"}) as running:
-        yield running
+    return share_rill(
+        RILL_API_KEYS=TOKENS,
+        RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5",
+        RILL_MAX_STREAMS="2",
+        RILL_MAX_STREAMS_PER_CLIENT="1",
+        RILL_MAX_BODY_BYTES="2000",
+    )
 
 
-@pytest.fixture(scope="module")
-def pair(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def pair(share_rill: StartRill) -> Rill:
     """A server of two workers, for everybody and every model."""
-    with Rill({**rill_env(module_upstream), "WEB_CONCURRENCY": "2", "RILL_TRUSTED_PROXIES": "1"}) as running:
-        running.wait_for_workers(2)
-        yield running
+    running = share_rill(WEB_CONCURRENCY="2", RILL_TRUSTED_PROXIES="1")
+    running.wait_for_workers(2)
+    return running
 
 
 # The dialects, and how a test asks in each
@@ -169,9 +169,9 @@ def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Up
 
 
 def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
-    start_rill: StartRill, upstream: Upstream
+    share_rill: StartRill, upstream: Upstream
 ) -> None:
-    rill, names = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
+    rill, names = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
     pings = [step for _ in range(100) for step in (wire.pause(0.1), wire.send(wire.ping()))]
     with counted(rill, 8) as added, ExitStack() as stack:
         asked = []

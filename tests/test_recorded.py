@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill
+from conversation import Conversation
+from server import Rill
 from upstream import Step, Upstream
 
 EXPECTED = wire.expected()
@@ -45,19 +45,6 @@ def events_of(body: str) -> list[Event]:
 def text_of(events: list[Event]) -> str:
     """The text of an answer: its unnamed events, without the mark of the end."""
     return "".join(event.data for event in events if event.name == "message" and event.data != "[DONE]")
-
-
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
 
 
 def replay_by(name: str, size: int) -> list[Step]:

@@ -194,10 +194,9 @@ def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> 
 
 BAD_VALUES = {
     "PORT": ["no", "-1", "65536", "80.5"],
-    "WEB_CONCURRENCY": ["0", "-2", "many"],
+    "WEB_CONCURRENCY": ["0", "-2", "2000", "many"],
     "RILL_OFFLINE": ["2", "maybe"],
     "RILL_ALLOW_ANONYMOUS": ["2", "please"],
-    "RILL_OFFLINE_RATE": ["-1", "fast", "nan", "inf"],
     "RILL_DEFAULT_MAX_TOKENS": ["0", "-1", "1.5", "many", "64001"],
     "RILL_MAX_TOKENS": ["0", "lots"],
     "RILL_RATE_LIMIT": ["fast", "60", "60/fortnight", "/minute", "-1/minute", "0/minute"],
@@ -205,7 +204,16 @@ BAD_VALUES = {
     "RILL_MAX_STREAMS_PER_CLIENT": ["0", "x"],
     "RILL_MAX_BODY_BYTES": ["0", "1MB"],
     "RILL_TRUSTED_PROXIES": ["-1", "all"],
-    "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "*.example", "::1"],
+    "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "a b", "*.example", "[::1", "::1"],
+    "RILL_CORS_ORIGINS": [
+        *("app.example", "https://app.example/", "https://app.example/path", "https://*.example", "null"),
+        *("https://app[0-9].example", "https://(app|web).example", "https://app.example,nonsense"),
+    ],
+    "REDIS_URL": [
+        *("http://:hidden@127.0.0.1:6379/0", "redis://:hidden@127.0.0.1:hidden/0"),
+        *("redis://:pass/hidden@127.0.0.1:6379/0", "redis://:hidden@127.0.0.1:6379/0?hidden=1"),
+        "redis://:hidden@127.0.0.1:6379/0?socket_timeout=hidden",
+    ],
     "RILL_START_TIMEOUT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
     "RILL_IDLE_TIMEOUT_SECONDS": ["0", "nan", "inf"],
     "RILL_TOTAL_TIMEOUT_SECONDS": ["0", "nan", "inf"],
@@ -229,9 +237,20 @@ BAD_VALUES = {
 }
 
 
+# What the message shows of a good value.
+EXAMPLES = {
+    "RILL_ALLOWED_HOSTS": "rill.example.com",
+    "RILL_CORS_ORIGINS": "https://app.example",
+    "REDIS_URL": "redis://",
+}
+
+
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
 def test_a_bad_value_is_refused_in_one_line_that_names_it(read: Any, name: str, value: str) -> None:
-    assert name in refusal(read, **{name: value})
+    words = refusal(read, **{name: value})
+    assert name in words
+    assert EXAMPLES.get(name, "") in words
+    assert "hidden" not in words
 
 
 def test_without_a_key_the_start_says_what_to_set(read: Any) -> None:
@@ -265,15 +284,11 @@ def test_settings_never_change(read: Any) -> None:
 
 # The start of the real server
 
+# What gunicorn.conf.py itself reads; BAD_VALUES has every bad value.
 STARTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no key": ({"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY"),
-    "a bad number": ({"RILL_MAX_STREAMS": "none"}, "RILL_MAX_STREAMS"),
-    "a bad rate": ({"RILL_RATE_LIMIT": "fast"}, "RILL_RATE_LIMIT"),
     "a bad port": ({"PORT": "70000"}, "PORT"),
-    "bounds that cross": ({"RILL_DEFAULT_MAX_TOKENS": "5", "RILL_MAX_TOKENS": "4"}, "RILL_DEFAULT_MAX_TOKENS"),
-    "an endless drain": ({"RILL_SHUTDOWN_GRACE_SECONDS": "inf"}, "RILL_SHUTDOWN_GRACE_SECONDS"),
-    "a bad upstream": ({"ANTHROPIC_BASE_URL": "http://x:99999"}, "ANTHROPIC_BASE_URL"),
-    "a secret that is empty": ({"RILL_API_KEYS": "alice="}, "RILL_API_KEYS"),
+    "an endless shutdown": ({"RILL_SHUTDOWN_GRACE_SECONDS": "inf"}, "RILL_SHUTDOWN_GRACE_SECONDS"),
 }
 
 
@@ -292,16 +307,9 @@ def test_a_bad_setting_stops_the_start(start_rill: StartRill, env: dict[str, str
     assert name in fail_to_start(start_rill, **env)
 
 
-def test_a_key_is_never_served_to_everybody_by_accident(start_rill: StartRill) -> None:
-    line = fail_to_start(start_rill, bind=False)
-    assert "RILL_API_KEYS" in line
+def test_a_key_is_not_served_at_a_public_address_among_others(start_rill: StartRill) -> None:
+    line = fail_to_start(start_rill, "--bind", "127.0.0.1:0", "--bind", "0.0.0.0:0")
     assert "RILL_ALLOW_ANONYMOUS=1" in line
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "127.0.0.1:0,0.0.0.0:0"])
-def test_nor_at_an_address_of_the_command_line(start_rill: StartRill, address: str) -> None:
-    binds = [part for each in address.split(",") for part in ("--bind", each)]
-    assert "RILL_ALLOW_ANONYMOUS=1" in fail_to_start(start_rill, *binds)
 
 
 # As systemd starts a service that it listens for: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
@@ -333,12 +341,6 @@ def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]
         server.terminate()
     assert ("RILL_ALLOW_ANONYMOUS=1" in told) == (address == "0.0.0.0")
     assert ("Listening" in told) == (address == "127.0.0.1")
-
-
-@pytest.mark.parametrize("env", [{"RILL_ALLOW_ANONYMOUS": "1"}, {"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}])
-def test_said_so_it_is_served_to_everybody(start_rill: StartRill, env: dict[str, str]) -> None:
-    with start_rill(bind=False, **env).ask("GET", "/healthz") as asked:
-        assert asked.status == 200
 
 
 def test_the_refusal_goes_to_stderr_and_nothing_else_is_said() -> None:

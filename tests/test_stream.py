@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from test_recorded import events_of, text_of
 from upstream import Step, Upstream
 
@@ -18,19 +18,6 @@ ASK = "/stream?q=hi"
 SSE = {"Accept": "text/event-stream"}
 FORMS = pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
 METHODS = pytest.mark.parametrize("method", ["GET", "POST"])
-
-
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
 
 
 def ask(service: Rill, method: str = "GET", headers: dict[str, str] | None = None) -> Conversation:

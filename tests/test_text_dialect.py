@@ -35,7 +35,7 @@ def one_message(text: str) -> list[dict[str, Any]]:
 
 
 @given(text=prompts)
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
     asked = [
         read_fields({"q": text}, SETTINGS),
@@ -253,7 +253,7 @@ json_values = st.recursive(
 
 
 @given(body=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
-@hypothesis_settings(deadline=None, max_examples=300)
+@hypothesis_settings(max_examples=150)
 def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
     with suppress(Problem):
         prompt = read_json(body, SETTINGS)
@@ -265,7 +265,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 
 
 @given(texts=st.lists(prompts, max_size=8))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
     encoder = TextEncoder("m", ReplyFormat(), "r")
     events: list[Event] = [Start(), Heartbeat(False), *map(Text, texts), Heartbeat(True), End("end_turn", {})]

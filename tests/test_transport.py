@@ -4,21 +4,23 @@ import base64
 import gc
 import gzip
 import json
-import logging
 import os
 import random
 import resource
 import select
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import gevent
@@ -27,10 +29,13 @@ import httpx2
 import pytest
 import upstream as wire
 from certificates import make_certificate
+from gevent import monkey
 from upstream import Upstream
 
+from rill.upstream.body import Body, body_of
 from rill.upstream.pool import _tls_context
-from rill.upstream.transport import Body, GeventTransport, UpstreamClient, body_of, proxy_of_environment
+from rill.upstream.proxy import proxy_of_environment
+from rill.upstream.transport import GeventTransport, UpstreamClient
 
 TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
@@ -40,35 +45,34 @@ HELLO = [200, wire.recorded("text").decode()]
 
 
 class GeventClient:
-    """A generator of this module, run where gevent has patched everything.
+    """A generator of this module, run in a process that gevent has patched.
 
-    `next` lets it go on to its next yield and returns what it yields, by way of JSON.
+    `next` resumes it until its next yield and returns what it yields, by way of JSON.
     """
 
-    def __init__(self, client: Callable[..., Iterator[Any]], env: dict[str, str], arguments: dict[str, Any]) -> None:
-        patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.run_client()"
-        command = [sys.executable, "-c", patched, client.__name__, json.dumps(arguments)]
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **env}
-        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, forker: IO[str], pipes: Path, **task: Any) -> None:
+        paths = [str(pipes / name) for name in ("in", "out")]
+        for path in paths:
+            os.mkfifo(path)
+        print(json.dumps({"pipes": paths, **task}), file=forker, flush=True)
+        self._input, self._output = open(paths[0], "wb", buffering=0), open(paths[1], "rb")  # noqa: SIM115
+        self._pid = self.hear()
 
     def __enter__(self) -> "GeventClient":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._process:
-            self._process.kill()
+        with self._input, self._output, suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
     def go_on(self) -> None:
-        """Lets it go on, without waiting for its next yield."""
-        assert self._process.stdin
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
+        """Resume it, without waiting for its next yield."""
+        self._input.write(b"\n")
 
     def hear(self) -> Any:
-        """What it yields next."""
-        assert self._process.stdout
-        said = self._process.stdout.readline()
-        assert said, "the client ended before its time"
+        """Return what it yields next."""
+        said = self._output.readline()
+        assert said, "the client ended too early"
         return json.loads(said)
 
     def __next__(self) -> Any:
@@ -76,9 +80,27 @@ class GeventClient:
         return self.hear()
 
 
-def run_client() -> None:
-    """What the process of a GeventClient does."""
-    steps = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+def fork_clients() -> None:
+    """Fork a client for each task on stdin, in a process that has imported all of it; the patched fork starts a hub."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        if not monkey.get_original("os", "fork")():
+            try:
+                run_client(**json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+
+
+def run_client(client: str, env: dict[str, str], arguments: dict[str, Any], pipes: list[str]) -> None:
+    """Run the generator of a GeventClient."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(env)
+    for descriptor, flags in enumerate((os.O_RDONLY, os.O_WRONLY)):
+        os.dup2(os.open(pipes[descriptor], flags), descriptor)
+    print(os.getpid(), flush=True)
+    steps = globals()[client](**arguments)
     while True:
         gevent.socket.wait_read(0)  # other greenlets go on meanwhile
         if not os.read(0, 1):
@@ -89,13 +111,26 @@ def run_client() -> None:
 StartClient = Callable[..., GeventClient]
 
 
+@pytest.fixture(scope="module")
+def forker() -> Iterator[IO[str]]:
+    """The process of which every client is a fork."""
+    patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.fork_clients()"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+    with subprocess.Popen([sys.executable, "-c", patched], env=env, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        yield process.stdin
+        process.stdin.close()
+
+
 @pytest.fixture
-def start_client() -> Iterator[StartClient]:
+def start_client(forker: IO[str], tmp_path: Path) -> Iterator[StartClient]:
     """Start a client: `start_client(generator, env={...}, **arguments)`."""
     with ExitStack() as running:
 
         def start(client: Callable[..., Iterator[Any]], env: dict[str, str] | None = None, **arguments: Any) -> Any:
-            return running.enter_context(GeventClient(client, env or {}, arguments))
+            pipes = Path(mkdtemp(dir=tmp_path))
+            task = {"client": client.__name__, "env": env or {}, "arguments": arguments}
+            return running.enter_context(GeventClient(forker, pipes, **task))
 
         yield start
 
@@ -111,11 +146,9 @@ def upstream() -> Iterator[Upstream]:
 # What clients do
 
 
-def open_client(url: str, connections: int = 10, kind: str = "gevent", **timeouts: float) -> httpx2.Client:
+def open_client(url: str, connections: int = 10, **timeouts: float) -> httpx2.Client:
     timeout = httpx2.Timeout(**{"connect": 5, "read": 5, "write": 5, "pool": 5, **timeouts})
-    if kind == "httpx2":  # what the SDK would use, with no body of ours
-        return httpx2.Client(timeout=timeout, trust_env=False)
-    transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(httpx2.URL(url)))
+    transport = GeventTransport(httpx2.URL(url), connections, proxy_of_environment(url))
     return UpstreamClient(transport, timeout=timeout)
 
 
@@ -272,48 +305,19 @@ def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
     yield outcome(client, url, content=b"x" * content_bytes)
 
 
-def close_after_the_end(url: str) -> Iterator[Any]:
-    """Closes a body that has ended unread, while its connection carries another answer already."""
-    client = open_client(url, kind="httpx2")
-    ended = send(client, url)
-    first = body_of(ended)
-    while not ended.is_closed:
-        gevent.sleep(0.01)
-    second = body_of(send(client, url))
-    yield read_piece(second)
-    first.close()
-    yield "closed"
-    yield read_piece(second)
-
-
-def close_after_a_reset(url: str) -> Iterator[Any]:
-    """Closes a body that was never read, and whose connection is reset by then."""
-    body = body_of(send(open_client(url, kind="httpx2"), url))
-    gevent.sleep(0)
-    yield "open"
-    body.close()
-    yield "closed"
-
-
 # An answer
 
 
-@pytest.fixture(params=["gevent", "httpx2"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """Our transport, and the SDK's own, which stands in where a proxy is not an http one."""
-    return str(request.param)
-
-
-def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
-    assert next(start_client(ask, url=upstream.url, kind=kind)) == HELLO
+    assert next(start_client(ask, url=upstream.url)) == HELLO
     (request,) = upstream.requests
     assert (request.method, request.path, request.body) == ("POST", "/v1/messages", b"xx")
 
 
-def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_client: StartClient, kind: str) -> None:
+def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.gate("one"), wire.send(b"one"), wire.gate("two"), wire.send(b"two"), wire.end())
-    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=3)
+    client = start_client(read_and_nudge, url=upstream.url, size=3)
     assert next(client) == "open"
     upstream.wait_at_gate("one")
     upstream.open("one")
@@ -335,21 +339,19 @@ BEFORE_SILENCE = {
 
 @pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
 def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
-    upstream: Upstream, start_client: StartClient, kind: str, steps: list[wire.Step], size: int
+    upstream: Upstream, start_client: StartClient, steps: list[wire.Step], size: int
 ) -> None:
     upstream.script(*steps, wire.gate("rest"), wire.silence())
-    client = start_client(read_and_nudge, url=upstream.url, kind=kind, size=size, read=3)
+    client = start_client(read_and_nudge, url=upstream.url, size=size, read=3)
     assert next(client) == "open"
     upstream.open("text")
     assert next(client) == size
     assert next(client) == "nudged"
 
 
-def test_a_body_closed_in_mid_answer_closes_upstreams_connection(
-    upstream: Upstream, start_client: StartClient, kind: str
-) -> None:
+def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.silence())
-    client = start_client(read_and_close, url=upstream.url, kind=kind)
+    client = start_client(read_and_close, url=upstream.url)
     assert [next(client), next(client)] == ["one", "closed"]
     upstream.wait_until_left()
     upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
@@ -896,89 +898,11 @@ def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: S
         assert proxy.heads == []
 
 
-PROXY_NAMES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
-
-
-@pytest.fixture
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in PROXY_NAMES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    return monkeypatch
-
-
-@pytest.mark.parametrize(
-    ("env", "url", "proxy"),
-    [
-        ({}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1"}, "https://api.anthropic.com", "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1"}, "http://relay", None),
-        ({"HTTP_PROXY": "http://p:1"}, "http://relay", "http://p:1"),
-        ({"HTTP_PROXY": "http://p:1"}, "https://api.anthropic.com", None),
-        ({"ALL_PROXY": "p:1"}, "https://api.anthropic.com", "http://p:1"),
-        ({"ALL_PROXY": "socks5://p:1"}, "http://relay", "socks5://p:1"),
-        ({"ALL_PROXY": "http://a:1", "HTTPS_PROXY": "http://b:1"}, "https://relay", "http://b:1"),
-        ({"HTTPS_PROXY": ""}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "anthropic.com"}, "https://api.anthropic.com", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example.com, other"}, "https://example.org", "http://p:1"),
-    ],
-)
-def test_the_environment_names_the_proxy(
-    bare_environment: pytest.MonkeyPatch, env: dict[str, str], url: str, proxy: str | None
-) -> None:
-    for name, value in env.items():
-        bare_environment.setenv(name, value)
-    assert proxy_of_environment(httpx2.URL(url)) == (proxy and httpx2.URL(proxy))
-
-
-@pytest.mark.parametrize("proxy", ["https://127.0.0.1:9", "socks5://127.0.0.1:9", "socks5h://127.0.0.1:9"])
-def test_a_proxy_that_is_no_http_one_falls_to_the_sdks_own_client_and_says_so(
-    bare_environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, proxy: str
-) -> None:
-    from rill.settings import Settings
-    from rill.upstream.client import Upstream as RealUpstream
-
-    bare_environment.setenv("ALL_PROXY", proxy)
-    settings = Settings(ANTHROPIC_API_KEY="sk-test")  # type: ignore[call-arg]
-    bare_environment.setattr(logging.getLogger("rill"), "propagate", True)
-    with caplog.at_level(logging.WARNING, "rill"):
-        RealUpstream(settings, "https://api.anthropic.com", 10)
-    assert "slower" in caplog.text
-    assert "127.0.0.1:9" not in caplog.text  # it may hold a password
-
-
 def test_an_answer_that_is_dropped_unread_holds_no_place(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.head(), wire.silence())
     upstream.script(*wire.answer("Hi"))
     client = start_client(drop_and_ask, url=upstream.url)
     assert next(client)[0] == 200
-
-
-# The SDK's own transport, where it must stand in
-
-
-def test_a_body_closed_after_its_end_leaves_the_connections_next_answer_alone(
-    upstream: Upstream, start_client: StartClient
-) -> None:
-    upstream.script(wire.head(), wire.send(b"one"), wire.end())
-    upstream.script(wire.head(), wire.send(b"three"), wire.gate("rest"), wire.send(b"four"), wire.end())
-    client = start_client(close_after_the_end, url=upstream.url)
-    assert [next(client), next(client)] == ["three", "closed"]
-    upstream.open("rest")
-    assert next(client) == "four"
-    assert upstream.accepted == 1
-
-
-def test_a_body_whose_connection_was_reset_can_be_closed(upstream: Upstream, start_client: StartClient) -> None:
-    upstream.script(
-        wire.head(), wire.send(b"one"), wire.pause(0.05), wire.send(b"two"), wire.gate("reset"), wire.reset()
-    )
-    client = start_client(close_after_a_reset, url=upstream.url)
-    assert next(client) == "open"
-    upstream.wait_at_gate("reset")
-    upstream.open("reset")
-    upstream.wait_until(lambda: upstream.open_connections == 0, "the reset")
-    assert next(client) == "closed"
 
 
 # Which address

@@ -1,7 +1,7 @@
-"""Bytes of a Messages API stream in, events out; however the stream is cut into reads, the text is the same.
+"""Bytes of a Messages API stream in, events out; the text is the same however the stream is split into reads.
 
-The lines are those of https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream and the
-events in them those of https://docs.anthropic.com/en/docs/build-with-claude/streaming. Nothing is accumulated: a token
+Lines are parsed by https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream and
+the events in them by https://docs.anthropic.com/en/docs/build-with-claude/streaming. Nothing is accumulated: a token
 costs the same at any length.
 """
 
@@ -18,13 +18,14 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class Decoder:
-    """Makes events of what is fed to it; `usage` is what the upstream counted so far, in tokens.
+    """Decodes what is fed to it; `usage` is what the upstream has counted so far, in tokens.
 
-    `ended` once the message is whole, or `problem` once it cannot become so; then nothing more is to be fed. `unfit`
-    tells of an `error` event that repeats one of the `secrets` or speaks of our account: it must not be passed on.
+    `ended` is set once the message is complete, `problem` once it cannot become so; then nothing more may be fed.
+    `is_error_private`: an `error` event must not be forwarded, because it repeats one of the `secrets` or is about the
+    operator's account.
     """
 
-    # Thousands are open at once, and a dict for each would weigh.
+    # Thousands are open at once; each would have a dict of its own.
     __slots__ = (
         "_data",
         "_data_bytes",
@@ -37,8 +38,8 @@ class Decoder:
         "_unfinished_bytes",
         "_working",
         "ended",
+        "is_error_private",
         "problem",
-        "unfit",
         "usage",
     )
 
@@ -46,7 +47,7 @@ class Decoder:
         self._secrets = secrets
         self.usage: dict[str, Any] = {}
         self.ended = False
-        self.unfit = False
+        self.is_error_private = False
         self.problem: Problem | None = None
         self._unfinished: list[bytes] = []
         self._unfinished_bytes = 0
@@ -59,9 +60,9 @@ class Decoder:
         self._high_surrogate = ""
 
     def feed(self, data: bytes) -> list[Event]:
-        """What one read brings: its text joined in one Text, or one Heartbeat where there is none.
+        """Return the events of one read: its text joined in one Text, or one Heartbeat if it has none.
 
-        An `error` event, or what is not the Messages API, ends it: `problem` is then what stands behind these events.
+        `problem` is set, and follows these events, if the upstream sent an `error` event or not the Messages API.
         """
         events: list[Event] = []
         self._working = False
@@ -82,7 +83,7 @@ class Decoder:
         return events if events or self.problem else [Heartbeat(self._working)]
 
     def read_message(self, body: bytes) -> End:
-        """The end that a message which came whole tells of itself; raises Problem where it is none."""
+        """Return the end of a message that was not streamed; raise Problem if it is not a message."""
         self._data.append(body)
         try:
             message = self._parse_data()
@@ -98,17 +99,17 @@ class Decoder:
         return self._end()
 
     def finish(self) -> list[Event]:
-        """What stood in the last line of an upstream that has closed; `problem` where that cut the answer."""
+        """Return the events of the last line once the upstream has closed; set `problem` if the answer is truncated."""
         events = self.feed(b"\n\n")
-        # Half an event is not JSON: the upstream closed too early, and sent nothing wrong.
+        # A truncated event is not JSON, but the fault is that the upstream closed too early.
         if not self.ended and not self.has_error:
             self.problem = Problem("upstream_truncated")
         return events
 
     @property
     def has_error(self) -> bool:
-        """Whether the upstream itself reported what `problem` is, in an `error` event."""
-        return self.unfit or (self.problem is not None and self.problem.is_forwarded)
+        """Whether the upstream itself reported the `problem`, in an `error` event."""
+        return self.is_error_private or (self.problem is not None and self.problem.is_forwarded)
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
@@ -118,20 +119,20 @@ class Decoder:
             data = b"".join(self._unfinished) + data
             self._unfinished.clear()
             self._unfinished_bytes = 0
-        held = b""
+        pending = b""
         if b"\r" in data:
-            # CR LF is one line end, also when a read ends between the two: a CR at the end waits for its LF.
+            # CR LF is one line end, even if a read ends between the two: a CR at the end waits for its LF.
             if data.endswith(b"\r"):
-                data, held = data[:-1], b"\r"
+                data, pending = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
-        rest = lines.pop() + held
+        rest = lines.pop() + pending
         if rest:
             self._keep(rest)
         return lines
 
     def _keep(self, data: bytes) -> None:
-        """Keeps the begin of a line in pieces, so that a long one is joined once."""
+        """Keep an unfinished line in pieces, so that a long one is joined once."""
         self._unfinished.append(data)
         self._unfinished_bytes += len(data)
         if self._unfinished_bytes > MAX_EVENT_BYTES:
@@ -148,12 +149,12 @@ class Decoder:
         self._data.clear()
         self._data_bytes = 0
         if not data or data.isspace():
-            return {}  # By the specification no event at all.
+            return {}  # Not an event, by the specification.
         try:
             message = jiter.from_json(data)
         except ValueError:
-            # jiter knows no lone surrogates, which come where a pair is split across two deltas, nor broken UTF-8,
-            # which the event stream's own rules turn into U+FFFD.
+            # jiter rejects a lone surrogate, half of a pair that is split across two deltas, and invalid UTF-8, which
+            # becomes U+FFFD by the rules of event streams.
             try:
                 message = json.loads(data.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
@@ -192,8 +193,8 @@ class Decoder:
         found = upstream_problem(_string(error.get("type")), _string(error.get("message")), secrets=self._secrets)
         # The upstream's message about the operator's account is not passed on.
         blocked = found.name == "upstream_account_blocked"
-        self.unfit = blocked or any(secret in str(message) for secret in self._secrets)
-        return found.replace(is_forwarded=not self.unfit)
+        self.is_error_private = blocked or any(secret in str(message) for secret in self._secrets)
+        return found.replace(is_forwarded=not self.is_error_private)
 
     def _end(self) -> End:
         self.ended = True
@@ -206,11 +207,11 @@ class Decoder:
     def _take_text(self) -> list[Text]:
         text, self._text = self._text, ""
         if self._surrogates:
-            text = self._mend_surrogates(text)
+            text = self._join_surrogates(text)
         return [Text(text)] if text else []
 
-    def _mend_surrogates(self, text: str) -> str:
-        """Joins a pair that came in two deltas; a surrogate that stays alone becomes U+FFFD."""
+    def _join_surrogates(self, text: str) -> str:
+        """Join a pair that came in two deltas; a surrogate that stays alone becomes U+FFFD."""
         text = self._high_surrogate + text
         self._high_surrogate = ""
         if text and not self.ended and "\ud800" <= text[-1] <= "\udbff":
@@ -219,7 +220,7 @@ class Decoder:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """The JSON object that was expected, or an empty one: a relay's odd event is no reason to break an answer."""
+    """Return the JSON object, or an empty one for anything else: an odd event of a relay must not end an answer."""
     return value if isinstance(value, dict) else {}
 
 

@@ -9,7 +9,7 @@ from upstream import Upstream
 from witness import log_lines, wait_until
 
 CLIENTS = 30
-SECONDS = 15.0
+SECONDS = 6.0
 # Short limits, so that silence does not take the test's time.
 ENV = {
     "RILL_START_TIMEOUT_SECONDS": "4",

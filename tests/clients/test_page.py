@@ -2,24 +2,24 @@
 
 import http.client
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 import pytest
 import upstream as wire
+from chromium import ELSEWHERE
 from gated import FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from server import ROOT, Rill, StartRill
-from test_chromium import CHROMIUM, DRIVER, FLAGS, SECONDS
+from test_chromium import SECONDS
 from upstream import Upstream
 
 MOST_BYTES = 16_384
@@ -32,8 +32,6 @@ NOT_BUFFERED = "Text is not buffered on the way."
 BUFFERED = "A proxy buffers the response: text does not appear as it is written."
 API_KEY = "a-secret-of-alice"
 SCRIPT = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&amp;\n<b>bold</b>"
-# A host that the browser finds here, and yet takes for another machine: without TLS its pages have no clipboard.
-ELSEWHERE = "rill.test"
 
 # Reads a body, given as pieces of hexadecimal digits, as the page reads an answer.
 READ_EVENTS = """
@@ -73,23 +71,6 @@ return [
   ['placeholder', contrast(getComputedStyle(question, '::placeholder').color, question)],
 ]
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium, without a window, whose console can be read."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options, Service(DRIVER))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 class Page:
@@ -177,6 +158,8 @@ def page(browser: webdriver.Chrome, upstream: Upstream) -> Iterator[Page]:
     opened.prefer(prefers_color_scheme="light")
     yield opened
     complaints = opened.complaints()
+    with suppress(WebDriverException):  # of a page that never came
+        opened.run("sessionStorage.clear()")
     browser.get("about:blank")
     assert complaints == []
 
@@ -415,8 +398,8 @@ def test_a_new_conversation_cancels_the_answer_and_forgets_all(open_page: Page, 
     assert said(upstream) == ["And a brook?"]
 
 
-def test_one_of_several_models_can_be_selected(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
-    page.open(start_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
+def test_one_of_several_models_can_be_selected(page: Page, share_rill: StartRill, upstream: Upstream) -> None:
+    page.open(share_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
     page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
     upstream.always(*wire.answer(FIRST))
     page.ask()
@@ -463,10 +446,10 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
 
 
 def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
     page.wait_for(page.focused, "key")
     assert page.find("#key").get_property("type") == "password"
     page.press("a-wrong-one", Keys.ENTER)
@@ -490,10 +473,10 @@ def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
 
 
 def test_a_prompt_that_was_unauthorized_is_sent_again_with_the_key(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
     page.wait_for(page.focused, "key")
     page.find("#prompt").send_keys(QUESTION, Keys.ENTER)
     page.wait_for(page.focused, "key")
@@ -589,10 +572,10 @@ def test_a_prompt_written_during_an_answer_is_not_sent_before_its_end(open_page:
 
 
 def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "key")
     page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
@@ -610,11 +593,11 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_follow_the_preference_with_enough_contrast(
-    scheme: str, page: Page, start_rill: StartRill, upstream: Upstream
+    scheme: str, page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
     page.excuse("status of 4")
-    page.open(start_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "key")
     assert min(contrast for _, contrast in page.run(CONTRASTS)) >= 4.5
     page.press(API_KEY, Keys.ENTER)
@@ -649,12 +632,12 @@ def test_nothing_moves_for_a_reader_who_prefers_that(
 
 
 def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.resize(320, 640)
     page.excuse("status of 401")
     page.open(
-        start_rill(
+        share_rill(
             RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
         ).url
     )

@@ -53,9 +53,9 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def open_rill(elsewhere: str, module_upstream: Upstream) -> Iterator[Rill]:
+def open_rill(elsewhere: str, shared_upstream: Upstream) -> Iterator[Rill]:
     """A server that requires an API key, and allows the page's origin."""
-    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
+    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": shared_upstream.url}
     with Rill({**env, "RILL_API_KEYS": f"alice={API_KEY}", "RILL_CORS_ORIGINS": elsewhere}) as running:
         yield running
 

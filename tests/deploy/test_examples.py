@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import upstream as wire
 from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
-from server import ROOT, Rill
+from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
 COMPLETE, NO_ANSWER, TRUNCATED = 0, 1, 2
@@ -88,12 +88,10 @@ def test_an_example_reports_an_unreachable_server(script: str, service: Rill) ->
     assert reported.strip()
 
 
-@pytest.fixture(scope="module")
-def locked(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def locked(share_rill: StartRill) -> Rill:
     """A server that requires an API key."""
-    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
-    with Rill({**env, "RILL_API_KEYS": f"alice={API_KEY}"}) as running:
-        yield running
+    return share_rill(RILL_API_KEYS=f"alice={API_KEY}")
 
 
 @pytest.mark.parametrize(("key", "exit_code"), [(API_KEY, COMPLETE), ("another", NO_ANSWER), ("", NO_ANSWER)])

@@ -15,7 +15,7 @@ from gated import FIRST, SECOND, gated_answer
 from server import ROOT, Rill
 from upstream import Upstream
 
-from rill.server.worker import RESERVED_DESCRIPTORS, WAITING_CONNECTIONS
+from rill.server.open_files import RESERVED_DESCRIPTORS, WAITING_CONNECTIONS
 from rill.settings import Settings
 
 UNIT = (ROOT / "deploy" / "rill.service").read_text("utf-8")

@@ -5,7 +5,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import gevent
 import pytest
 import upstream as wire
 import yaml
+from conversation import Conversation, request_bytes
 from gevent.socket import socket as GeventSocket
-from server import ROOT, Conversation, Rill, StartRill, request_bytes, rill_env
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.server.connection import SEND_BUFFER_BYTES, ClientSocket
@@ -27,13 +28,11 @@ BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 HERE = str(Path(__file__).parent)
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server with an API key, short timeouts, and a route that fails outside Flask."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_START_TIMEOUT_SECONDS": "3", "RILL_IDLE_TIMEOUT_SECONDS": "3"}
-    arguments = ("--pythonpath", HERE)
-    with Rill({**rill_env(module_upstream), **env}, arguments, app="failing:app") as running:
-        yield running
+    return share_rill("--pythonpath", HERE, app="failing:app", **env)
 
 
 def ask(rill: Rill, dialect: str = "text", name: str = "", model: str | None = "claude-nothing-9") -> Conversation:

@@ -4,14 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 import upstream as wire
-from server import Conversation, Rill, StartRill, rill_env
+from conversation import Conversation
+from server import Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.events import End, Event
@@ -25,12 +26,11 @@ STREAMED = ("text", "sse", "anthropic", "openai", "openai whole")
 HANG_UPS = {"close": wire.close(), "reset": wire.reset()}
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """The server of most tests here, with a client's API key and short timeouts."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_IDLE_TIMEOUT_SECONDS": "2", "RILL_START_TIMEOUT_SECONDS": "8"}
-    with Rill({**rill_env(module_upstream), **env}) as running:
-        yield running
+    return share_rill(**env)
 
 
 def ask(rill: Rill, way: str, headers: dict[str, str] | None = None) -> Conversation:

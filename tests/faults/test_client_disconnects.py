@@ -10,7 +10,8 @@ import psutil
 import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import SSE, ask, logged, name_request, wait_until
 

@@ -26,6 +26,7 @@ def open_all(rill: Rill, stack: ExitStack) -> None:
         assert asked.status == 200
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_answers_without_end_and_clients_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
     upstream: Upstream,

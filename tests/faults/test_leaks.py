@@ -10,7 +10,7 @@ from server import Rill
 from upstream import Answer, Upstream
 from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
 
-FIRST, SHORT_FORM, FULL_FORM = 1_000, 3_000, 19_000
+FIRST, SHORT_FORM, FULL_FORM = 1_000, 1_000, 19_000
 CLIENTS = 6
 MORE = 1.02
 ENV = {"RILL_MAX_STREAMS": "50", "RILL_RATE_LIMIT": "1000/second"}

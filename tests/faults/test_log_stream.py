@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import ROOT, Rill, raw_request, rill_env
+from conversation import raw_request
+from server import ROOT, Rill, rill_env
 from upstream import Upstream
 
 from rill.telemetry.log_stream import LogStream

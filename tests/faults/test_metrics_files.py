@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, StartRill, request_bytes
+from conversation import Conversation, request_bytes
+from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
 from rill.telemetry.metrics_files import SIZES
@@ -265,6 +266,7 @@ def paced() -> Iterator[list[Reader]]:
         each.stream.close()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("workers", [1, 2])
 def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
     start_rill: StartRill, upstream: Upstream, paced: list[Reader], workers: int, tmp_path: Path

@@ -4,9 +4,11 @@ import threading
 import time
 from contextlib import ExitStack
 
+import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill
+from conversation import Conversation
+from server import Rill
 from upstream import Upstream
 from witness import STREAMS, ask, logged, name_request
 
@@ -57,6 +59,7 @@ def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
     return slowest, max(gaps)
 
 
+@pytest.mark.timing
 def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*FLOW)
     with ExitStack() as stack:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import ask, log_lines, refuses_connections, wait_until, wait_until_all_serve
 

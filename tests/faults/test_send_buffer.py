@@ -5,7 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import upstream as wire
-from server import request_bytes
+from conversation import request_bytes
 from test_slow_readers import MOST_BUFFERED, connect_with_a_small_window, queued_for
 from upstream import Upstream
 from witness import probed, wait_until

@@ -2,14 +2,15 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
 import upstream as wire
-from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send, untroubled
-from server import Rill, request_bytes, rill_env
+from conversation import request_bytes
+from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send
+from server import Rill, StartRill
 from upstream import Upstream
 
 HEAD_SECONDS = 3  # 95 in gunicorn.conf.py; the mechanism is the same
@@ -20,11 +21,10 @@ LATE = 4.0
 AT_ONCE_SECONDS = 2.0
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
     """A server that waits three seconds for a head."""
-    with Rill(rill_env(module_upstream), ("--keep-alive", str(HEAD_SECONDS))) as running, untroubled(running):
-        yield running
+    return share_rill("--keep-alive", str(HEAD_SECONDS))
 
 
 def worker(rill: Rill) -> psutil.Process:
@@ -168,6 +168,7 @@ def connect_and_never_read(rill: Rill) -> socket.socket:
     return deaf
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_no_part_of_a_body_may_drip_on_and_nobody_may_be_deaf_for_ever(rill: Rill, upstream: Upstream) -> None:
     before = descriptors(rill, upstream)

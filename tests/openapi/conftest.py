@@ -1,4 +1,4 @@
-"""The server that a campaign asks, whose offline model answers at once, and what is looked at when it is over."""
+"""The server that a campaign asks, on an offline model that answers at once, and the checks after each campaign."""
 
 import gc
 import time
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from offline_model import serve_offline_model
 from server import Rill
 
 STREAMS = 20
 # RILL_MAX_TOKENS is left alone: the bounds in the description are those of the defaults.
 SETTINGS = {
-    "RILL_OFFLINE": "1",
-    "RILL_OFFLINE_RATE": "0",
+    "ANTHROPIC_API_KEY": "offline",
+    "RILL_ALLOWED_HOSTS": "*",
     "RILL_RATE_LIMIT": "1000000/second",
     "RILL_ALLOWED_MODELS": "*",
     "RILL_UPSTREAM_FEATURES": "*",
@@ -30,7 +31,7 @@ SLOW = "/stream?q=rate%3D5+tokens%3D1000&max_tokens=1000"
 def offline_service(request: pytest.FixtureRequest) -> Iterator[Rill]:
     """The server of a test class, which says whether it needs a token."""
     tokens = {"RILL_API_KEYS": f"alice={TOKEN}"} if request.cls.needs_token else {}
-    with Rill({**SETTINGS, **tokens}) as running:
+    with serve_offline_model() as url, Rill({**SETTINGS, **tokens, "ANTHROPIC_BASE_URL": url}) as running:
         yield running
 
 

@@ -1,0 +1,277 @@
+"""The body of a response: bytes of the upstream's connection in, bytes of the body out, for one reader.
+
+geventhttpclient's parser, in C, does the HTTP. A read costs one wait and one recv. It can be nudged, closed or thrown
+into at any moment without a leak, because only the wait yields to other greenlets.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from ssl import SSLWantReadError, SSLWantWriteError
+from typing import Any
+
+import gevent
+import httpx2
+from gevent.ssl import SSLSocket
+from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
+from geventhttpclient.connectionpool import ConnectionPool
+
+# More than a TLS record holds, so that OpenSSL keeps no decrypted bytes back where no watcher sees them.
+READ_BYTES = 65536
+
+_ARRIVED, _NUDGED, _EXPIRED = object(), object(), object()
+
+
+def body_of(response: httpx2.Response) -> "Body":
+    """Return the body of a response of GeventTransport."""
+    body: Body = response.extensions["rill.body"]
+    return body
+
+
+class Body(httpx2.SyncByteStream):
+    """One response on one connection.
+
+    `connection` is None once it is freed. `read` waits for bytes, at most `read_seconds` each time. A reader that does
+    not wait uses `receive`, `feed` and `take` instead.
+    """
+
+    # Thousands are open at once; each would have a dict of its own.
+    __slots__ = (
+        "_ends_in_crlf",
+        "_has_closed",
+        "_hub",
+        "_is_tls",
+        "_parser",
+        "_pool",
+        "_read_seconds",
+        "_since",
+        "_timer",
+        "_waiting",
+        "_watcher",
+        "connection",
+    )
+
+    def __init__(self, connection: Any, pool: ConnectionPool, read_seconds: float) -> None:
+        self._ends_in_crlf = False  # what was fed last
+        self._has_closed = False  # the upstream, behind what was received
+        self._hub = gevent.get_hub()
+        self._is_tls = isinstance(connection, SSLSocket)
+        self._parser = _Parser()
+        self._pool = pool
+        self._read_seconds = read_seconds
+        self._since = 0.0  # when the current wait began: monotonic, in seconds
+        self._timer: Any = None
+        self._waiting: Any = None  # the greenlet that waits for bytes
+        self._watcher = self._hub.loop.io(connection.fileno(), 1)
+        self.connection = connection
+        connection.settimeout(0.0)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes as they come; httpx2 reads the body of an error this way."""
+        while (data := self.read()) is not None:
+            yield data
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def status(self) -> int:
+        """The status of the response, once `read_head` has returned True."""
+        return self._parser.get_code()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of the response, once `read_head` has returned True."""
+        return self._parser.headers()
+
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether a complete chunk that arrives next may be handled without `feed`.
+
+        It is also true in two positions where only CRLF or a trailer can follow: behind the last chunk, and behind the
+        data of a chunk that itself ends in CRLF.
+        """
+        parser = self._parser
+        return self._ends_in_crlf and parser.is_chunked and parser.get_remaining_content_length() == 0
+
+    def read_head(self) -> bool:
+        """Wait for the headers; return False if the connection closes before the first byte; raise TransportError."""
+        while not self._parser.has_headers:
+            self._wait()
+            data = self.receive()
+            if data == b"" and not self._parser.has_begun:
+                return False
+            if data is not None:
+                self.feed(data)
+        self._stop_timer()  # It would keep a body alive that is dropped unread.
+        return True
+
+    def read(self) -> bytes | None:
+        """Return the next bytes, b"" if nudged, None at the end; raise httpx2.TransportError."""
+        while not self._parser.body:
+            if self._parser.is_complete:
+                return None
+            # To wait first saves a recv that would fail with EAGAIN.
+            if self._wait() is _NUDGED:
+                return b""
+            data = self.receive()
+            if data is not None:
+                self.feed(data)
+        return self.take()
+
+    def nudge(self) -> None:
+        """Wake a read that waits; called from the hub."""
+        self._wake(_NUDGED)
+
+    def receive(self) -> bytes | None:
+        """Return what has arrived on the connection, b"" at its end, None if nothing; raise httpx2.TransportError."""
+        try:
+            data: bytes = self.connection.recv(READ_BYTES)
+            return self._receive_records(data) if self._is_tls and data else data
+        except (BlockingIOError, SSLWantReadError, SSLWantWriteError):
+            return None
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(str(error)) from error
+        except ConnectionResetError as error:
+            if not self._parser.has_begun:
+                return b""
+            raise httpx2.ReadError(str(error)) from error
+        except OSError as error:
+            raise httpx2.ReadError(str(error)) from error
+
+    def feed(self, data: bytes) -> None:
+        """Parse what was received; raise httpx2.TransportError."""
+        try:
+            self._parser.feed(data)
+        except HTTPParseError as error:
+            raise httpx2.RemoteProtocolError(str(error)) from error
+        if self._parser.is_complete:
+            self.close()
+        elif not data:
+            raise httpx2.RemoteProtocolError("The upstream closed the connection before the end of the response.")
+        self._ends_in_crlf = data.endswith(b"\r\n")
+
+    def take(self) -> bytes:
+        """Return the bytes of the body that are parsed and not returned yet."""
+        data = bytes(self._parser.body)
+        self._parser.body.clear()
+        return data
+
+    def close(self) -> None:
+        """Free the connection: keep it for the next request if the body was received to its end, else close it."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        self._stop_timer()
+        self._watcher.close()
+        if self._parser.is_reusable() and not self._has_closed:
+            self._pool.return_socket(connection)
+        else:
+            self._pool.release_socket(connection)
+
+    def _receive_records(self, data: bytes) -> bytes:
+        """Return the data with what arrived behind it: OpenSSL returns one TLS record, often one token, at a time."""
+        records, size = [data], len(data)
+        with suppress(OSError):  # Nothing more has arrived; any other error comes again at the next receive.
+            while size < READ_BYTES:
+                data = self.connection.recv(READ_BYTES)
+                if not data:
+                    self._has_closed = True
+                    break
+                records.append(data)
+                size += len(data)
+        return b"".join(records)
+
+    def _wait(self) -> object:
+        """Wait until bytes arrive, or a nudge, and return which; raise httpx2.ReadTimeout."""
+        self._waiting = gevent.getcurrent()
+        self._since = time.monotonic()
+        if self._timer is None:
+            self._start_timer(self._read_seconds)
+        self._watcher.start(self._waiting.switch, _ARRIVED)
+        try:
+            reason: object = self._hub.switch()
+        finally:
+            self._waiting = None
+            self._watcher.stop()
+        if reason is _EXPIRED:
+            raise httpx2.ReadTimeout("The upstream was silent for too long.")
+        return reason
+
+    def _wake(self, reason: object) -> None:
+        if self._waiting:
+            self._waiting.switch(reason)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._check_time)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _check_time(self) -> None:
+        # Once in `read_seconds`: a new timer for every wait would cost each token. If no read waits, none is started,
+        # because it would keep a body alive that was dropped unread.
+        self._stop_timer()
+        left = self._since + self._read_seconds - time.monotonic()
+        if self._waiting and left > 0:
+            self._start_timer(left)
+        else:
+            self._wake(_EXPIRED)
+
+
+class _Parser(HTTPResponseParser):
+    """The parser of one response, which skips the interim ones (1xx) before it; C calls the methods `_on_...`.
+
+    `body` holds the bytes of the body that were not taken yet.
+    """
+
+    __slots__ = ("_headers", "body", "has_begun", "has_headers", "is_chunked", "is_complete")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._headers: list[tuple[str, str | None]] = []
+        self.body = bytearray()
+        self.has_begun = False
+        self.has_headers = False
+        self.is_chunked = False
+        self.is_complete = False
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(name.encode("latin-1"), (value or "").encode("latin-1")) for name, value in self._headers]
+
+    def is_reusable(self) -> bool:
+        """Return whether the connection may carry another response."""
+        return self.is_complete and not self.parser_failed() and self.should_keep_alive()
+
+    def _on_message_begin(self) -> None:
+        if self.is_complete:
+            raise HTTPParseError("Bytes came behind the response.")
+        self.has_begun = True
+        self._headers.clear()
+
+    def _on_status(self, reason: str) -> None:
+        pass
+
+    def _on_header_field(self, part: str) -> None:
+        # A name or a value comes in parts if it is split between two reads.
+        name = ""
+        if self._headers and self._headers[-1][1] is None:
+            name, _ = self._headers.pop()
+        self._headers.append((name + part, None))
+
+    def _on_header_value(self, part: str) -> None:
+        name, value = self._headers.pop()
+        self._headers.append((name, (value or "") + part))
+
+    def _on_headers_complete(self) -> None:
+        self.has_headers = self.get_code() >= 200
+        self.is_chunked = any(name.lower() == "transfer-encoding" for name, _ in self._headers)
+
+    def _on_body(self, data: bytearray) -> None:
+        self.body += data
+
+    def _on_message_complete(self) -> None:
+        self.is_complete = self.get_code() >= 200
