@@ -6,6 +6,10 @@ LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-in
 BIND ?= 127.0.0.1:8000
 CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 
+# The tests of the modules that do no I/O, which cover every branch of them.
+PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
+	features files sse_decoder)
+
 .PHONY: run test soak check format bench lock
 
 run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the environment
@@ -22,12 +26,13 @@ test: .venv/.dev  ## every test, against real servers and clients; those that me
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
 
-check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of the pinned packages
+check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of pinned packages, coverage of the pure modules
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/audit.py
+	$(BIN)/pytest -m "not server and not soak" --cov --cov-report=term $(PURE)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix $(CODE)

@@ -23,6 +23,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that ask a server."""
+    if not {"share_rill", "start_rill"}.isdisjoint(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let every process begin with its share of the tests that wait, so that none is left for the end.

@@ -19,6 +19,7 @@ from rill.settings import Settings
 
 END = End("end_turn", {})
 ASKED: dict[str, Any] = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "溪"}]}
+HI = {"role": "user", "content": "hi"}
 RECORDED = sorted(wire.expected())
 LINE_ENDS = pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
 recordings = st.sampled_from(RECORDED).map(wire.recorded)
@@ -93,6 +94,8 @@ def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
         ({"max_tokens": 64001}, "bad_request", "from 1 to 64000"),
         ({"messages": None}, "bad_request", "messages"),
         ({"messages": "hi"}, "bad_request", "messages"),
+        ({"messages": [HI] * 10_001}, "bad_request", "messages: should be at most 10000."),
+        ({"stream": "yes"}, "bad_request", "stream: should be true or false."),
     ],
 )
 def test_what_may_not_be_asked_is_refused_by_name(changed: dict[str, Any], name: str, words: str) -> None:

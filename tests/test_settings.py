@@ -162,6 +162,18 @@ def test_the_first_allowed_model_is_the_default_if_no_other_is_set(
     assert read(**KEY, **env).check(None, None)[0] == expected
 
 
+def test_the_models_that_have_a_name_begin_with_the_default_one(read: Any) -> None:
+    settings = read(**KEY, RILL_ALLOWED_MODELS="one,two,*", RILL_DEFAULT_MODEL="two")
+    assert settings.known_models() == ("two", "one", "*")
+
+
+def test_a_certificate_that_heroku_signs_itself_is_accepted(read: Any) -> None:
+    url = "rediss://:hidden@redis.example:6379/0"
+    assert read(**KEY, REDIS_URL=url).redis_url == url
+    assert read(**KEY, REDIS_URL=url, DYNO="web.1").redis_url == f"{url}?ssl_cert_reqs=none"
+    assert read(**KEY, REDIS_URL=f"{url}?db=1", DYNO="web.1").redis_url == f"{url}?db=1&ssl_cert_reqs=none"
+
+
 def test_a_default_model_that_is_not_allowed_is_refused(read: Any) -> None:
     assert "RILL_ALLOWED_MODELS" in refusal(read, **KEY, RILL_ALLOWED_MODELS="one", RILL_DEFAULT_MODEL="two")
 
@@ -321,6 +333,7 @@ os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "wsgi:app", *sys.arg
 """
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("handed", [["1"], ["0", "--bind", "fd://3"]], ids=["LISTEN_FDS", "fd://3"])
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
 def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]) -> None:
@@ -343,6 +356,7 @@ def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]
     assert ("Listening" in told) == (address == "127.0.0.1")
 
 
+@pytest.mark.server
 def test_the_refusal_goes_to_stderr_and_nothing_else_is_said() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, env={}, capture_output=True, text=True, check=False

@@ -414,6 +414,30 @@ def test_an_unknown_count_does_not_forget_a_known_one() -> None:
     assert outcome.end.usage["input_tokens"] == 5
 
 
+# A message that comes whole
+
+
+def test_a_whole_message_tells_its_end() -> None:
+    message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": None}}
+    assert Decoder().read_message(json.dumps(message).encode()) == End("end_turn", {"input_tokens": 3})
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"no JSON", "upstream_error"),
+        (b'{"type": "completion"}', "upstream_error"),
+        (b'{"type": "error", "error": {"type": "overloaded_error"}}', "upstream_overloaded"),
+    ],
+)
+def test_a_body_that_is_not_a_message_is_a_problem(body: bytes, problem: str) -> None:
+    reader = Decoder()
+    with pytest.raises(Problem) as raised:
+        reader.read_message(body)
+    assert raised.value.name == problem
+    assert reader.problem is raised.value
+
+
 # The official SDK as the oracle
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import TEXT
-from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_json, read_text
+from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_form, read_json, read_text
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -85,6 +85,12 @@ def test_a_temperature_within_its_bounds_travels_on(temperature: float | str) ->
 
 
 # A conversation
+
+
+def test_a_form_has_a_field_for_the_prompt() -> None:
+    assert read_form({"q": "hi", "max_tokens": "5"}, SETTINGS).max_tokens == 5
+    with pytest.raises(Problem, match="no field q, message, prompt or messages"):
+        read_form({"what is a rill?": ""}, SETTINGS)
 
 
 def ask(*messages: dict[str, Any], **fields: Any) -> Prompt:

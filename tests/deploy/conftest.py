@@ -4,7 +4,7 @@ import pytest
 from server import Rill, StartRill
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(share_rill: StartRill) -> Rill:
     """The real server, as it should be set behind one proxy."""
     return share_rill(RILL_TRUSTED_PROXIES="1")
