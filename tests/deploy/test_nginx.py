@@ -208,7 +208,7 @@ def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Ups
 
 
 def test_nginx_outwaits_rills_own_deadlines() -> None:
-    assert seconds("proxy_read_timeout") > Settings.model_fields["total_seconds"].default
+    assert seconds("proxy_read_timeout") > Settings.model_fields["total_timeout_seconds"].default
 
 
 def test_nginx_closes_a_kept_connection_before_rill_does() -> None:
