@@ -4,9 +4,9 @@ Data flows one way:
 
     request -> dialect -> Prompt -> upstream -> events -> dialect -> bytes
 
-The core is `prompt` (a request to the model), `events` (the parts of an answer, and `Encoder`, a dialect's writer),
-`problems` (what can go wrong: one table of name, status and message), `settings`, and `quota` (an amount in a time,
-such as 60/minute). `service` is the life of one request: admit, ask, stream, record. Around it:
+The core is `prompt` (a request to the model), `events` (the parts of an answer, and the protocol of a dialect's
+encoder), `problems` (what can go wrong: one table of name, status and message), `settings`, and `quota` (an amount in a
+time, such as 60/minute). `service` is the life of one request: admit, ask, stream, record. Around it:
 
 - `server`: the client's side of HTTP: the gunicorn worker, connections, request heads and bodies, responses, `/drip`
 - `admission`: API keys, cross-site checks, rate limit, concurrency

@@ -404,7 +404,7 @@ def test_a_missing_key_and_a_wrong_one_are_told_apart(rill: Rill) -> None:
 
 def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     time.sleep(0.1)
-    return [line for line in lines(rill) if line["event"] == "refused" and condition(line)]
+    return [line for line in lines(rill) if line["event"] == "rejected" and condition(line)]
 
 
 def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: Rill) -> None:
