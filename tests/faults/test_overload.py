@@ -28,7 +28,7 @@ def refuse_once(rill: Rill) -> float:
         assert refused.status == 503
         took = time.monotonic() - begun
         assert int(refused.headers["retry-after"]) >= 1
-        assert b"places" in refused.read_rest()
+        assert b"at capacity" in refused.read_rest()
     line = logged(rill, name)
     assert (line["status"], line["outcome"]) == (503, "at_capacity")
     return took
