@@ -56,10 +56,10 @@ def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplicat
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [error]
         try:
             request = json.loads(body)
-            prompt = next(_text(said) for said in reversed(request["messages"]) if said["role"] == "user")
+            prompt = next(_text(each["content"]) for each in reversed(request["messages"]) if each["role"] == "user")
             tokens, message = _compose(request, prompt, f"msg_{identity}")
             whole = _encode(message)
-        except Exception:  # It serves Rill's own requests and checks no others.
+        except Exception:  # Rill's own requests are valid; no other needs a diagnosis.
             start_response("400 Bad Request", headers)
             return [_error("invalid_request_error", "The request is not valid.", identity)]
         rate = _steered("rate", prompt, tokens_per_second)
@@ -83,19 +83,21 @@ def _steered(name: str, prompt: str, default: float) -> float:
     return float(found[1]) if found else default
 
 
-def _text(message: dict[str, Any]) -> str:
-    content = message["content"]
-    texts = [content] if isinstance(content, str) else [block["text"] for block in content if block["type"] == "text"]
-    return "\n".join(texts)
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(block["type"], str) for block in content):
+        raise TypeError
+    return "\n".join(block["text"] for block in content if block["type"] == "text")
 
 
 def _compose(request: dict[str, Any], prompt: str, identity: str) -> tuple[list[str], dict[str, Any]]:
     """Return the tokens of the answer, and the message that they make; raise any exception for a bad request."""
-    model, limit = request["model"], request["max_tokens"]
-    if not 1 <= limit <= MAX_TOKENS:
+    model, limit, messages = request["model"], request["max_tokens"], request["messages"]
+    if not 1 <= limit <= MAX_TOKENS or any(not each["content"] and each["role"] == "user" for each in messages):
         raise ValueError
-    said = [{"content": request.get("system", "")}, *request["messages"]]
-    count = sum(len(TOKEN.findall(_text(message))) for message in said)
+    contents = [request.get("system", ""), *(each["content"] for each in messages)]
+    count = sum(len(TOKEN.findall(_text(content))) for content in contents)
     natural = [*TOKEN.findall(OPENING.format(prompt=prompt, count=count, model=model)), *FURTHER]
     wanted = int(_steered("tokens", prompt, len(natural)))
     tokens = list(islice(chain(natural, cycle(FURTHER)), min(wanted, limit)))
