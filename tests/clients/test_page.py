@@ -737,7 +737,7 @@ def hasty_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -
             thread.join()
 
 
-def test_a_proxy_that_buffers_is_told_in_words(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_a_proxy_that_buffers_is_reported(page: Page, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with hasty_proxy(service) as url:
         page.open(url)
