@@ -9,14 +9,14 @@ REQUEST_ID = "req_011CXv7QmZr3TtYk8NdPfJ2w"
 
 
 def event(type: str, **data: object) -> bytes:
-    """One event in the wire format, its data on one line of compact JSON."""
+    """Return one event in the wire format, its data on one line of compact JSON."""
     line = json.dumps({"type": type, **data}, ensure_ascii=False, separators=(",", ":"))
     # A lone surrogate has no UTF-8; backslashreplace writes the very escape that JSON has for it.
     return f"event: {type}\ndata: {line}\n\n".encode("utf-8", "backslashreplace")
 
 
 def start(model: str = "claude-sonnet-5-5", input_tokens: int = 12) -> bytes:
-    """The message_start event."""
+    """Return the message_start event."""
     usage = {
         "input_tokens": input_tokens,
         "cache_creation_input_tokens": 0,
@@ -30,7 +30,7 @@ def start(model: str = "claude-sonnet-5-5", input_tokens: int = 12) -> bytes:
 
 
 def block_start(index: int = 0, type: str = "text", **fields: object) -> bytes:
-    """A content_block_start event; what a block of a known type begins with is filled in."""
+    """Return a content_block_start event, with the fields that a block of a known type begins with."""
     known: dict[str, dict[str, object]] = {
         "text": {"text": ""},
         "thinking": {"thinking": "", "signature": ""},
@@ -40,27 +40,27 @@ def block_start(index: int = 0, type: str = "text", **fields: object) -> bytes:
 
 
 def delta(index: int, type: str, **fields: object) -> bytes:
-    """A content_block_delta event of any type."""
+    """Return a content_block_delta event of any type."""
     return event("content_block_delta", index=index, delta={"type": type, **fields})
 
 
 def text(piece: str, index: int = 0) -> bytes:
-    """A content_block_delta event with a text_delta."""
+    """Return a content_block_delta event with a text_delta."""
     return delta(index, "text_delta", text=piece)
 
 
 def thinking(piece: str, index: int = 0) -> bytes:
-    """A content_block_delta event with a thinking_delta."""
+    """Return a content_block_delta event with a thinking_delta."""
     return delta(index, "thinking_delta", thinking=piece)
 
 
 def ping() -> bytes:
-    """A ping event."""
+    """Return a ping event."""
     return b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 def block_stop(index: int = 0) -> bytes:
-    """A content_block_stop event."""
+    """Return a content_block_stop event."""
     return event("content_block_stop", index=index)
 
 
@@ -81,7 +81,7 @@ def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object
 
 
 def stream_error(type: str = "overloaded_error", message: str = "Overloaded") -> bytes:
-    """An error event, as it comes in the middle of a stream."""
+    """Return an error event, as it comes in the middle of a stream."""
     return event("error", error={"details": None, "type": type, "message": message}, request_id=REQUEST_ID)
 
 

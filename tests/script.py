@@ -18,19 +18,19 @@ Step = Callable[["Answer"], None]
 
 
 def status(code: int, headers: Headers | None = None, body: bytes = b"") -> Step:
-    """A whole plain response."""
+    """Send a whole plain response."""
     reason = HTTPStatus(code).phrase if code in set(HTTPStatus) else "Unnamed"
     fields = {"content-length": str(len(body)), "request-id": REQUEST_ID, **(headers or {})}
     return raw(_head(code, reason, fields) + body)
 
 
 def error(code: int, type: str, message: str, headers: Headers | None = None) -> Step:
-    """A whole response with the error body of the Messages API."""
+    """Send a whole response with an error of the Messages API."""
     return status(code, {"content-type": "application/json", **(headers or {})}, error_body(type, message))
 
 
 def head(headers: Headers | None = None) -> Step:
-    """The head of an event stream, in a write of its own."""
+    """Send the head of an event stream, in a write of its own."""
     fields = {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
@@ -47,7 +47,7 @@ def head(headers: Headers | None = None) -> Step:
 
 
 def send(*events: bytes) -> Step:
-    """One chunk of one or more events (or any bytes), in one write."""
+    """Send one chunk of one or more events (or any bytes), in one write."""
     data = b"".join(events)
     if not data:
         raise ValueError("an empty chunk would end the body: that is end()")
@@ -55,7 +55,7 @@ def send(*events: bytes) -> Step:
 
 
 def dribble(data: bytes, size: int = 1) -> Step:
-    """The data in chunks of `size` bytes, each in a write of its own."""
+    """Send the data in chunks of `size` bytes, each in a write of its own."""
 
     def write_pieces(answer: "Answer") -> None:
         for begin in range(0, len(data), size):
@@ -65,7 +65,7 @@ def dribble(data: bytes, size: int = 1) -> Step:
 
 
 def raw(data: bytes) -> Step:
-    """Bytes straight onto the wire, unframed."""
+    """Send bytes as they are, without a chunk around them."""
     return lambda answer: answer.write(data)
 
 
@@ -80,7 +80,7 @@ def gate(name: str, seconds: float = 30) -> Step:
 
 
 def pause(seconds: float) -> Step:
-    """Send nothing for a while: for pacing, never as a proof."""
+    """Send nothing for some seconds: to pace an answer, never to prove anything."""
 
     def wait(answer: "Answer") -> None:
         answer.wait(seconds=seconds)
@@ -89,7 +89,7 @@ def pause(seconds: float) -> Step:
 
 
 def silence() -> Step:
-    """Say nothing until the peer leaves."""
+    """Send nothing until the peer closes the connection."""
 
     def wait(answer: "Answer") -> None:
         answer.wait()
@@ -98,7 +98,7 @@ def silence() -> Step:
 
 
 def end() -> Step:
-    """The terminating chunk."""
+    """Send the terminating chunk."""
 
     def write_end(answer: "Answer") -> None:
         answer.write(b"0\r\n\r\n")
@@ -135,22 +135,22 @@ def _head(code: int, reason: str, fields: Headers) -> bytes:
 
 
 def answer(*pieces: str, stop_reason: str = "end_turn") -> list[Step]:
-    """The steps of a whole normal answer, with a chunk for each piece of text."""
+    """Return the steps of a whole answer, with a chunk for each piece of text."""
     outcome = block_stop() + stop(stop_reason, output_tokens=len(pieces))
     return [head(), send(opening()), *(send(text(piece)) for piece in pieces), send(outcome), end()]
 
 
 def recorded(name: str) -> bytes:
-    """The bytes of tests/recorded/<name>.sse."""
+    """Return the bytes of tests/recorded/<name>.sse."""
     return (RECORDED / f"{name}.sse").read_bytes()
 
 
 def expected() -> dict[str, dict[str, Any]]:
-    """What each recorded answer comes to: its text, stop_reason and outcome."""
+    """Return the text, stop_reason and outcome of each recorded answer."""
     outcomes: dict[str, dict[str, Any]] = json.loads((RECORDED / "expected.json").read_text("utf-8"))
     return outcomes
 
 
 def replay(name: str) -> list[Step]:
-    """The steps that send a recorded answer."""
+    """Return the steps that send a recorded answer."""
     return [head(), send(recorded(name)), end()]

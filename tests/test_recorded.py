@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import upstream as wire
-from conversation import Conversation
+from asking import ask
 from server import Rill
 from upstream import Step, Upstream
 
 EXPECTED = wire.expected()
 DONE = [name for name, outcome in EXPECTED.items() if outcome["outcome"] == "completed" and outcome["text"]]
-SSE = {"Accept": "text/event-stream"}
 
 
 class Event(NamedTuple):
@@ -52,10 +51,6 @@ def replay_by(name: str, size: int) -> list[Step]:
     return [wire.head(), wire.dribble(wire.recorded(name), size), wire.end()] if size else wire.replay(name)
 
 
-def ask(service: Rill, headers: dict[str, str] | None = None) -> Conversation:
-    return service.ask("GET", "/stream?q=hi", headers)
-
-
 def test_every_recorded_stream_has_an_expected_outcome() -> None:
     assert {file.stem for file in wire.RECORDED.glob("*.sse")} == set(EXPECTED)
 
@@ -77,7 +72,7 @@ def test_server_sent_events_bring_the_recorded_text_and_its_end(
     service: Rill, upstream: Upstream, name: str, size: int
 ) -> None:
     upstream.script(*replay_by(name, size))
-    with ask(service, SSE) as asked:
+    with ask(service, "sse") as asked:
         assert asked.status == 200
         events = events_of(asked.read_rest().decode())
         assert asked.ended == "clean"
@@ -114,7 +109,7 @@ def test_a_recorded_error_in_mid_answer_is_an_error_event_after_its_text(
     service: Rill, upstream: Upstream, size: int
 ) -> None:
     upstream.script(*replay_by("error_event", size))
-    with ask(service, SSE) as asked:
+    with ask(service, "sse") as asked:
         events = events_of(asked.read_rest().decode())
     assert text_of(events) == EXPECTED["error_event"]["text"]
     assert events[-1].name == "error"

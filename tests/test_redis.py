@@ -12,6 +12,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 import upstream as wire
+from asking import wait_until
 from conversation import Conversation, request_bytes
 from redis_server import RedisServer, speaks_tls
 from server import Rill, StartRill, rill_env
@@ -99,13 +100,6 @@ def ask(service: Rill, client: str) -> Told:
 def statuses(services: list[Rill], client: str, times: int) -> list[int | None]:
     """Ask so many times, of each service in turn."""
     return [ask(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
 
 
 def wait_until_said(service: Rill, words: str, since: int) -> None:

@@ -2,11 +2,12 @@
 
 import time
 
+from asking import wait_until
 from plan import Play
 from run import Clients, report
 from server import StartRill
 from upstream import Upstream
-from witness import log_lines, wait_until
+from witness import log_lines
 
 CLIENTS = 30
 SECONDS = 6.0

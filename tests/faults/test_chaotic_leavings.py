@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import upstream as wire
+from asking import ask, wait_until
 from conversation import Conversation, request_bytes
 from server import Rill
 from upstream import Answer, Step, Upstream
-from witness import ask, log_lines, unharmed, wait_until
+from witness import log_lines, unharmed
 
 LEAVINGS, AT_ONCE, WHOLE = 2000, 24, 100
 LONGEST = 0.060

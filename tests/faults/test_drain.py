@@ -8,10 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 import upstream as wire
+from asking import SSE, ask, wait_until
 from conversation import Conversation, request_bytes
 from server import Rill
 from upstream import Answer, Upstream
-from witness import SSE, ask, log_lines, probed, refuses_connections, wait_until, wait_until_all_serve
+from witness import log_lines, probed, refuses_connections, wait_until_all_serve
 
 DRAIN = 3.0
 EXIT = DRAIN + 5.0
@@ -54,7 +55,7 @@ def begin(rill: Rill, upstream: Upstream, stack: ExitStack) -> dict[str, Convers
     upstream.always(play_what_is_asked)
     opened = {}
     for name, (q, headers, version) in STREAMS.items():
-        opened[name] = stack.enter_context(ask(rill, name, headers, q, version))
+        opened[name] = stack.enter_context(ask(rill, headers=headers, name=name, q=q, version=version))
         if name not in ("unbegun-text", "never-read"):
             assert opened[name].read_until(b"one")
     upstream.wait_for_requests(len(STREAMS))
@@ -132,7 +133,7 @@ def test_a_stop_without_answers_takes_less_than_a_second(
 def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start(RILL_SHUTDOWN_GRACE_SECONDS=str(DRAIN))
     upstream.script(*SCRIPTS["short"])
-    with ask(rill, "twice") as asked:
+    with ask(rill, name="twice") as asked:
         assert asked.read_until(b"one ")
         rill.signal(signal.SIGTERM)
         time.sleep(0.5)

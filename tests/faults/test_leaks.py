@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import upstream as wire
+from asking import SSE, wait_until
 from server import Rill
 from upstream import Answer, Upstream
-from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
+from witness import read_gauges, rest, wait_for_rest
 
 FIRST, SHORT_FORM, FULL_FORM = 1_000, 1_000, 19_000
 CLIENTS = 6

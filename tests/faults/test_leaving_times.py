@@ -3,10 +3,10 @@
 import time
 
 import pytest
+from asking import ask
 from server import Rill
 from test_client_disconnects import PHASES
 from upstream import Upstream
-from witness import ask
 
 LEAVINGS = 100
 BOUND = 0.050

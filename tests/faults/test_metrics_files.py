@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
+from asking import wait_until
 from conversation import Conversation, request_bytes
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
@@ -37,13 +38,6 @@ def scrape(rill: Rill) -> str:
 
 def total(rill: Rill, wanted: str) -> float:
     return sum(float(value) for name, _, value in SERIES.findall(scrape(rill)) if name == wanted)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def ask_many(rill: Rill, times: int) -> None:

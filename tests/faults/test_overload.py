@@ -7,10 +7,11 @@ from contextlib import ExitStack
 import pytest
 import requests
 import upstream as wire
+from asking import ask
 from conversation import Conversation
 from server import Rill
 from upstream import Upstream
-from witness import STREAMS, ask, logged, name_request
+from witness import STREAMS, logged, name_request
 
 BOUND = 0.100
 REFUSALS = 20
@@ -24,7 +25,7 @@ def refuse_once(rill: Rill) -> float:
     """Seconds from one request too many to its refusal."""
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, name, {"Connection": "close"}) as refused:
+    with ask(rill, headers={"Connection": "close"}, name=name) as refused:
         assert refused.status == 503
         took = time.monotonic() - begun
         assert int(refused.headers["retry-after"]) >= 1

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import upstream as wire
+from asking import SSE, ask
 from server import Rill
 from upstream import Answer, Step, Upstream
-from witness import SSE, ask, in_one_segment
+from witness import in_one_segment
 
 BOUND = 15.0
 WATCHED = 34.0
@@ -31,7 +32,7 @@ def play_what_is_asked(answer: Answer) -> None:
 
 def longest_gap(rill: Rill, which: str) -> float:
     """The longest time without a byte, in seconds, while the answer is watched."""
-    with ask(rill, headers=SSE, q=which.replace(" ", "+"), timeout=WATCHED) as asked:
+    with ask(rill, headers=SSE, q=which, timeout=WATCHED) as asked:
         assert asked.status == 200
         begun = last = time.monotonic()
         longest = 0.0

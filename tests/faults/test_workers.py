@@ -8,10 +8,11 @@ from contextlib import ExitStack
 
 import psutil
 import upstream as wire
+from asking import ask, wait_until
 from conversation import Conversation
 from server import Rill
 from upstream import Upstream
-from witness import ask, wait_until, wait_until_all_serve
+from witness import wait_until_all_serve
 
 EACH = 3
 # On an idle machine it takes 0.03 s.

@@ -7,14 +7,14 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import upstream as wire
-from conversation import Conversation, request_bytes
+from asking import ask, wait_until
 from server import Rill
 from upstream import Upstream
 
@@ -26,7 +26,6 @@ SETTINGS = {
     "RILL_MAX_STREAMS": str(STREAMS),
     "RILL_MAX_STREAMS_PER_CLIENT": "1000000",
 }
-SSE = {"Accept": "text/event-stream"}
 PROBE = ("--pythonpath", str(Path(__file__).parent))
 
 _names = itertools.count()
@@ -40,19 +39,6 @@ def probed(url: str, *arguments: str, **env: str) -> Rill:
 def name_request() -> str:
     """A request id that no other request of this process has."""
     return f"{os.getpid()}-{next(_names)}"
-
-
-def ask(
-    rill: Rill,
-    name: str = "",
-    headers: dict[str, str] | None = None,
-    q: str = "hello",
-    version: str = "HTTP/1.1",
-    timeout: float = 10,
-) -> Conversation:
-    """Ask GET /stream under the request id `name`."""
-    fields = {"X-Request-Id": name or name_request(), **(headers or {})}
-    return Conversation(rill.port, request_bytes("GET", f"/stream?q={q}", fields, version=version), timeout)
 
 
 def in_one_segment(event: bytes) -> wire.Step:
@@ -134,14 +120,6 @@ def read_gauges(rill: Rill, upstream_port: int) -> Gauges:
     kept = len(ports_to(worker, upstream_port))
     greenlets = inside["greenlets"] + (0 if inside["no_answer_open"] else 1000)
     return Gauges(greenlets, worker.num_fds() - kept, clients_of(worker, rill.port))
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], timeout: float = 10) -> None:
-    """Wait until the condition holds, or fail with what `what` says then."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 def rest(rill: Rill, upstream: Upstream) -> Gauges:

@@ -2,12 +2,12 @@
 
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
 import upstream as wire
+from asking import wait_until
 from conversation import request_bytes
 from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send
 from server import Rill, StartRill
@@ -44,14 +44,6 @@ def held(rill: Rill, connected: socket.socket) -> bool:
     """Whether the worker still holds its side of the connection."""
     mine = connected.getsockname()[1]
     return any(each.raddr and each.raddr.port == mine for each in worker(rill).net_connections("tcp4"))
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
-    """Wait until the condition holds, or fail."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def serves_at_once(rill: Rill, q: str = "other") -> None:
