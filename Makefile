@@ -1,49 +1,62 @@
-# Every target does its own set-up; CI and the README call the same ones.
+# Every target sets up what it needs. CI and the README use the same targets.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+BIND ?= 127.0.0.1:8000
 CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
+
+# The tests of the modules that do no I/O, which cover every branch of them.
+PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
+	features files sse_decoder)
 
 .PHONY: run test soak check format bench lock
 
-run: .venv/.run  ## serve on 127.0.0.1:8000; offline unless a key is in the environment
+run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the environment
 	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN" ]; then export RILL_OFFLINE=$${RILL_OFFLINE:-1}; fi; \
-	exec $(BIN)/gunicorn wsgi:app
+	echo "Starting Rill at http://$(BIND) (Ctrl-C stops it). Then open that page, or run:"; \
+	echo "  curl -N 'http://$(BIND)/stream?q=hello'"; \
+	exec $(BIN)/gunicorn --bind $(BIND) wsgi:app
 
-test: .venv/.dev  ## every test, against real servers and clients
+test: .venv/.dev  ## every test, against real servers and clients; those that measure times alone
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
-	PATH="$$PATH:/usr/sbin" $(BIN)/pytest
+	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing"
+	$(BIN)/pytest -m "timing and not soak"
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
 
-check: .venv/.dev  ## lint, types, the import rule, known holes in what is pinned
+check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of pinned packages, coverage of the pure modules
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/audit.py
+	$(BIN)/pytest -m "not server and not soak" --cov --cov-report=term $(PURE)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: .venv/.run  ## one table: Rill beside its peers; QUICK=1 for a minute's
+bench: .venv/.run  ## Rill and six other servers in one table; QUICK=1 takes about a minute
 	$(BIN)/python bench/run.py $(if $(QUICK),--quick)
 
-lock: .venv/.dev  ## make the locks anew from requirements.in and requirements-dev.in
+lock: .venv/.dev  ## renew both lock files from requirements.in and requirements-dev.in
 	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
 
 .venv/.made:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Rill needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "Creating a Python environment in .venv"
+	@$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/.run: .venv/.made requirements.txt
-	$(PIP) -r requirements.txt
+	@echo "Installing the Python packages of requirements.txt into .venv"
+	@$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/.dev: .venv/.made requirements-dev.txt
-	$(PIP) -r requirements-dev.txt
+	@echo "Installing the Python packages of requirements-dev.txt into .venv"
+	@$(PIP) -r requirements-dev.txt
 	@touch $@ .venv/.run

@@ -17,26 +17,26 @@ from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
 from rill.server.drip import drip
+from rill.server.open_files import fit_open_files
 from rill.server.request import (
     ReadPrompt,
     address_of,
     api_key_of,
     check_range,
     connection_of,
-    prefers_events,
+    preferred_dialect,
     read_completion,
     read_messages,
+    read_prompt_body,
     read_query,
-    read_question,
 )
 from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
-from rill.server.worker import fit_open_files
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs
 from rill.telemetry.rejection_log import RejectionLog
 
-# They reveal only whether the service is up, and platforms send them to its address.
+# They reveal only whether the service is up, and platforms send them to its IP address.
 HEALTH_CHECKS = ("/healthz", "/readyz")
 
 
@@ -71,8 +71,8 @@ class Routes:
             ("GET", "/page.css", lambda: send_page("page.css")),
             ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
             ("GET", "/drip", self.drip),
-            ("GET", "/stream", lambda: self.answer(preferred_dialect(), read_query)),
-            ("POST", "/stream", lambda: self.answer(preferred_dialect(), read_question)),
+            ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
+            ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
@@ -86,7 +86,7 @@ class Routes:
         """Stream an answer; return once it has started, and raise Problem if it does not."""
         if request.method == "HEAD":
             return Response(content_type=dialect.media_type)
-        self.check_initiator()
+        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         if dialect in (TEXT, SSE):
             check_range(request)
         if dialect is SSE and "Last-Event-ID" in request.headers:
@@ -105,7 +105,7 @@ class Routes:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
         if request.method == "HEAD":
             return Response()
-        self.check_initiator()
+        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         client = self.identify()
         self._service.rate_limit.count(client)
         with ExitStack() as held:
@@ -144,10 +144,6 @@ class Routes:
             bound_to = request.environ["SERVER_NAME"]
             self._hosts.check(request.headers.get("Host", ""), bound_to, request.remote_addr or "")
 
-    def check_initiator(self) -> None:
-        """Raise Problem for a prefetch, and for a page of another site that is not allowed."""
-        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
-
     def check_open(self) -> None:
         """Raise Problem if the server is shutting down."""
         connection = connection_of(request)
@@ -164,8 +160,3 @@ class Routes:
 
     def _address(self) -> str:
         return address_of(request, self._settings.trusted_proxies)
-
-
-def preferred_dialect() -> Dialect:
-    """Return server-sent events if the client prefers them, else plain text."""
-    return SSE if prefers_events(request.headers.get("Accept", "")) else TEXT

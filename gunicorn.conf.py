@@ -1,4 +1,4 @@
-"""How gunicorn serves Rill: each setting with its reason. `gunicorn wsgi:app` reads this file by itself."""
+"""The configuration of gunicorn, each setting with its reason. `gunicorn wsgi:app` reads this file by default."""
 
 import atexit
 import gc
@@ -11,7 +11,7 @@ import sys
 from gevent import monkey
 from gunicorn import systemd
 
-from rill.server.worker import fit_open_files
+from rill.server.open_files import fit_open_files
 from rill.settings import BadSettings, read_settings
 from rill.telemetry import metrics_files
 from rill.upstream.proxy import proxy_of_environment
@@ -25,31 +25,31 @@ except BadSettings as error:
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
-# Everybody's only where a platform asks for it.
+# Public only if a platform sets PORT.
 bind = f"0.0.0.0:{_settings.port}" if _settings.port is not None else "127.0.0.1:8000"
 workers = _settings.workers
 worker_class = "rill.server.worker.Worker"
 
-# A connection over this waits unanswered, so admission (RILL_MAX_STREAMS) must come first.
+# Connections beyond this number would wait without a response, so it exceeds RILL_MAX_STREAMS.
 _streams, worker_connections = fit_open_files(_settings.max_streams)
 
-# A burst of clients waits in the kernel's queue rather than being turned away; Linux caps it at net.core.somaxconn.
+# A burst of new connections waits in the kernel's queue; Linux limits it to net.core.somaxconn.
 backlog = 4096
 
-# Between two requests. Heroku's router keeps its connections for 90 s: longer, so that it never sends a request into a
-# connection that is being closed.
+# Seconds between two requests. Heroku's router keeps connections for 90 s; this is longer, so that it never sends a
+# request on a connection that is being closed.
 keepalive = 95
 
-# Answers in flight have RILL_SHUTDOWN_GRACE_SECONDS; then they are ended, which takes a moment.
+# Open answers may finish within RILL_SHUTDOWN_GRACE_SECONDS; then they are cancelled, which takes a moment.
 graceful_timeout = int(_settings.shutdown_grace_seconds) + 4
 
-# A long answer would hold back the restart of its worker, and so every new client.
+# A worker that restarts rejects new clients until its last answer ends, which may take minutes.
 max_requests = 0
 
-# Nothing here speaks to gunicorn's control socket.
+# Nothing uses gunicorn's control socket.
 control_socket_disable = True
 
-# gunicorn's own access log writes the query, and so the prompt; a platform that forces it on meets our Logger.
+# gunicorn's access log contains the query, and so the prompt; the Logger omits it even if a platform switches it on.
 accesslog = None
 logger_class = "rill.server.worker.Logger"
 
@@ -59,12 +59,12 @@ secure_scheme_headers: dict[str, str] = {}
 
 limit_request_line = 8190
 
-# The strict parser that the tests know; `auto` would take another one as soon as it is installed.
+# The parser that the tests cover; `auto` would choose another one if it is installed.
 http_parser = "python"
 
 
 def on_starting(server):
-    """Refuses to give a real key to everybody by accident; told before anything listens."""
+    """Exit, before anything listens, if the upstream key would be open to everybody by mistake."""
     public = [str(address) for address in _addresses(server.cfg) if not _is_local(address)]
     if public and not (_settings.offline or _settings.api_keys or _settings.allow_anonymous):
         sys.exit(
@@ -75,14 +75,14 @@ def on_starting(server):
         sys.exit(
             "rill: does not speak TLS itself: put a proxy in front (docs/deploy.md), without --certfile and --keyfile"
         )
-    os.environ.pop(METRICS_DIRECTORY, None)  # That of a master which started this one, or of somebody else's.
+    os.environ.pop(METRICS_DIRECTORY, None)  # It may be inherited, for example from the master that started this one.
     if server.cfg.workers > 1:
         _share_metrics(server)
     _import_application()
 
 
 def nworkers_changed(server, new_value, old_value):
-    """Warn when several workers take the place of one, which shares no metrics."""
+    """Warn if several workers replace a single one, whose metrics are not shared."""
     if old_value == 1 and METRICS_DIRECTORY not in os.environ:
         server.log.warning(
             "Rill started with one worker, so each worker's /metrics counts for that worker alone. "
@@ -97,13 +97,13 @@ def pre_fork(server, worker):
 
 
 def child_exit(server, worker):
-    """Take a worker that is gone out of the count of open answers."""
+    """Subtract the open answers of a worker that has ended."""
     if METRICS_DIRECTORY in os.environ:
         metrics_files.free_slot(os.environ[METRICS_DIRECTORY], worker.metrics_slot)
 
 
 def when_ready(server):
-    """Says what a newcomer would wonder about."""
+    """Log what a new operator needs to know."""
     if _settings.offline:
         server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
 
@@ -116,21 +116,21 @@ def when_ready(server):
 
 
 def pre_request(worker, req):
-    """Says nothing: gunicorn's own tells the path at --log-level debug."""
+    """Log nothing: by default gunicorn logs the path at --log-level debug."""
 
 
 def post_fork(server, worker):
-    """Prepare the worker's metrics; loading leaves next to no garbage, and looking for it would take a fifth of it."""
+    """Prepare the worker's metrics; do not collect garbage while the worker loads, which leaves almost none."""
     gc.disable()
     if METRICS_DIRECTORY in os.environ:
         try:
             metrics_files.take_slot(os.environ[METRICS_DIRECTORY], worker.metrics_slot)
         except OSError as error:
-            server.log.warning("This worker is missing in /metrics, whose files have no space: %s", error)
+            server.log.warning("This worker is not counted in /metrics: there is no space for its files: %s", error)
 
 
 def post_worker_init(worker):
-    """Hides what was loaded from the collector, and lets it look less often: a pause is felt by every stream."""
+    """Exclude the loaded objects from garbage collection, and collect less often: each pause delays every stream."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 1000)
@@ -138,7 +138,7 @@ def post_worker_init(worker):
 
 
 def _share_metrics(server):
-    """Make the directory by which the workers share their metrics; prometheus_client finds it by this variable."""
+    """Make the directory in which workers share their metrics, and name it in prometheus_client's variable."""
     try:
         os.environ[METRICS_DIRECTORY] = directory = metrics_files.make_directory()
     except OSError as error:
@@ -148,17 +148,17 @@ def _share_metrics(server):
 
 
 def _remove_at_exit_of(pid, directory):
-    """Removes the workers' numbers when the master ends, also if it never came to serve; workers inherit the call."""
+    """Remove the shared metrics when the master ends; the workers inherit this call and do nothing."""
     if os.getpid() == pid:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _import_application():
-    """Import what each worker needs, once: a worker then starts within 0.1 s, and shares the memory of the modules.
+    """Import the application in the master: a worker then starts within 0.1 s, and shares the memory of the modules.
 
-    The application itself, with its pools, locks and connections, is made in each worker (wsgi.py).
+    The application object, with its pools, locks and connections, is created in each worker (wsgi.py).
     """
-    # The master goes on to fork and to wait for its workers by itself; each worker patches these as well.
+    # Without these three the master forks and waits for its workers as usual; each worker patches them too.
     monkey.patch_all(os=False, signal=False, subprocess=False)
     importlib.import_module("app")
     gc.collect()
@@ -166,7 +166,7 @@ def _import_application():
 
 
 def _addresses(cfg):
-    """Where gunicorn will listen: sockets that systemd hands down take the place of what is bound to."""
+    """Yield the addresses that gunicorn will listen on; sockets passed by systemd replace `bind`."""
     handed = systemd.listen_fds(unset_environment=False)
     for address in range(3, 3 + handed) or cfg.address:
         if isinstance(address, int):

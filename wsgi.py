@@ -1,4 +1,4 @@
-"""What gunicorn serves (gunicorn wsgi:app), and what a terminal asks (flask --app wsgi ask)."""
+"""The application for gunicorn (gunicorn wsgi:app) and for the command line (flask --app wsgi ask)."""
 
 import sys
 

@@ -1,8 +1,7 @@
 """Open streams against one server on a timetable, and measure every token: a JSON plan in, a JSON result out.
 
 One epoll loop. A token's added latency is the moment its bytes were read minus the moment it carries; a
-stream counts as lost unless it answered 200, brought every token that it asked for, and ended with its
-terminating chunk in time.
+stream is lost unless its response is a 200 with every requested token that ends with the terminating chunk in time.
 """
 
 import array
@@ -31,7 +30,7 @@ def microseconds() -> int:
 
 
 class Chunks:
-    """A chunked body in pieces of any size in, its content out; `ended` after the terminating chunk."""
+    """Decode a chunked body from data of any size; `ended` after the terminating chunk."""
 
     __slots__ = ("ended", "left", "rest")
 
@@ -39,7 +38,7 @@ class Chunks:
         self.rest, self.left, self.ended = b"", 0, False
 
     def feed(self, data: bytes) -> bytes:
-        """The content in these further bytes; raises ValueError where they are no chunked body."""
+        """Return the content of further bytes; raise ValueError if they are not a chunked body."""
         if self.rest:
             data, self.rest = self.rest + data, b""
         content, at, size = [], 0, len(data)
@@ -65,6 +64,7 @@ class Stream:
 
     __slots__ = (
         "chunks",
+        "complete",
         "expected",
         "first",
         "group",
@@ -75,14 +75,13 @@ class Stream:
         "started",
         "tail",
         "tokens",
-        "whole",
     )
 
     def __init__(self, load: "Load", group: dict, tokens: int) -> None:
         self.load, self.group, self.expected = load, group, tokens
         self.request = request_of(group["dialect"], f"tokens={tokens} rate={group['rate']} delay=0", load.port)
         self.head: bytes | None = b""
-        self.tail, self.tokens, self.first, self.whole = b"", 0, 0, False
+        self.tail, self.tokens, self.first, self.complete = b"", 0, 0, False
         self.chunks = Chunks()
         self.started = microseconds()
         self.sock = socket.socket()
@@ -101,7 +100,7 @@ class Stream:
             data = self.load.read(self.sock)
             now = microseconds()
             if not data:
-                raise ValueError("cut")
+                raise ValueError("truncated")
             if self.head is not None:
                 data = self.after_head(data)
             self.count(self.chunks.feed(data), now)
@@ -111,26 +110,26 @@ class Stream:
             self.load.finish(self)
             return
         if self.chunks.ended:
-            self.whole = self.tokens == self.expected
+            self.complete = self.tokens == self.expected
             self.load.finish(self)
 
     def after_head(self, data: bytes) -> bytes:
-        """What follows the answer's head in this read; raises ValueError unless it is a 200 in chunks."""
+        """Return what follows the response head; raise ValueError unless it is a chunked 200."""
         head, blank, body = (self.head + data).partition(b"\r\n\r\n")
         if not blank:
             self.head = head
         elif head[8:13] != b" 200 " or b"chunked" not in head.lower():
-            raise ValueError("refused")
+            raise ValueError("rejected")
         else:
             self.head = None
         return body
 
     def count(self, text: bytes, now: int) -> None:
-        """Count the tokens whose stamps are whole, and keep the start of one that is not."""
+        """Count the tokens with complete stamps, and keep the start of an incomplete one."""
         text = self.tail + text
-        cut = text.rfind(b"~")
-        if cut >= 0 and len(text) - cut < STAMP_BYTES:
-            text, self.tail = text[:cut], text[cut:]
+        last = text.rfind(b"~")
+        if last >= 0 and len(text) - last < STAMP_BYTES:
+            text, self.tail = text[:last], text[last:]
         else:
             self.tail = b""
         stamps = STAMP.findall(text)
@@ -142,7 +141,7 @@ class Stream:
 
 
 def request_of(dialect: str, prompt: str, port: int) -> bytes:
-    """The request that asks for an answer in one of Rill's dialects; every server knows `text`."""
+    """Return a request in one of Rill's dialects; every server supports `text`."""
     if dialect in ("text", "sse"):
         accept = "text/event-stream" if dialect == "sse" else "*/*"
         line, body = f"GET /stream?q={quote(prompt)}", ""
@@ -181,7 +180,7 @@ class Window:
         self.load.open_windows.append(self)
 
     def close(self) -> None:
-        """Stop counting, then read the memory: that takes long enough to be seen as latency."""
+        """Stop counting, then read the memory, which takes long enough to add latency."""
         seconds, server, upstream, own, machine = (
             now - then for now, then in zip(self.costs(), self.before, strict=True)
         )
@@ -227,7 +226,7 @@ class Load:
     def __init__(self, plan: dict) -> None:
         self.plan, self.port = plan, plan["port"]
         self.epoll = select.epoll()
-        # One buffer for all: a large buffer made anew for each read would cost more than the read.
+        # One buffer for all: allocating a large buffer for each read would cost more than the read.
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.streams: dict[int, Stream] = {}
         self.started: list[Stream] = []
@@ -248,11 +247,11 @@ class Load:
         return time.monotonic() - self.begun
 
     def read(self, sock: socket.socket) -> bytes:
-        """What the socket has; empty at its end."""
+        """Return the socket's data; empty at its end."""
         return bytes(self.buffer[: sock.recv_into(self.buffer)])
 
     def run(self) -> dict:
-        """Follow the timetable until every stream has ended, or the plan's end is there."""
+        """Follow the timetable until every stream or the plan has ended."""
         self.at(self.plan["idle_at"], self.read_idle_memory)
         for group in self.plan["groups"]:
             for number in range(group["streams"]):
@@ -273,7 +272,7 @@ class Load:
         }
 
     def turn(self) -> None:
-        """Handle what the sockets have, then what the timetable has due."""
+        """Handle ready sockets, then due actions."""
         next_time = self.agenda[0][0] if self.agenda else self.plan["end"]
         for descriptor, _ in self.epoll.poll(max(0.0, next_time - self.now())):
             self.streams[descriptor].on_event()
@@ -283,7 +282,7 @@ class Load:
 
     def start(self, group: dict) -> None:
         """Open one stream; without a length of its own it lasts until the group's end."""
-        # Two more than the time holds: the first token comes at once, and the gap after it is cut short.
+        # Two more than fit: the first token arrives at once, and the pause after it is shorter.
         tokens = group["tokens"] or math.ceil((group["until"] - self.now()) * group["rate"]) + 2
         stream = Stream(self, group, tokens)
         self.streams[stream.sock.fileno()] = stream
@@ -291,16 +290,16 @@ class Load:
             self.started.append(stream)
 
     def finish(self, stream: Stream) -> None:
-        """Close a stream, and where its group is a closed loop start the next one."""
+        """Close a stream, and start the next one if its group is a closed loop."""
         del self.streams[stream.sock.fileno()]
         stream.sock.close()
-        self.lost += not (stream.whole or stream.group["warm_up"])
+        self.lost += not (stream.complete or stream.group["warm_up"])
         if stream.group["parallel"] and self.now() < stream.group["until"]:
-            # After a failure a pause: a server that refuses at once must not be hammered.
-            self.at(self.now() + (0 if stream.whole else 0.2), self.start, stream.group)
+            # Pause after a failure, so that a server that rejects at once is not flooded.
+            self.at(self.now() + (0 if stream.complete else 0.2), self.start, stream.group)
 
     def read_idle_memory(self) -> None:
-        """The server's memory once it has warmed up and holds no stream."""
+        """Read the server's memory after the warm-up, without streams."""
         self.idle_memory_kib = memory_kib(self.plan["server"])
 
 
@@ -308,7 +307,7 @@ def main() -> None:
     """Run the plan on standard input."""
     raise_descriptor_limit()
     plan = json.load(sys.stdin)
-    gc.disable()  # a run is short, and a collection would be felt as latency
+    gc.disable()  # a run is short, and a collection would add latency
     json.dump(Load(plan).run(), sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""Sets up what the servers need, once; each function returns None, or what this machine lacks."""
+"""Set up what the servers need, once; each function returns None, or what is missing."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ SET_UP_SECONDS = 600
 
 
 def run(*command: str | Path, cwd: Path = HERE, **environ: str) -> str | None:
-    """Run a set-up command; on failure return the last line that it said."""
+    """Run a command; return the last line of its output if it fails."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -29,13 +29,13 @@ def run(*command: str | Path, cwd: Path = HERE, **environ: str) -> str | None:
 
 
 def stale(made: Path, source: Path) -> bool:
-    """Whether what was made from a file is missing, or older than it."""
+    """Return whether a file is missing, or older than its source."""
     return not made.exists() or made.stat().st_mtime < source.stat().st_mtime
 
 
 @functools.cache
 def python_peers() -> str | None:
-    """The Python peers' dependencies, in a virtual environment of their own."""
+    """Install the Python peers' dependencies into their own virtual environment."""
     requirements, done = HERE / "requirements.txt", HERE / ".venv" / ".done"
     if not stale(done, requirements):
         return None
@@ -50,7 +50,7 @@ def python_peers() -> str | None:
 
 @functools.cache
 def node_peers() -> str | None:
-    """The Node peers' dependencies, from the committed lock."""
+    """Install the Node peers' dependencies from the lock file."""
     if not (shutil.which("node") and shutil.which("npm")):
         return "node or npm is not installed"
     done = HERE / "node_modules" / ".done"
@@ -65,7 +65,7 @@ def node_peers() -> str | None:
 
 @functools.cache
 def go_handler() -> str | None:
-    """The compiled handler; it needs the standard library alone, so nothing is downloaded."""
+    """Build the Go handler; it needs only the standard library, so nothing is downloaded."""
     if not shutil.which("go"):
         return "go is not installed"
     folder = PEERS / "go_handler"
@@ -86,21 +86,21 @@ def go_handler() -> str | None:
 
 
 def nginx() -> str | None:
-    """The relay that is the floor."""
+    """Check for nginx."""
     return None if shutil.which("nginx") else "nginx is not installed"
 
 
 def rill() -> str | None:
-    """The service itself, from the repository that holds this folder."""
+    """Check for Rill in the repository that contains this folder."""
     return None if (HERE.parent / "wsgi.py").exists() else "there is no wsgi.py"
 
 
 def nothing() -> None:
-    """Needs no set-up."""
+    """Need nothing."""
 
 
 def certificate(folder: Path) -> Path | None:
-    """Make a certificate for localhost with its key, in one PEM file; None without openssl."""
+    """Create a certificate for localhost and its key in one PEM file; return None without openssl."""
     if not shutil.which("openssl"):
         return None
     key, pem = folder / "key.pem", folder / "localhost.pem"

@@ -1,4 +1,4 @@
-"""Rows into a table that reads in a terminal and pastes as Markdown; medians; the bars for Rill."""
+"""Make a Markdown table of the rows, medians of repeats, and the table of Rill's targets."""
 
 import statistics
 from collections.abc import Callable
@@ -19,23 +19,23 @@ COLUMNS = [
     ("load µs/token", "load_cpu"),
     ("others' CPU %", "other_cpu"),
 ]
-FEWEST_STREAMS = 100  # below that, memory per stream says nothing
+MIN_STREAMS = 100  # with fewer, memory per stream is meaningless
 
 
 def rows_of(scenario: str, server: str, result: dict) -> list[dict]:
-    """One row for each window of a run; KB are 1,000 bytes, MB 1,000,000."""
+    """Return one row for each window of a run; KB are 1,000 bytes, MB 1,000,000."""
     rows = []
     for window in result["windows"]:
         memory, grown = window["memory_kib"], window["memory_kib"] - result["idle_memory_kib"]
         latency, open_now = window["latency_ms"], window["streams_open"]
-        paced = scenario != "unpaced"  # there a token waits in buffers by design: its latency is their depth
+        paced = scenario != "unpaced"  # in unpaced, tokens wait in buffers by design
         row = {
             "scenario": window["name"],
             "server": server,
             "cpu": window["cpu_us"]["server"] if memory else None,
             "first_p50": window["first_ms"]["p50"],
             "first_p99": window["first_ms"]["p99"],
-            "kb_per_stream": 1.024 * grown / open_now if memory and open_now >= FEWEST_STREAMS else None,
+            "kb_per_stream": 1.024 * grown / open_now if memory and open_now >= MIN_STREAMS else None,
             "mb": 1.024e-3 * memory if memory else None,
             "tokens_per_second": window["tokens_per_second"],
             "lost": result["lost"],
@@ -49,7 +49,7 @@ def rows_of(scenario: str, server: str, result: dict) -> list[dict]:
 
 
 def medians(rows: list[dict]) -> list[dict]:
-    """One row for each scenario and server, each figure the median of its repeats."""
+    """Return one row for each scenario and server, each figure the median of its repeats."""
     repeats: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         repeats.setdefault((row["scenario"], row["server"]), []).append(row)
@@ -65,7 +65,7 @@ def medians(rows: list[dict]) -> list[dict]:
 
 
 def figure(value: float | None) -> str:
-    """A number of the table, two digits at least; a dash where there is none."""
+    """Format a figure with at least two digits; a dash if there is none."""
     if value is None:
         return "-"
     if value >= 100 or value == int(value):
@@ -74,7 +74,7 @@ def figure(value: float | None) -> str:
 
 
 def aligned(lines: list[list[str]]) -> str:
-    """A Markdown table, the first two columns to the left and the figures to the right."""
+    """Return a Markdown table, with the first two columns aligned left and the figures right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width if at < 2 else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
     padded = [
@@ -88,7 +88,7 @@ def aligned(lines: list[list[str]]) -> str:
 
 
 def table(rows: list[dict], titles: dict[str, str]) -> str:
-    """The table of all rows."""
+    """Return the table of all rows."""
     head = ["scenario", "server", *(title for title, _ in COLUMNS)]
     body = [
         [
@@ -102,45 +102,45 @@ def table(rows: list[dict], titles: dict[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """Something that Rill must reach: `value` is at most `limit`, or at least that where `least`."""
+class Target:
+    """A target for Rill: `value` is at most `limit`, or at least, if `at_least`."""
 
-    says: str
+    name: str
     value: Callable[["Rows"], float]
     limit: float
-    least: bool = False
+    at_least: bool = False
 
 
 class Rows:
-    """Finds a figure by scenario, server and field; raises LookupError where it was not measured."""
+    """Find a figure by scenario, server and field; raise LookupError if it was not measured."""
 
     def __init__(self, rows: list[dict]) -> None:
         self.rows = {(row["scenario"], row["server"]): row for row in rows}
 
     def get(self, scenario: str, field: str, server: str = "rill") -> float:
-        """One figure of the table."""
+        """Return one figure of the table."""
         value = self.rows[scenario, server][field]
         if value is None:
             raise LookupError(field)
         return value
 
     def ratio(self, scenario: str, field: str, server: str) -> float:
-        """Rill's figure divided by another server's."""
+        """Return Rill's figure divided by another server's."""
         return self.get(scenario, field) / self.get(scenario, field, server)
 
 
-def at_most(scenario: str, field: str, says: str, limit: float) -> Bar:
-    """A bar on one of Rill's own figures."""
-    return Bar(f"{scenario}: {says}", lambda rows: rows.get(scenario, field), limit)
+def at_most(scenario: str, field: str, name: str, limit: float) -> Target:
+    """Return a target for one of Rill's figures."""
+    return Target(f"{scenario}: {name}", lambda rows: rows.get(scenario, field), limit)
 
 
-def cpu_ratio(scenario: str, server: str, limit: float) -> Bar:
-    """A bar on Rill's CPU per token beside another server's."""
-    says = f"{scenario}: CPU per token / {server}'s"
-    return Bar(says, lambda rows: rows.ratio(scenario, "cpu", server), limit)
+def cpu_ratio(scenario: str, server: str, limit: float) -> Target:
+    """Return a target for Rill's CPU per token relative to another server's."""
+    name = f"{scenario}: CPU per token / {server}'s"
+    return Target(name, lambda rows: rows.ratio(scenario, "cpu", server), limit)
 
 
-BARS = [
+TARGETS = [
     cpu_ratio("steady200", "go", 1.4),
     cpu_ratio("steady200", "flask", 0.35),
     cpu_ratio("steady1000", "go", 1.6),
@@ -155,37 +155,37 @@ BARS = [
     at_most("two_workers10k", "mb", "memory of all processes, MB", 512),
     at_most("two_workers10k", "lost", "streams lost", 0),
     *(
-        Bar(
+        Target(
             f"{dialect}: CPU per token / plain text's",
             lambda rows, row=f"200 x 20/s, {dialect}": rows.get(row, "cpu") / rows.get("200 x 20/s, text", "cpu"),
             limit,
         )
         for dialect, limit in (("sse", 1.3), ("openai", 1.3), ("anthropic", 1.1))
     ),
-    Bar(
+    Target(
         "long64k: CPU per token / short200's",
         lambda rows: rows.get("long64k", "cpu") / rows.get("short200", "cpu"),
         1.10,
     ),
-    Bar(
+    Target(
         "unpaced: tokens a second / flask's",
         lambda rows: rows.ratio("unpaced", "tokens_per_second", "flask"),
         10,
-        least=True,
+        at_least=True,
     ),
 ]
 
 
-def bars(rows: list[dict]) -> str:
-    """The table of the bars, of those whose figures were measured."""
+def targets(rows: list[dict]) -> str:
+    """Return the table of the targets whose figures were measured."""
     found = Rows(rows)
-    lines = [["bar", "", "measured", "asked"]]
-    for bar in BARS:
+    lines = [["target", "", "measured", "limit"]]
+    for target in TARGETS:
         try:
-            value = bar.value(found)
+            value = target.value(found)
         except (LookupError, ZeroDivisionError):
             continue
-        reached = value >= bar.limit if bar.least else value <= bar.limit
-        asked = f"{'≥' if bar.least else '≤'} {bar.limit:g}"
-        lines.append([bar.says, "reached" if reached else "NOT reached", f"{value:.3g}", asked])
+        met = value >= target.limit if target.at_least else value <= target.limit
+        limit = f"{'≥' if target.at_least else '≤'} {target.limit:g}"
+        lines.append([target.name, "met" if met else "NOT met", f"{value:.3g}", limit])
     return aligned(lines) if len(lines) > 1 else ""

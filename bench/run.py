@@ -1,4 +1,4 @@
-"""The benchmark: every server through every scenario, one table. `bench/README.md` says how to read it."""
+"""Run every server through every scenario and print one table. `bench/README.md` explains it."""
 
 import argparse
 import json
@@ -18,23 +18,23 @@ NAMES = [server.name for server in servers.SERVERS]
 
 
 class Skipped(Exception):
-    """Why a server is left out of a scenario, in a few words."""
+    """The reason why a server skips a scenario."""
 
 
 def names(text: str) -> list[str]:
-    """A comma-separated list."""
+    """Split a comma-separated list."""
     return [name for name in text.split(",") if name]
 
 
 def options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="four servers, two short scenarios")
     parser.add_argument("--only", type=names, metavar="NAME,...", help=f"servers, of: {', '.join(NAMES)}")
     known = ", ".join(scenario.name for scenario in scenarios.full())
     parser.add_argument("--scenario", type=names, metavar="NAME,...", help=f"scenarios, of: {known}")
-    parser.add_argument("--repeat", type=int, default=1, help="run everything so often, and show the medians")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every repeat's rows there")
+    parser.add_argument("--repeat", type=int, default=1, help="runs; the table shows medians")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows of every run to FILE")
     chosen = parser.parse_args()
     chosen.only = chosen.only or (QUICK_SERVERS if chosen.quick else NAMES)
     if unknown := set(chosen.only) - set(NAMES):
@@ -43,7 +43,7 @@ def options() -> argparse.Namespace:
 
 
 def chosen_scenarios(chosen: argparse.Namespace) -> list[scenarios.Scenario]:
-    """The scenarios of this run."""
+    """Return the scenarios of this run."""
     known = scenarios.quick() if chosen.quick else scenarios.full()
     if not chosen.scenario:
         return known
@@ -53,7 +53,7 @@ def chosen_scenarios(chosen: argparse.Namespace) -> list[scenarios.Scenario]:
 
 
 def generate_load(plan: dict) -> dict:
-    """Run the load generator, a process of its own, through the plan."""
+    """Run the load generator with a plan, in its own process."""
     done = subprocess.run(
         [sys.executable, str(prepare.HERE / "load.py")],
         input=json.dumps(plan),
@@ -66,7 +66,7 @@ def generate_load(plan: dict) -> dict:
 
 
 def measure(server: servers.Server, scenario: scenarios.Scenario) -> list[dict]:
-    """One server through one scenario, all processes fresh; raises Skipped where it cannot be."""
+    """Run one server through one scenario, with new processes; raise Skipped if it cannot."""
     alone = server.name == "none"
     if (scenario.rill_only and server.name != "rill") or (scenario.tls and alone):
         return []  # the load generator speaks no TLS
@@ -89,10 +89,10 @@ def measure(server: servers.Server, scenario: scenarios.Scenario) -> list[dict]:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the selected servers and scenarios."""
     chosen = options()
     raise_descriptor_limit()
-    titles = {server.name: server.says for server in servers.SERVERS}
+    titles = {server.name: server.title for server in servers.SERVERS}
     rows: list[dict] = []
     skipped: dict[str, None] = {}
     for repeat in range(chosen.repeat):
@@ -100,13 +100,13 @@ def main() -> None:
             for server in servers.SERVERS:
                 if server.name not in chosen.only:
                     continue
-                print(f"{repeat + 1}/{chosen.repeat} {scenario.name}: {server.says}", file=sys.stderr)
+                print(f"{repeat + 1}/{chosen.repeat} {scenario.name}: {server.title}", file=sys.stderr)
                 try:
                     rows += measure(server, scenario)
                 except Skipped as reason:
-                    skipped[f"skipped: {server.says}, {scenario.name}: {reason}"] = None
+                    skipped[f"skipped: {server.title}, {scenario.name}: {reason}"] = None
     middle = report.medians(rows)
-    print(report.table(middle, titles), *skipped, report.bars(middle), sep="\n\n")
+    print(report.table(middle, titles), *skipped, report.targets(middle), sep="\n\n")
     if chosen.json:
         chosen.json.write_text(json.dumps({"rows": rows, "skipped": list(skipped)}, indent=1))
 

@@ -1,4 +1,4 @@
-"""The servers that are compared, each in its usual form with one worker process; starting and stopping."""
+"""Start and stop the compared servers, each in its usual form with one worker process."""
 
 import contextlib
 import os
@@ -22,17 +22,17 @@ FIRST_REQUEST = b"GET /stream?q=tokens%3D2%20rate%3D0 HTTP/1.1\r\nHost: 127.0.0.
 
 @dataclass(frozen=True)
 class Task:
-    """What a server is started with."""
+    """The parameters of a server's start."""
 
     port: int
     upstream_port: int
-    folder: Path  # for its files and logs; gone after the run
+    folder: Path  # for its files and logs; removed after the run
     certificate: Path | None  # of a TLS upstream
     workers: int
 
     @property
     def upstream(self) -> str:
-        """The upstream's base URL."""
+        """Return the upstream's base URL."""
         return f"{'https' if self.certificate else 'http'}://localhost:{self.upstream_port}"
 
 
@@ -41,33 +41,33 @@ class Server:
     """One row of the comparison."""
 
     name: str
-    says: str
+    title: str
     prepare: Callable[[], str | None]
     command: Callable[[Task], list[str]]
     directory: Path = prepare.PEERS
 
 
 def rill(task: Task) -> list[str]:
-    """Rill as its own gunicorn.conf.py sets it up."""
+    """Rill with its own gunicorn.conf.py."""
     return [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{task.port}"]
 
 
 def flask(task: Task) -> list[str]:
-    """Gunicorn's gevent worker, with room for every stream that the scenarios open."""
+    """Gunicorn's gevent worker, with enough connections for every scenario."""
     options = ["--worker-class=gevent", "--worker-connections=10000", "--workers=1", "--backlog=4096"]
     bind = f"--bind=127.0.0.1:{task.port}"
     return [str(prepare.PYTHON), "-m", "gunicorn", *options, bind, "flask_text_stream:app"]
 
 
 def fastapi(task: Task) -> list[str]:
-    """Uvicorn on uvloop and httptools, its access log off as the others' is."""
+    """Uvicorn with uvloop and httptools, without an access log like the others."""
     options = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--backlog=4096"]
     bind = ["--host=127.0.0.1", f"--port={task.port}"]
     return [str(prepare.PYTHON), "-m", "uvicorn", *options, *bind, "fastapi_async:app"]
 
 
 def nginx(task: Task) -> list[str]:
-    """Nginx with its configuration filled in."""
+    """Nginx with its configuration template filled in."""
     verify = "proxy_ssl_verify on; proxy_ssl_name localhost; proxy_ssl_server_name on; "
     known = {
         "DESCRIPTORS": "16384",
@@ -88,7 +88,7 @@ def nginx(task: Task) -> list[str]:
 SERVERS = [
     Server("rill", "Rill", prepare.rill, rill, prepare.HERE.parent),
     Server("go", "Go net/http handler", prepare.go_handler, lambda _: [str(prepare.GO_HANDLER)]),
-    Server("nginx", "nginx, raw relay (the floor)", prepare.nginx, nginx),
+    Server("nginx", "nginx, raw relay (lower bound)", prepare.nginx, nginx),
     Server("node", "Node, official SDK", prepare.node_peers, lambda _: ["node", "node_sdk.mjs"]),
     Server("ai_sdk", "Node, AI SDK streamText", prepare.node_peers, lambda _: ["node", "ai_sdk.mjs"]),
     Server("flask", "Flask + text_stream, gunicorn gevent", prepare.python_peers, flask),
@@ -98,7 +98,7 @@ SERVERS = [
 
 
 def environment(task: Task) -> dict[str, str]:
-    """All that a server sees of the environment: nothing of the client's but where programs are."""
+    """Return the server's environment; only PATH is inherited."""
     known = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(task.folder),
@@ -117,13 +117,13 @@ def environment(task: Task) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return an unused port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
 def answers(port: int) -> bool:
-    """Whether a first answer comes back whole."""
+    """Return whether a first answer is complete."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(FIRST_REQUEST)
@@ -139,7 +139,7 @@ def answers(port: int) -> bool:
 
 
 def wait_ready(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Wait for the first whole answer; raises RuntimeError with the last line of its log when none comes."""
+    """Wait for a complete answer; raise RuntimeError with the last line of the log if there is none."""
     deadline = time.monotonic() + READY_SECONDS
     while not answers(port):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def wait_ready(process: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process and what it started: its session is its own, so nothing else is in its group."""
+    """End a process and its children; its process group contains nothing else."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -161,7 +161,7 @@ def stop(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def serving(server: Server, task: Task) -> Iterator[list[int]]:
-    """Run a server while the block lasts; gives the ids of its processes once it answers."""
+    """Run a server, and yield the ids of its processes once it answers."""
     command = server.command(task)
     if not command:
         yield []
@@ -183,7 +183,7 @@ def serving(server: Server, task: Task) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def upstream(certificate: Path | None) -> Iterator[tuple[int, int]]:
-    """Run the fake upstream while the block lasts; gives its process id and port."""
+    """Run the fake upstream, and yield its process id and port."""
     command = [sys.executable, str(prepare.HERE / "upstream.py")]
     if certificate:
         command += ["--certificate", str(certificate)]

@@ -14,10 +14,15 @@ import re
 import select
 import socket
 import ssl
+import sys
 import time
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from measure import raise_descriptor_limit
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+import messages_api as wire
 
 PACE = re.compile(rb"tokens=(\d+)[ +]rate=([\d.]+)(?:[ +]delay=([\d.]+))?")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -28,31 +33,17 @@ GOLDEN_RATIO = 0.6180339887498949
 TOKENS_PER_WRITE = 128  # of an unpaced answer: 18 KB, so that this process is never the slowest
 
 
-def frame(event: bytes, data: bytes) -> bytes:
-    """One server-sent event as one HTTP chunk."""
-    message = b"event: %b\ndata: %b\n\n" % (event, data)
-    return b"%x\r\n%b\r\n" % (len(message), message)
+def frame(*events: bytes) -> bytes:
+    """Return each event as one HTTP chunk."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
 
 
 OPENING = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
     b"Request-Id: req_bench\r\nTransfer-Encoding: chunked\r\n\r\n"
-    + frame(
-        b"message_start",
-        b'{"type":"message_start","message":{"id":"msg_bench","type":"message","role":"assistant",'
-        b'"model":"bench","content":[],"stop_reason":null,"stop_sequence":null,'
-        b'"usage":{"input_tokens":12,"output_tokens":1}}}',
-    )
-    + frame(
-        b"content_block_start",
-        b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
-    )
-    + frame(b"ping", b'{"type":"ping"}')
+    + frame(wire.start("bench"), wire.block_start(), wire.ping())
 )
-BEFORE_STAMP, AFTER_STAMP = frame(
-    b"content_block_delta",
-    b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"~------------ token "}}',
-).split(b"-" * 12)
+BEFORE_STAMP, AFTER_STAMP = frame(wire.text("~------------ token ")).split(b"-" * 12)
 
 
 def token_now() -> bytes:
@@ -61,20 +52,13 @@ def token_now() -> bytes:
 
 
 def closing(tokens: int) -> bytes:
-    """The three events that end an answer of so many tokens, and the terminating chunk."""
-    delta = b'{"stop_reason":"end_turn","stop_sequence":null}'
-    ending = b'{"type":"message_delta","delta":%b,"usage":{"output_tokens":%d}}'
-    return (
-        frame(b"content_block_stop", b'{"type":"content_block_stop","index":0}')
-        + frame(b"message_delta", ending % (delta, tokens))
-        + frame(b"message_stop", b'{"type":"message_stop"}')
-        + b"0\r\n\r\n"
-    )
+    """Return the events that end an answer of so many tokens, and the terminating chunk."""
+    return frame(wire.block_stop(), wire.message_delta(output_tokens=tokens), wire.message_stop()) + b"0\r\n\r\n"
 
 
-def refusal(status: int, error: bytes) -> bytes:
-    """A whole error answer in the Messages API's shape."""
-    body = b'{"type":"error","error":{"type":"%b","message":"%b"}}' % (error, error)
+def refusal(status: int, error: str) -> bytes:
+    """Return a whole error response in the Messages API's shape."""
+    body = wire.error_body(error, error)
     head = b"HTTP/1.1 %d Refused\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     return head % (status, len(body)) + body
 
@@ -140,9 +124,9 @@ class Connection:
         posted = request.startswith(b"POST /v1/messages")
         pace = PACE.search(request if posted else unquote_to_bytes(request.split(b"\r\n", 1)[0]))
         if posted and not CREDENTIALS.search(request):
-            self.write(refusal(401, b"authentication_error"))
+            self.write(refusal(401, "authentication_error"))
         elif not pace:
-            self.write(refusal(400, b"invalid_request_error"))
+            self.write(refusal(400, "invalid_request_error"))
         else:
             self.tokens = self.left = int(pace[1])
             rate = float(pace[2])

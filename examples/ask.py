@@ -1,33 +1,37 @@
-"""Ask Rill with requests: python examples/ask.py 'What is a rill?'
+"""Ask Rill with the standard library: python examples/ask.py 'What is a rill?'
 
-RILL_URL and RILL_TOKEN come from the environment. Exit code: 0 the answer is whole, 1 there is none, 2 it was cut.
+ASK_URL and ASK_API_KEY come from the environment. Exit code: 0 complete, 1 no answer, 2 truncated.
 """
 
+import codecs
 import os
 import sys
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-import requests
+URL = os.environ.get("ASK_URL", "http://127.0.0.1:8000")
+API_KEY = os.environ.get("ASK_API_KEY")
+# Seconds between two reads; Rill ends an answer after two minutes without content.
+TIMEOUT = 150
 
-URL = os.environ.get("RILL_URL", "http://127.0.0.1:8000")
-TOKEN = os.environ.get("RILL_TOKEN")
-# To connect, and between two pieces; Rill itself ends an answer after two minutes of silence.
-SECONDS = (10, 150)
-
-question = sys.argv[1] if len(sys.argv) > 1 else "What is a rill?"
-headers = {"Content-Type": "text/plain; charset=utf-8"}
-if TOKEN:
-    headers["Authorization"] = f"Bearer {TOKEN}"
+prompt = sys.argv[1] if len(sys.argv) > 1 else "What is a rill?"
+request = Request(f"{URL}/stream", prompt.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+if API_KEY:
+    request.add_header("Authorization", f"Bearer {API_KEY}")
 
 try:
-    answer = requests.post(f"{URL}/stream", question.encode(), headers=headers, stream=True, timeout=SECONDS)
-except requests.RequestException as error:
+    response = urlopen(request, timeout=TIMEOUT)
+except HTTPError as error:
+    sys.exit(f"No answer ({error.code}): {error.read().decode()}")
+except OSError as error:
     sys.exit(f"No answer: {error}")
-if not answer.ok:
-    sys.exit(f"No answer ({answer.status_code}): {answer.text}")
 
+# A read may end within a character.
+decoder = codecs.getincrementaldecoder("utf-8")()
 try:
-    for piece in answer.iter_content(chunk_size=None, decode_unicode=True):
-        print(piece, end="", flush=True)
-except requests.RequestException:
-    print("\nCut: this is not the whole answer.", file=sys.stderr)
+    while data := response.read1(65536):
+        print(decoder.decode(data), end="", flush=True)
+except (HTTPException, OSError):
+    print("\nTruncated: the answer is incomplete.", file=sys.stderr)
     sys.exit(2)

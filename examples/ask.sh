@@ -1,19 +1,19 @@
 #!/bin/sh
 # Ask Rill with curl: examples/ask.sh 'What is a rill?'
-# RILL_URL and RILL_TOKEN come from the environment. Exit code: 0 the answer is whole, 1 there is none, 2 it was cut.
+# ASK_URL and ASK_API_KEY come from the environment. Exit code: 0 complete, 1 no answer, 2 truncated.
 
-question=${1:-What is a rill?}
+prompt=${1:-What is a rill?}
 
-# The token goes through stdin: every user of this machine can read a command line.
-{ [ -z "${RILL_TOKEN:-}" ] || printf 'Authorization: Bearer %s\n' "$RILL_TOKEN"; } |
+# The key goes through stdin, because every user of this machine can read a command line.
+{ [ -z "${ASK_API_KEY:-}" ] || printf 'Authorization: Bearer %s\n' "$ASK_API_KEY"; } |
     curl --silent --show-error --no-buffer --fail-with-body \
-        --header @- --header 'Content-Type: text/plain; charset=utf-8' --data-raw "$question" \
-        "${RILL_URL:-http://127.0.0.1:8000}/stream"
+        --header @- --header 'Content-Type: text/plain; charset=utf-8' --data-raw "$prompt" \
+        "${ASK_URL:-http://127.0.0.1:8000}/stream"
 
 case $? in
     0) exit 0 ;;
     18 | 56 | 92)
-        echo 'Cut: this is not the whole answer.' >&2
+        echo 'Truncated: the answer is incomplete.' >&2
         exit 2
         ;;
     *) exit 1 ;;

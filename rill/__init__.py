@@ -4,13 +4,15 @@ Data flows one way:
 
     request -> dialect -> Prompt -> upstream -> events -> dialect -> bytes
 
-The core is `prompt` (what is asked), `events` (what an answer is made of), `problems` (what can go wrong: one table of
-name, status and message) and `settings`. `service` is the life of one request: admit, ask, stream, record. Around it:
+The core is `prompt` (a request to the model), `events` (the parts of an answer, and the protocol of a dialect's
+encoder), `problems` (what can go wrong: one table of name, status and message), `settings`, and `quota` (an amount in a
+time, such as 60/minute). `service` is the life of one request: admit, ask, stream, record. Around it:
 
-- `server`: the client's side of HTTP: the gunicorn worker, connections, request heads and bodies, responses
-- `admission`: who may ask, from which pages, how often, and how much at once
-- `dialects`: one module for each client protocol
-- `streaming`: an answer in progress: how it is cancelled, and how its bytes are delivered
+- `server`: the client's side of HTTP: the gunicorn worker, connections, request heads and bodies, responses, `/drip`
+- `admission`: API keys, cross-site checks, rate limit, concurrency
+- `dialects`: the client protocols: how each reads a request, and its encoder; `__init__` has a row for each
+- `streaming`: an answer in progress: `cancellation` (deadlines, disconnects, shutdown), and `delivery` (the bytes, the
+  outcome, and `PassThrough`, the encoder of a body that is sent whole)
 - `upstream`: the Messages API's side: the SDK, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
 - `offline`: a Messages API that needs no key and no network; `cli`: `flask ask`; `page`: the web page at `/`

@@ -1,4 +1,4 @@
-"""Everything that may be set, read once from the environment: one table of name, default, unit and meaning."""
+"""The settings, read once from the environment: one table of name, default, unit and meaning."""
 
 import hashlib
 import os
@@ -9,11 +9,11 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from limits import parse_many as parse_rates
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rill.problems import Problem
+from rill.quota import parse_quotas
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Digests = Annotated[Mapping[str, bytes], NoDecode]
@@ -31,7 +31,7 @@ def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """What this service runs with; raises BadSettings, in one line, through `read_settings`."""
+    """The settings of the service; `read_settings` makes them, or raises BadSettings."""
 
     model_config = SettingsConfigDict(
         frozen=True, env_ignore_empty=True, case_sensitive=True, hide_input_in_errors=True, allow_inf_nan=False
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         try:
             url = urlsplit(value)
             host = url.hostname or ""
-            host.encode("idna")  # What no resolver could look up would fail with each request.
+            host.encode("idna")  # A host that cannot be resolved would make each request fail.
             if host.replace(".", "").isdigit():
                 ip_address(host)
             fits = url.scheme in ("http", "https") and bool(host) and url.port != 0 and "@" not in url.netloc
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         if value is not None and not _is_redis_url(value):
             raise ValueError("should be as redis://host:6379/0, rediss:// with TLS, or redis+unix:///path")
         if value and value.startswith("rediss://") and "DYNO" in os.environ and "ssl_cert_reqs" not in value:
-            # Its certificate is signed by itself: https://devcenter.heroku.com/articles/connecting-heroku-redis
+            # Its certificate is self-signed: https://devcenter.heroku.com/articles/connecting-heroku-redis
             value += f"{'&' if '?' in value else '?'}ssl_cert_reqs=none"
         return value
 
@@ -140,35 +140,35 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _digest_tokens(cls, value: Any) -> Any:
+    def _digest_keys(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        tokens: dict[str, bytes] = {}
+        keys: dict[str, bytes] = {}
         for entry in filter(None, map(str.strip, value.split(","))):
             name, secret = entry.split("=", 1) if "=" in entry else ("default", entry)
-            if not name or name in tokens or not SECRET.fullmatch(secret):
+            if not name or name in keys or not SECRET.fullmatch(secret):
                 raise ValueError(
                     "should be name=secret or name=sha256:<64 hex digits>, comma-separated, each name once"
                 )
             digest = secret.removeprefix("sha256:")
-            tokens[name] = bytes.fromhex(digest) if digest != secret else digest_of(secret)
-        return tokens
+            keys[name] = bytes.fromhex(digest) if digest != secret else digest_of(secret)
+        return keys
 
     @field_validator("rate_limit")
     @classmethod
     def _check_rate(cls, value: str) -> str:
         try:
-            fits = all(rate.amount > 0 for rate in parse_rates(value))
+            parse_quotas(value)
         except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError("should be a number of requests in a time, such as 60/minute or 5/second;1000/day")
+            raise ValueError(
+                "should be a number of requests in a time, such as 60/minute or 5/second;1000/day"
+            ) from None
         return value
 
     @model_validator(mode="before")
     @classmethod
     def _trust_the_platform(cls, values: Any) -> Any:
-        # Heroku's router adds the client's address, and nobody reaches a dyno but through it.
+        # Heroku's router adds the client's address, and it is the only way to a dyno.
         return {"RILL_TRUSTED_PROXIES": "1", **values} if "DYNO" in os.environ else values
 
     @model_validator(mode="before")
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
         return self
 
     def enabled_models(self) -> tuple[str, ...]:
-        """The models that clients may ask for by name; `*` stands for any."""
+        """Return the models that clients may ask for by name; `*` stands for any."""
         return tuple(dict.fromkeys(self.allowed_models)) or (self.default_model,)
 
     def known_models(self) -> tuple[str, ...]:
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys((self.default_model, *self.allowed_models)))
 
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
-        """The model and max_tokens to ask with, ours where the client named none; raises Problem where not allowed."""
+        """Return the model and max_tokens, by default those of the settings; raise Problem if they are not allowed."""
         allowed = self.enabled_models()
         if model is not None and len(model) > MAX_MODEL_LENGTH:
             raise Problem("bad_request", f"model: should be at most {MAX_MODEL_LENGTH} characters.")
@@ -209,22 +209,22 @@ class Settings(BaseSettings):
 
 
 def digest_of(secret: str) -> bytes:
-    """The SHA-256 by which a secret is known."""
+    """Return the SHA-256 of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _is_redis_url(value: str) -> bool:
     try:
         url = urlsplit(value)
-        place = url.path if url.scheme == "redis+unix" else url.hostname and url.port != 0
+        location = url.path if url.scheme == "redis+unix" else url.hostname and url.port != 0
         known = parse_qs(url.query, keep_blank_values=True).keys() <= REDIS_OPTIONS
-    except ValueError:  # Of a port that is none; its words repeat what may be a password with a slash in it.
+    except ValueError:  # An invalid port; the message would repeat it, and it may be part of a password.
         return False
-    return url.scheme in ("redis", "rediss", "redis+unix") and bool(place) and known
+    return url.scheme in ("redis", "rediss", "redis+unix") and bool(location) and known
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise BadSettings for a name that begins with RILL_ and is no setting."""
+    """Raise BadSettings for a name that begins with RILL_ and is not a setting."""
     known = [str(field.validation_alias) for field in Settings.model_fields.values()]
     for name in names:
         if name.startswith("RILL_") and name not in known:
@@ -233,7 +233,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 class BadSettings(Exception):
-    """A value that cannot be served with, told in one line that names it and says what it should be."""
+    """An invalid setting; the message is one line with its name and the allowed values."""
 
 
 def read_settings() -> Settings:

@@ -1,55 +1,119 @@
-"""The fixtures: one real server for each module, and a fake upstream that every test scripts for itself."""
+"""The fixtures: real servers that tests share, and a fake upstream that every test scripts for itself."""
 
+import math
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from certificates import make_certificate
-from server import Rill, StartRill, rill_env
+from server import Rill, StartRill, rill_env, with_changes
+from server_pool import ServerPool
 from upstream import Upstream
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="module")
-def module_upstream() -> Iterator[Upstream]:
-    """The fake upstream of a whole module; a test takes `upstream`."""
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that ask a server."""
+    if not {"share_rill", "start_rill"}.isdisjoint(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every process begin with its share of the tests that wait, so that none is left for the end.
+
+    xdist gives each process a part of the list; a test of the soak or of timing may be deselected by then.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waiting = [item for item in items if item.get_closest_marker("waits")]
+    others = [item for item in items if not item.get_closest_marker("waits")]
+    size = math.ceil(len(others) / processes)
+    items[:] = [
+        item
+        for number in range(processes)
+        for item in (*waiting[number::processes], *others[number * size : (number + 1) * size])
+    ]
+
+
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[Upstream]:
+    """The fake upstream of this process; a test takes `upstream`."""
     with Upstream() as running:
         yield running
 
 
 @pytest.fixture
-def upstream(module_upstream: Upstream) -> Iterator[Upstream]:
+def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
     """The fake upstream, without scripts and records; a fault in it fails the test."""
-    module_upstream.clear()
-    yield module_upstream
-    faults = module_upstream.faults
-    module_upstream.clear()
+    shared_upstream.clear()
+    yield shared_upstream
+    faults = shared_upstream.faults
+    shared_upstream.clear()
     assert faults == [], "\n".join(faults)
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, wired to the module's upstream."""
-    with Rill(rill_env(module_upstream)) as running:
-        yield running
+@pytest.fixture(scope="session")
+def servers(shared_upstream: Upstream) -> Iterator[ServerPool]:
+    """The servers that the tests of this process share."""
+    with closing(ServerPool()) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outputs_without_secrets(servers: ServerPool) -> Iterator[None]:
+    """Check after each module what the shared servers wrote."""
+    yield
+    servers.check_outputs()
+
+
+@pytest.fixture(scope="session")
+def share_rill(shared_upstream: Upstream, servers: ServerPool) -> StartRill:
+    """Return a server that other tests use too: `share_rill(*arguments, app=..., **env)`; None unsets.
+
+    It is for tests that neither stop nor signal it, and that use up none of its limits for good.
+    """
+
+    def share(*arguments: str, app: str = "wsgi:app", **env: str | None) -> Rill:
+        return servers.get(with_changes(rill_env(shared_upstream), env), arguments, app)
+
+    return share
+
+
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """The real server with the default settings of the tests."""
+    return share_rill()
 
 
 @pytest.fixture
 def start_rill(upstream: Upstream) -> Iterator[StartRill]:
-    """Start further servers on the upstream: `start_rill(*arguments, bind=True, **env)`; None unsets."""
+    """Start a server of the test's own on the upstream: `start_rill(*arguments, bind=True, **env)`; None unsets."""
     with ExitStack() as running:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
-            merged = {name: value for name, value in {**rill_env(upstream), **env}.items() if value is not None}
-            return running.enter_context(Rill(merged, arguments, bind=bind))
+            return running.enter_context(Rill(with_changes(rill_env(upstream), env), arguments, bind=bind))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[webdriver.Chrome]":
+    """The Chromium of this process; a test leaves it at a blank page."""
+    from chromium import start_chromium  # most tests need no browser
+
+    with start_chromium() as running:
+        yield running
 
 
 @pytest.fixture

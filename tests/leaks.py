@@ -1,6 +1,7 @@
 """What no server may ever say: the keys, tokens, prompts and answers that a test used, in whatever form.
 
-A server of the tests is looked over when it stops (`Rill.stop`); what it was asked and answered is noted meanwhile.
+The output of a server is checked when it stops, and that of a shared server after each module (`ServerPool`); what it
+was asked and answered is noted meanwhile.
 """
 
 import json
@@ -62,6 +63,11 @@ class Heard:
         for text in SAID.findall(data[:4096]):
             with suppress(ValueError):
                 self._note(json.loads(b'"%b"' % text), "answer")
+
+    def forget(self) -> None:
+        """Forget what was noted."""
+        self.kinds.clear()
+        self._noted.clear()
 
     def _note(self, text: str, kind: str) -> None:
         known = max(LONE_SURROGATES.split(text.strip()), key=len)[:LONGEST]

@@ -1,13 +1,16 @@
-"""What the documents say is so: examples run, and tables name all that there is."""
+"""The documentation matches the code: examples run as printed, and tables list everything that exists."""
 
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ READMES = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "REA
 README = READMES["README.md"]
 DECISIONS = (ROOT / "docs" / "decisions.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8000"
+OTHER_ADDRESS = "127.0.0.1:9000"
+START_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +35,16 @@ def offline() -> Iterator[Rill]:
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of the README in one language."""
+    """Return the fenced blocks of the README in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
+def lines_of(language: str) -> list[str]:
+    return [line for block in blocks(language) for line in block.splitlines()]
+
+
 def run(command: list[str], code: str, service: Rill) -> str:
-    """Run an example against the server instead of the address that it names, and return what it printed."""
+    """Run an example against `service` instead of the printed address, and return its output."""
     assert ADDRESS in code
     ran = subprocess.run(
         command, input=code.replace(ADDRESS, service.url), capture_output=True, text=True, timeout=30, check=False
@@ -44,11 +53,10 @@ def run(command: list[str], code: str, service: Rill) -> str:
     return ran.stdout
 
 
-def curl_lines() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
+# Examples
 
 
-@pytest.mark.parametrize("line", curl_lines())
+@pytest.mark.parametrize("line", sorted(set(lines_of("sh"))))
 def test_a_curl_example_streams_an_answer(offline: Rill, line: str) -> None:
     printed = run(["bash", "-euo", "pipefail"], line.replace("curl", "curl --silent --fail", 1), offline)
     assert "Hello!" in printed
@@ -64,17 +72,132 @@ def test_a_python_example_streams_an_answer(offline: Rill, code: str) -> None:
 @pytest.mark.parametrize("code", blocks("js"))
 def test_a_fetch_example_streams_an_answer(offline: Rill, code: str) -> None:
     printed = run(["node", "--input-type=module", "-"], code, offline)
-    assert "offline model" in re.sub(r"\n(?=\S| )", "", printed)  # it prints a line for each piece
+    assert "offline model" in re.sub(r"\n(?=\S| )", "", printed)  # It prints a line for each part.
 
 
 def test_there_are_examples_in_each_language() -> None:
-    assert len(curl_lines()) >= 3
+    assert len(lines_of("sh")) >= 3
     assert blocks("python")
     assert blocks("js")
+    assert blocks("html")  # tests/deploy/test_browser.py runs it
+
+
+# Commands
+
+
+def commands(pattern: str) -> list[str]:
+    """Return the printed commands that match."""
+    return [line[2:] for line in lines_of("console") if line.startswith("$ ") and re.search(pattern, line)]
+
+
+def without_keys() -> dict[str, str]:
+    """Return this environment as a user without a key has it, who did not call `make`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC", "RILL", "MAKE"))}
+
+
+def in_this_environment(command: str) -> str:
+    """Return the command with the tests' Python environment instead of .venv."""
+    return command.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+
+
+@pytest.mark.parametrize("command", commands("flask"))
+def test_a_terminal_command_prints_an_answer(command: str) -> None:
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", in_this_environment(command)],
+        cwd=ROOT,
+        env=without_keys(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "offline model" in ran.stdout
+    assert "stop reason" in ran.stderr
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def started(command: str, output: Path, **env: str) -> Iterator[None]:
+    """Run a printed command that serves, until the context ends."""
+    with output.open("wb") as written:
+        process = subprocess.Popen(
+            ["sh", "-c", in_this_environment(command)],
+            cwd=ROOT,
+            env={**without_keys(), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(START_SECONDS)
+
+
+def wait_until_it_listens(output: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while "Listening at" not in (text := output.read_text()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+    return text
+
+
+@pytest.mark.parametrize("command", commands(OTHER_ADDRESS))
+def test_a_command_with_another_port_serves_there_alone(command: str, tmp_path: Path) -> None:
+    if command.startswith("make") and not (ROOT / ".venv" / ".run").exists():
+        pytest.skip("needs .venv, as `make` sets it up")
+    assert OTHER_ADDRESS in command
+    address, output = f"127.0.0.1:{free_port()}", tmp_path / "output"
+    # PORT is the platform's, and would make it listen on every address.
+    with started(command.replace(OTHER_ADDRESS, address), output, PORT=str(free_port())):
+        printed = wait_until_it_listens(output)
+        listening = re.findall(r"Listening at: (\S+)", printed)
+        assert listening == [f"http://{address}"]
+        line = f"curl -N 'http://{address}/stream?q=hello'"
+        assert (line in printed) == command.startswith("make")
+        answered = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+    assert b"offline model" in answered.stdout
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=without_keys(), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^\$ )make (\w+)", README, re.MULTILINE))))
+def test_make_knows_every_target_that_is_named(target: str) -> None:
+    ran = make("-n", target)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_make_run_prints_what_the_readme_shows() -> None:
+    (shown,) = [block for block in blocks("console") if block.startswith("$ make run\n") and "Starting" in block]
+    recipe = make("-n", "-B", "run").stdout.replace('"', "").replace("; \\", "")
+    for line in shown.splitlines()[1:-1]:
+        assert f"echo {line}\n" in recipe
+    assert shown.splitlines()[-1] == "..."
+
+
+def test_ci_runs_targets_of_the_readme() -> None:
+    ran = re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    assert ran
+    assert all(f"make {target}" in README for target in ran)
+
+
+# Tables
 
 
 def setting_rows() -> list[str]:
-    """The rows of the README's table, made from the fields of Settings."""
+    """Return the rows of the README's table, made from the fields of Settings."""
     rows = []
     for field in Settings.model_fields.values():
         unset = field.default in (None, (), {})
@@ -95,7 +218,7 @@ def test_the_readmes_show_the_same_examples() -> None:
 
 
 def test_the_readmes_name_the_same_things_in_the_same_sections() -> None:
-    """Whatever stands in backticks, every setting, every status and every number of bytes, seconds or tokens."""
+    """Code in backticks, settings, statuses, and numbers of bytes, seconds or tokens."""
     sections = [
         re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split("\n## ") for text in READMES.values()
     ]
@@ -117,50 +240,41 @@ def test_the_settings_of_the_chinese_readme_are_those_of_the_english() -> None:
 
 def test_every_route_is_in_the_readme() -> None:
     app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
-    told = set(re.findall(r"^\| `([A-Z]+) (\S+?)`", README, re.MULTILINE))
+    listed = set(re.findall(r"^\| `([A-Z]+) (\S+?)`", README, re.MULTILINE))
     served = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
-    assert told == {(method, path) for method, path in served if method not in ("HEAD", "OPTIONS")}
+    assert listed == {(method, path) for method, path in served if method not in ("HEAD", "OPTIONS")}
 
 
 def test_every_status_is_in_the_readme() -> None:
-    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
-    told = {int(status) for row in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for status in row.split(",")}
-    never_seen = 499  # nobody is left to see it
-    assert told == {kind.status for kind in KINDS.values()} - {never_seen}
+    section = README.split("## Errors")[1].split("\n## ")[0]
+    listed = {
+        int(status) for row in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for status in row.split(",")
+    }
+    never_sent = 499  # The client has disconnected.
+    assert listed == {kind.status for kind in KINDS.values()} - {never_sent}
 
 
 def test_every_field_of_the_log_is_in_the_readme(offline: Rill) -> None:
-    with offline.ask("GET", "/stream?q=hi") as asked:
+    with offline.ask("GET", "/stream?q=tokens%3D3+rate%3D0") as asked:
         asked.read_rest()
     deadline = time.monotonic() + 5
     while '"outcome"' not in offline.output() and time.monotonic() < deadline:
-        time.sleep(0.02)  # the line is written a moment after the answer's end
+        time.sleep(0.02)  # The line is written a moment after the end of the answer.
     line = next(line for line in offline.output().splitlines() if line.startswith('{"event": "answer"'))
-    section = README.split("with the fields")[1].split(". ")[0]
+    section = README.split("with the fields")[1].split(".\n")[0]
     assert re.findall(r"`(\w+)`", section) == list(json.loads(line))
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^\$ )make (\w+)", README, re.MULTILINE))))
-def test_make_knows_every_target_that_is_named(target: str) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    ran = subprocess.run(["make", "-n", target], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_ci_runs_what_the_readme_tells() -> None:
-    ran = re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
-    assert ran
-    assert all(f"make {target}" in README for target in ran)
-
+# Files
 
 DOCUMENTS = [*READMES, "CHANGELOG.md", "SECURITY.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+NAMED_FILE = r"`((?:rill|tests|docs|bench|deploy|examples)/[\w./-]*|[\w.-]+\.(?:py|toml|txt|md)|Procfile|LICENSE)`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_is_named_exists(document: str) -> None:
-    text = (ROOT / document).read_text("utf-8")
-    named = re.findall(r"`((?:rill|tests|docs|bench)/[\w./-]*|[\w.-]+\.(?:py|toml|txt|md)|Procfile|LICENSE)`", text)
-    assert [name for name in named if not Path(ROOT, name).exists()] == []
+    named = re.findall(NAMED_FILE, (ROOT / document).read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("decision", DECISIONS.split("\n## ")[1:], ids=lambda text: text.splitlines()[0][12:52])

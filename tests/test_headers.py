@@ -4,13 +4,14 @@ import itertools
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, request_bytes, rill_env
+from conversation import Conversation, request_bytes
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from app import create_app
@@ -25,26 +26,23 @@ RATE = 2
 _addresses = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
     """A service whose clients have tokens, and whose addresses a proxy tells: failures are limited for each."""
     tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
-    own = {
-        "ANTHROPIC_API_KEY": KEY,
-        "RILL_API_KEYS": tokens,
-        "RILL_MAX_BODY_BYTES": "2000",
-        "RILL_ALLOWED_MODELS": MODEL,
-    }
-    with Rill({**rill_env(module_upstream), **own, "RILL_TRUSTED_PROXIES": "1"}) as running:
-        yield running
+    return share_rill(
+        ANTHROPIC_API_KEY=KEY,
+        RILL_API_KEYS=tokens,
+        RILL_MAX_BODY_BYTES="2000",
+        RILL_ALLOWED_MODELS=MODEL,
+        RILL_TRUSTED_PROXIES="1",
+    )
 
 
-@pytest.fixture(scope="module")
-def open_house(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def open_house(share_rill: StartRill) -> Rill:
     """A service for anybody, RATE times an hour and one answer at a time, known by the address that a proxy tells."""
-    own = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1"}
-    with Rill({**rill_env(module_upstream), **own}) as running:
-        yield running
+    return share_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", RILL_MAX_STREAMS_PER_CLIENT="1")
 
 
 class Told(NamedTuple):
@@ -317,7 +315,7 @@ def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
     method, path, headers, body = SHAPES[shape]
     told = ask(open_house, path, {**client, **headers}, method, body)
     assert told.status == 429
-    assert f"At most {RATE} per 1 hour for one client" in told.text
+    assert f"At most {RATE} per hour for one client" in told.text
     assert 1 <= int(told.headers["retry-after"]) <= 3600
     assert told.headers["ratelimit-limit"] == str(RATE)
     assert told.headers["ratelimit-remaining"] == "0"

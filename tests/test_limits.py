@@ -2,14 +2,27 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import repeat
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis_server import RedisServer
 
 from rill.admission.concurrency import ConcurrencyLimit
 from rill.admission.rate_limit import RateLimit
+from rill.admission.redis import SharedCounts
+from rill.admission.sliding_window import Counts, SlidingWindow
 from rill.problems import Problem
+from rill.quota import Quota
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
 
 
 @pytest.mark.parametrize(("rate", "times"), [("1/minute", 1), ("3/minute", 3), ("60/minute", 60), ("5 per hour", 5)])
@@ -67,6 +80,80 @@ def test_who_comes_back_when_told_to_is_let_in() -> None:
     assert refused.value.retry_after == 1
     time.sleep(refused.value.retry_after)  # pacing: what is awaited is the very passing of this time
     counted.count("alice")
+
+
+def test_a_request_that_one_quota_rejects_counts_for_none() -> None:
+    counted = RateLimit("3/second;2/day")
+    for _ in range(50):
+        with suppress(Problem):
+            counted.count("alice")
+    with pytest.raises(Problem) as rejected:
+        counted.count("alice")
+    assert rejected.value.headers["RateLimit-Policy"] == "2;w=86400"
+
+
+@given(
+    amount=st.integers(1, 20),
+    pauses=st.lists(st.floats(0, 30, exclude_min=True), min_size=1, max_size=100),
+    used=st.integers(1, 5),
+)
+def test_a_client_has_something_left_exactly_when_it_was_told_to(amount: int, pauses: list[float], used: int) -> None:
+    now = 1000.0
+    window = SlidingWindow(Quota(amount, 10, "10 seconds"), lambda: now)
+    for pause in pauses:
+        now += pause
+        wait = window.seconds_left("alice")
+        if wait:
+            assert 0 < wait <= 20
+            began = now
+            now = began + wait * 0.999 - 1e-6
+            assert window.seconds_left("alice") > 0
+            now = began + wait + 1e-6
+            assert window.seconds_left("alice") == 0
+        window.add("alice", used)
+
+
+def test_expired_counts_are_forgotten() -> None:
+    now = 1000.0
+    window = SlidingWindow(Quota(5, 10, "10 seconds"), lambda: now)
+    for number in range(100):
+        window.add(f"client {number}")
+        now += 1
+    assert len(window) <= 21
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "current", "previous"),
+    [
+        (0.0, 0, 0),
+        (0.2, 4, 0),
+        (0.2, 5, 0),
+        (0.5, 3, 4),
+        (0.5, 3, 9),
+        (0.5, 9, 9),
+        (1.2, 5, 9),
+        (1.2, 9, 0),
+        (2.1, 9, 9),
+    ],
+)
+def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, current: int, previous: int) -> None:
+    quota, free = Quota(5, 1000, "1000 seconds"), Quota(7, 86400, "day")
+    with redis.client() as client:
+        client.flushall()
+        seconds, microseconds = client.time()
+        now = seconds + microseconds / 1e6
+        begun = now - elapsed * quota.seconds
+        client.hset("rill:alice", str(quota.seconds), f"{begun:.6f} {current} {previous}")
+        waits = SharedCounts(redis.url, [quota, free]).count("alice")
+        counts = Counts(begun, current, previous).at(now, quota.seconds)
+        assert waits == pytest.approx([counts.seconds_left(now, quota), 0], abs=5)
+        # A request that one quota rejects counts for none.
+        assert client.hexists("rill:alice", str(free.seconds)) == (waits == [0, 0])
+        if waits == [0, 0]:
+            kept = [float(part) for part in client.hget("rill:alice", str(quota.seconds)).split()]
+            assert kept == pytest.approx([counts.begun, counts.current + 1, counts.previous], abs=5)
+            assert kept[1:] == [counts.current + 1, counts.previous]
+            assert 0 < client.ttl("rill:alice") <= 2 * 86400
 
 
 def test_each_client_is_counted_apart() -> None:

@@ -18,21 +18,21 @@ from urllib.parse import quote
 import psutil
 import pytest
 import upstream as wire
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from conversation import Conversation
+from server import ROOT, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
-from rill.telemetry.logs import TALKATIVE, write_logs
+from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
 
-WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
-    with Rill(rill_env(module_upstream)) as running:
-        yield running
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
+    return share_rill()
 
 
 def lines_of(output: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
         asked.read_rest()
     line = line_about(rill, "whole")
-    table = WATCHING.split("## The line of an answer")[1].split("\n## ")[0]
+    table = WATCHING.split("## Log line")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
     duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "ttft_ms", "timestamp"))
     assert duration >= first_text >= 0
@@ -116,8 +116,8 @@ def every(seconds: float, event: bytes) -> tuple[Step, ...]:
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
-def test_what_a_deadline_broke_off_is_said_to_be_cancelled(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
+def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
         asked = []
@@ -192,7 +192,7 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
     written = rill.output().split("\n")[:-1]
     *answers, refused = lines_of(rill.output())
     assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
-    assert (refused["event"], refused["path"]) == ("refused", "/*")
+    assert (refused["event"], refused["path"]) == ("rejected", "/*")
     others = [line for line in written if not line.startswith("{")]
     said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
     assert said == [
@@ -272,7 +272,7 @@ class Screen(StringIO):
 @pytest.fixture
 def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
     """Write the service's log to a stream, for one test."""
-    names = ("rill", *TALKATIVE)
+    names = ("rill", *VERBOSE_LIBRARIES)
     before = [(logging.getLogger(name), vars(logging.getLogger(name)).copy()) for name in names]
     threads = logging.logThreads
 
@@ -331,7 +331,7 @@ def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
 ) -> None:
     written = stream()
     logs(written).warning("a model named %s", UNSAFE, extra={"model": f"a{UNSAFE}b", "list": [UNSAFE], UNSAFE: "name"})
-    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # structlog's own colours
+    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # the colours
     assert [letter for letter in UNSAFE if letter in said] == []
     assert said.count("\n") == 1
     if stream is StringIO:
@@ -380,7 +380,7 @@ def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> 
     assert [letter for letter in set(ESCAPES) - set("]0;owned31m") if letter in rill.output()] == []
 
 
-@pytest.mark.parametrize("name", TALKATIVE)
+@pytest.mark.parametrize("name", VERBOSE_LIBRARIES)
 def test_libraries_that_would_log_prompts_are_kept_from_it(
     logs: Callable[[StringIO], logging.Logger], name: str
 ) -> None:

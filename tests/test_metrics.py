@@ -12,8 +12,10 @@ import psutil
 import pytest
 import upstream as wire
 import yaml
+from asking import ask
+from conversation import Conversation
 from prometheus_client.parser import text_string_to_metric_families
-from server import ROOT, Conversation, Rill, StartRill, rill_env
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
@@ -23,7 +25,7 @@ from rill.telemetry.metrics import Telemetry
 ALICE, BOB, CAROL = ({"x-api-key": f"secret-of-{name}"} for name in ("alice", "bob", "carol"))
 TOKENS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
 MODEL = "claude-sonnet-5-5"
-WATCHING = (ROOT / "docs" / "watching.md").read_text("utf-8")
+WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 # Not to be tried again, so that a refusal is told at once.
 AT_ONCE = {"x-should-retry": "false"}
 
@@ -83,39 +85,29 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
     added.update(wait_for(lambda: scrape(rill), is_over).since(before))
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server for named clients, whose answers of a second's silence are ended."""
-    env = {
-        "RILL_API_KEYS": TOKENS,
-        "RILL_ALLOWED_MODELS": "claude-sonnet-5-5,claude-opus-5",
-        "RILL_MAX_STREAMS": "2",
-        "RILL_MAX_STREAMS_PER_CLIENT": "1",
-    }
-    with Rill({**rill_env(module_upstream), **env, "RILL_MAX_BODY_BYTES": "2000"}) as running:
-        yield running
+    return share_rill(
+        RILL_API_KEYS=TOKENS,
+        RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5",
+        RILL_MAX_STREAMS="2",
+        RILL_MAX_STREAMS_PER_CLIENT="1",
+        RILL_MAX_BODY_BYTES="2000",
+    )
 
 
-@pytest.fixture(scope="module")
-def pair(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def pair(share_rill: StartRill) -> Rill:
     """A server of two workers, for everybody and every model."""
-    with Rill({**rill_env(module_upstream), "WEB_CONCURRENCY": "2", "RILL_TRUSTED_PROXIES": "1"}) as running:
-        running.wait_for_workers(2)
-        yield running
+    running = share_rill(WEB_CONCURRENCY="2", RILL_TRUSTED_PROXIES="1")
+    running.wait_for_workers(2)
+    return running
 
 
 # The dialects, and how a test asks in each
 
 BODY = {"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
-SSE = {"Accept": "text/event-stream"}
-
-
-def ask(rill: Rill, dialect: str, headers: Mapping[str, str] = ALICE, **fields: object) -> Conversation:
-    if dialect in ("text", "sse"):
-        return rill.ask("GET", "/stream?q=hi", {**headers, **(SSE if dialect == "sse" else {})})
-    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
-    body = json.dumps({**BODY, **fields}).encode()
-    return rill.ask("POST", path, {**headers, "Content-Type": "application/json"}, body)
 
 
 DIALECTS = pytest.mark.parametrize("dialect", ["text", "sse", "anthropic", "openai"])
@@ -141,7 +133,7 @@ def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
     rill: Rill, upstream: Upstream, dialect: str, outcome: str
 ) -> None:
     upstream.script(*BEGUN, *REST[outcome])
-    with counted(rill) as added, ask(rill, dialect) as asked:
+    with counted(rill) as added, ask(rill, dialect, ALICE) as asked:
         body = asked.read_rest()
     labels = {"client": "alice", "model": MODEL}
     assert added.named("rill_requests_total") == {series(**labels, dialect=dialect, outcome=outcome): 1}
@@ -159,7 +151,7 @@ def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
 def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.script(*HELD)
     with counted(rill) as added:
-        with ask(rill, dialect) as asked:
+        with ask(rill, dialect, ALICE) as asked:
             asked.read_until(b"some ")
         upstream.wait_until_left()
     labels = {"client": "alice", "model": MODEL}
@@ -169,16 +161,16 @@ def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Up
 
 
 def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
-    start_rill: StartRill, upstream: Upstream
+    share_rill: StartRill, upstream: Upstream
 ) -> None:
-    rill, names = start_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
+    rill, names = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
     pings = [step for _ in range(100) for step in (wire.pause(0.1), wire.send(wire.ping()))]
     with counted(rill, 8) as added, ExitStack() as stack:
         asked = []
         for rest in ([], pings):
             upstream.always(*BEGUN, *rest, wire.silence())
             for name in names:
-                asked.append(stack.enter_context(ask(rill, name)))
+                asked.append(stack.enter_context(ask(rill, name, ALICE)))
                 asked[-1].read_until(b"some ")
         for each in asked:
             each.read_rest()
@@ -190,7 +182,7 @@ def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_
 def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
     message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
-    with counted(rill) as added, ask(rill, "anthropic", stream=False) as asked:
+    with counted(rill) as added, ask(rill, "anthropic", ALICE, stream=False) as asked:
         body = asked.read_rest()
     assert json.loads(body) == message
     assert added.of("rill_requests_total", dialect="anthropic", outcome="completed") == 1
@@ -218,7 +210,7 @@ def test_each_client_and_each_model_has_its_own_count(rill: Rill, upstream: Upst
 
 def test_an_answer_without_text_has_no_time_to_first_token(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
-    with counted(rill) as added, ask(rill, "sse") as asked:
+    with counted(rill) as added, ask(rill, "sse", ALICE) as asked:
         asked.read_rest()
     assert added.of("rill_request_duration_seconds_count") == 1
     assert added.of("rill_time_to_first_token_seconds_count") == 0
@@ -226,7 +218,7 @@ def test_an_answer_without_text_has_no_time_to_first_token(rill: Rill, upstream:
 
 def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *REST["completed"])
-    with counted(rill) as added, ask(rill, "sse") as asked:
+    with counted(rill) as added, ask(rill, "sse", ALICE) as asked:
         assert asked.read_until(b"\n\n")
         begun = time.monotonic()
         time.sleep(0.2)
@@ -246,7 +238,7 @@ def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(ri
 def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD, *REST["completed"])
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert asked.next_chunk() == b"some "
         assert scrape(rill).of("rill_streams_active") == 1
         upstream.open("rest")
@@ -257,7 +249,7 @@ def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream)
 def test_an_open_answer_is_counted_until_its_client_leaves(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD)
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
-    with ask(rill, "sse") as asked:
+    with ask(rill, "sse", ALICE) as asked:
         asked.read_until(b"some ")
         assert scrape(rill).of("rill_streams_active") == 1
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
@@ -296,7 +288,7 @@ def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstrea
     with counted(pair, 3) as added:
         for worker, answers in ((first, 1), (second, 2)):
             for _ in range(answers):
-                with only(pair, worker), ask(pair, "text") as asked:
+                with only(pair, worker), ask(pair, "text", ALICE) as asked:
                     assert (asked.read_rest(), server_of(pair, asked)) == (b"some text", worker)
     assert added.named("rill_requests_total") == {
         series(client="", dialect="text", model=MODEL, outcome="completed"): 3
@@ -319,7 +311,7 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
     with ExitStack() as stack:
         for worker in (first, first, second):
             with only(pair, worker):
-                asked = stack.enter_context(ask(pair, "text"))
+                asked = stack.enter_context(ask(pair, "text", ALICE))
                 assert asked.next_chunk() == b"some "
         assert scrape(pair).of("rill_streams_active") == 3
         first.kill()
@@ -353,7 +345,7 @@ def test_an_error_of_the_upstream_is_counted_by_its_type(
     rill: Rill, upstream: Upstream, steps: tuple[Step, ...], type: str
 ) -> None:
     upstream.script(*steps)
-    with counted(rill) as added, ask(rill, "text") as asked:
+    with counted(rill) as added, ask(rill, "text", ALICE) as asked:
         asked.read_rest()
     assert added.named("rill_upstream_errors_total") == {series(type=type): 1}
     refused = asked.status != 200
@@ -362,7 +354,7 @@ def test_an_error_of_the_upstream_is_counted_by_its_type(
 
 def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
-    with counted(rill) as added, ask(rill, "text") as asked:
+    with counted(rill) as added, ask(rill, "text", ALICE) as asked:
         assert asked.status == 400
     assert added.named("rill_upstream_errors_total") == {series(type="bad_request"): 1}
     assert added.named("rill_requests_rejected_total") == {series(reason="bad_request"): 1}
@@ -392,13 +384,13 @@ def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
 def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
-    with counted(rill, 4) as added, ask(rill, "text") as first, ask(rill, "text", BOB) as second:
+    with counted(rill, 4) as added, ask(rill, "text", ALICE) as first, ask(rill, "text", BOB) as second:
         assert first.next_chunk() == b"some "
         with ask(rill, "text", CAROL) as refused:
             assert refused.status == 503
         second.close()
         wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 1)
-        with ask(rill, "text") as refused:
+        with ask(rill, "text", ALICE) as refused:
             assert refused.status == 429
         upstream.open("rest")
         first.read_rest()
@@ -413,7 +405,7 @@ def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upst
     rill = start_rill(RILL_RATE_LIMIT="2/hour")
     statuses = []
     for _ in range(4):
-        with ask(rill, "text") as asked:
+        with ask(rill, "text", ALICE) as asked:
             statuses.append(asked.status)
             asked.read_rest()
     assert statuses == [200, 200, 429, 429]
@@ -437,7 +429,7 @@ def test_the_numbers_are_told_to_a_scraper_that_sends_a_bearer_token(rill: Rill)
 def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
     worker = pair.wait_for_workers(2)[0]
-    with only(pair, worker), counted(pair) as added, ask(pair, "anthropic", model="claude-of-my-own") as asked:
+    with only(pair, worker), counted(pair) as added, ask(pair, "anthropic", ALICE, model="claude-of-my-own") as asked:
         asked.read_rest()
     labels = {"client": "", "model": "other"}
     assert added.named("rill_requests_total") == {series(**labels, dialect="anthropic", outcome="completed"): 1}
@@ -512,7 +504,7 @@ def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
     upstream.script(*BEGUN, *REST["completed"])
     upstream.script(wire.error(529, "overloaded_error", "no", AT_ONCE))
     for _ in range(2):
-        with ask(rill, "text") as asked:
+        with ask(rill, "text", ALICE) as asked:
             asked.read_rest()
     look = wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_upstream_errors_total") >= 1)
     found: dict[str, set[str]] = {}
@@ -530,7 +522,7 @@ def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstr
     served: dict[str, set[str]] = {}
     for name, labels in labels_by_name(rill, upstream).items():
         served.setdefault(metric_of(name), set()).update(labels - {"le"})
-    section = WATCHING.split("## The numbers")[1].split("\n## ")[0]
+    section = WATCHING.split("## Metrics")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(rill_\w+)` \|([^|]*)\|", section, re.MULTILINE)
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
 
@@ -549,7 +541,7 @@ STARTED_OUTCOMES = {*CANCELLATION_REASONS, *UPSTREAM_OUTCOMES, "completed", "ups
 
 
 def test_the_table_of_endings_is_that_of_the_service() -> None:
-    section = WATCHING.split("## How an answer ended")[1].split("\n## ")[0]
+    section = WATCHING.split("## Outcomes")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_OUTCOMES
 
 

@@ -9,14 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import OPENAI
-from rill.dialects.openai import (
-    OpenAIEncoder,
-    encode_problem,
-    encode_whole,
-    finish_reason_of,
-    read_completion,
-    usage_of,
-)
+from rill.dialects.openai import read_completion
+from rill.dialects.openai_encoder import OpenAIEncoder, encode_problem, encode_whole, finish_reason_of, usage_of
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import KINDS, Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -123,6 +117,39 @@ def test_system_and_developer_messages_become_the_system_prompt_in_their_order()
 
 def test_without_a_system_message_the_settings_speak() -> None:
     assert read(make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
+
+
+def test_a_system_prompt_that_is_cached_stays_in_blocks() -> None:
+    cached = {"type": "text", "text": "Two.", "cache_control": {"type": "ephemeral"}}
+    messages = [{"role": "system", "content": "One."}, {"role": "system", "content": [cached]}, HI]
+    assert read(messages=messages).options["system"] == [{"type": "text", "text": "One."}, cached]
+
+
+def test_an_assistants_message_without_content_is_its_refusal_or_left_out() -> None:
+    refusal = {"role": "assistant", "content": None, "refusal": "No."}
+    messages = [HI, refusal, HI, {"role": "assistant", "content": None}, HI]
+    assert read(messages=messages).messages == [HI, {"role": "assistant", "content": "No."}, HI, HI]
+    assert rejection_of(messages=[{"role": "user", "content": None}]).startswith("messages.0.content: should be")
+
+
+def test_a_conversation_of_the_system_alone_is_rejected() -> None:
+    messages = [{"role": "system", "content": "Be brief."}]
+    assert rejection_of(messages=messages) == "messages: should have at least one message of the role user."
+
+
+def test_a_reasoning_effort_of_none_asks_for_nothing() -> None:
+    assert read(reasoning_effort="none").options == {}
+    assert rejection_of(reasoning_effort="high").startswith("reasoning_effort")
+
+
+def test_an_unknown_field_is_rejected_by_its_name_if_that_can_be_one() -> None:
+    assert rejection_of(of_tomorrow=1) == "of_tomorrow: not known here; leave it out."
+    assert rejection_of(**{"<b>": 1}) == "a field: not known here; leave it out."
+    assert read(of_tomorrow=None).messages == [HI]
+
+
+def test_a_message_that_is_not_an_object_is_rejected() -> None:
+    assert "messages.0" in rejection_of(messages=["hi"])
 
 
 def test_consecutive_messages_of_one_role_stay_as_they_are() -> None:
@@ -270,7 +297,7 @@ def parse(stream: bytes) -> list[Any]:
 
 
 @given(pieces=texts | line_ends)
-@hypothesis_settings(deadline=None, max_examples=300)
+@hypothesis_settings(max_examples=150)
 def test_the_text_survives_exactly_one_chunk_a_piece(pieces: list[str]) -> None:
     chunks = parse(write(*map(Text, pieces)))
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"content": piece} for piece in pieces]

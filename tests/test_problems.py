@@ -162,3 +162,23 @@ def test_an_upstream_without_words_leaves_those_of_the_table() -> None:
 )
 def test_waiting_is_advised_wherever_it_helps(type: str, sent: int | None, told: int | None) -> None:
     assert upstream_problem(type, None, None, sent).retry_after == told
+
+
+@pytest.mark.parametrize(
+    "words", ["Your credit balance is too low to access the API.", "You have reached your specified API usage limits."]
+)
+def test_a_blocked_account_is_not_the_clients_mistake(words: str) -> None:
+    problem = upstream_problem("invalid_request_error", words, 400)
+    assert (problem.name, problem.status) == ("upstream_account_blocked", 502)
+    assert words not in problem.detail
+
+
+def test_a_model_that_does_not_exist_is_named_if_the_client_chose_it() -> None:
+    assert upstream_problem("not_found_error", "model: claude-9", 404, model="claude-9").name == "model_not_found"
+    for message, model in (("model: claude-9", None), ("Not Found", "claude-9"), (None, "claude-9")):
+        assert upstream_problem("not_found_error", message, 404, model=model).name != "model_not_found"
+
+
+def test_a_secret_is_removed_from_a_message_that_is_passed_on() -> None:
+    problem = upstream_problem("invalid_request_error", "bad key sk-1 in bad header", secrets=["sk-1"])
+    assert problem.detail == "bad key [key] in bad header"

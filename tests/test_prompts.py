@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -17,19 +17,6 @@ PROMPT = "你好 小溪。 🌊👩‍👩‍👧 a&b=c+d 100%25 #1; \"quoted\" 
 DEFAULTS = {"model": "claude-sonnet-5-5", "max_tokens": 4096, "stream": True}
 OPTIONS = {"system": "只说中文 & be brief\n+ calm", "model": "claude-opus-5", "max_tokens": 77, "temperature": 0.25}
 BOUNDARY = "----a-boundary"
-
-
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
 
 
 class Asked(NamedTuple):

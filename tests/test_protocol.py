@@ -1,30 +1,22 @@
 """The small print of HTTP: what a client is told at the edges of the protocol, on real sockets."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, raw_request, request_bytes
+from conversation import Conversation, raw_request, request_bytes
+from server import Rill
 from upstream import Upstream
 
 StartRill = Callable[..., Rill]
 CLOSE = {"Connection": "close"}
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-        "RILL_MAX_STREAMS_PER_CLIENT": "2",
-        "RILL_MAX_BODY_BYTES": "1000",
-    }
-    with Rill(env) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server with limits that are soon reached."""
+    return share_rill(RILL_MAX_STREAMS_PER_CLIENT="2", RILL_MAX_BODY_BYTES="1000")
 
 
 def ask(
@@ -130,7 +122,7 @@ def test_a_body_that_is_too_long_is_rejected_before_it_is_asked_for(service: Ril
         assert asked.status == 413
         assert asked.headers["connection"] == "close"
         asked.read_rest()
-        asked.socket.settimeout(5)
+        asked.socket.settimeout(2)
         assert asked.socket.recv(1) == b""
 
 

@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill
+from asking import ask
+from server import Rill
 from upstream import Step, Upstream
 
 EXPECTED = wire.expected()
 DONE = [name for name, outcome in EXPECTED.items() if outcome["outcome"] == "completed" and outcome["text"]]
-SSE = {"Accept": "text/event-stream"}
 
 
 class Event(NamedTuple):
@@ -47,26 +46,9 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.data for event in events if event.name == "message" and event.data != "[DONE]")
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
-
-
 def replay_by(name: str, size: int) -> list[Step]:
     """The steps that send a recorded answer in chunks of `size` bytes, 0 for one chunk."""
     return [wire.head(), wire.dribble(wire.recorded(name), size), wire.end()] if size else wire.replay(name)
-
-
-def ask(service: Rill, headers: dict[str, str] | None = None) -> Conversation:
-    return service.ask("GET", "/stream?q=hi", headers)
 
 
 def test_every_recorded_stream_has_an_expected_outcome() -> None:
@@ -90,7 +72,7 @@ def test_server_sent_events_bring_the_recorded_text_and_its_end(
     service: Rill, upstream: Upstream, name: str, size: int
 ) -> None:
     upstream.script(*replay_by(name, size))
-    with ask(service, SSE) as asked:
+    with ask(service, "sse") as asked:
         assert asked.status == 200
         events = events_of(asked.read_rest().decode())
         assert asked.ended == "clean"
@@ -127,7 +109,7 @@ def test_a_recorded_error_in_mid_answer_is_an_error_event_after_its_text(
     service: Rill, upstream: Upstream, size: int
 ) -> None:
     upstream.script(*replay_by("error_event", size))
-    with ask(service, SSE) as asked:
+    with ask(service, "sse") as asked:
         events = events_of(asked.read_rest().decode())
     assert text_of(events) == EXPECTED["error_event"]["text"]
     assert events[-1].name == "error"

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import psutil
 import pytest
 import upstream as wire
+from asking import wait_until
+from conversation import Conversation, request_bytes
 from redis_server import RedisServer, speaks_tls
-from server import Conversation, Rill, StartFailed, StartRill, request_bytes, rill_env
+from server import Rill, StartRill, rill_env
 from upstream import Upstream
 
 PASSWORD = "open-sesame-4711"
@@ -42,12 +44,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def house(module_upstream: Upstream) -> Callable[..., dict[str, str]]:
+def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
     """The environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
 
     def build(**more: str) -> dict[str, str]:
         rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
-        return {**rill_env(module_upstream), **rate, **more}
+        return {**rill_env(shared_upstream), **rate, **more}
 
     return build
 
@@ -98,13 +100,6 @@ def ask(service: Rill, client: str) -> Told:
 def statuses(services: list[Rill], client: str, times: int) -> list[int | None]:
     """Ask so many times, of each service in turn."""
     return [ask(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
 
 
 def wait_until_said(service: Rill, words: str, since: int) -> None:
@@ -176,7 +171,7 @@ def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, anot
         assert refused.status == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 3600
         assert refused.headers["ratelimit-limit"] == str(RATE)
-        assert f"{RATE} per 1 hour" in refused.read_rest().decode()
+        assert f"{RATE} per hour" in refused.read_rest().decode()
 
 
 def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer) -> None:
@@ -325,25 +320,3 @@ def test_a_certificate_that_nobody_signed_is_taken(
 ) -> None:
     with Rill(house(REDIS_URL=f"{tls_redis.url}{query}", **more)) as service:
         assert_counts_in(tls_redis, service)
-
-
-BAD_URLS = {
-    "http": f"http://:{PASSWORD}@127.0.0.1:6379/0",
-    "a port that is none": f"redis://:{PASSWORD}@127.0.0.1:{PASSWORD}/0",
-    "a password with a slash": f"redis://:pass/{PASSWORD}@127.0.0.1:6379/0",
-    "an option that is no number": f"redis://:{PASSWORD}@127.0.0.1:6379/0?socket_timeout={PASSWORD}",
-    "an option that there is not": f"redis://:{PASSWORD}@127.0.0.1:6379/0?{PASSWORD}=1",
-}
-
-
-@pytest.mark.parametrize("name", BAD_URLS)
-def test_a_redis_url_that_cannot_be_stops_the_start_in_one_line_that_does_not_repeat_it(name: str) -> None:
-    with ExitStack() as running, pytest.raises(StartFailed) as refused:
-        running.enter_context(Rill({"RILL_OFFLINE": "1", "REDIS_URL": BAD_URLS[name]}))
-    said = refused.value.output.strip()
-    assert len(said.splitlines()) == 1, said
-    assert said.startswith("rill: ")
-    assert "REDIS_URL" in said
-    assert "redis://" in said  # what it should be
-    assert PASSWORD not in said
-    assert "127.0.0.1" not in said

@@ -2,15 +2,16 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 import pytest
 import upstream as wire
+from conversation import Conversation, request_bytes
 from leaks import Leak, find_leaks, forms
-from server import Conversation, Rill, request_bytes, rill_env
+from server import Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 MODEL = "claude-sonnet-5-5"
@@ -42,21 +43,23 @@ NOISE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 }
 
 
-def environment(upstream: Upstream, **more: str) -> dict[str, str]:
-    """A server with a secret of every kind, whose Redis is not there."""
-    secrets = {"ANTHROPIC_API_KEY": KEY, "RILL_API_KEYS": f"alice={TOKEN}", "RILL_SYSTEM_PROMPT": f"Be {OWN_SYSTEM}."}
-    own = {"REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0", "RILL_MAX_BODY_BYTES": "3000", "RILL_ALLOWED_MODELS": MODEL}
-    return {**rill_env(upstream), **secrets, **own, "RILL_UPSTREAM_FEATURES": ASKED, **more}
+# A server with a secret of every kind, whose Redis is not there.
+ENV = {
+    "ANTHROPIC_API_KEY": KEY,
+    "RILL_API_KEYS": f"alice={TOKEN}",
+    "RILL_SYSTEM_PROMPT": f"Be {OWN_SYSTEM}.",
+    "REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0",
+    "RILL_MAX_BODY_BYTES": "3000",
+    "RILL_ALLOWED_MODELS": MODEL,
+    "RILL_UPSTREAM_FEATURES": ASKED,
+}
 
 
-@pytest.fixture(scope="module", params=NOISE)
-def service(module_upstream: Upstream, request: pytest.FixtureRequest) -> Iterator[Rill]:
-    """A talkative server; all that it said until its end is looked at once more."""
+@pytest.fixture(params=NOISE)
+def service(share_rill: StartRill, request: pytest.FixtureRequest) -> Rill:
+    """A talkative server."""
     arguments, env = NOISE[request.param]
-    with Rill(environment(module_upstream, **env), arguments) as running:
-        yield running
-        running.stop()
-        assert find_leaks(running.output(), CANARIES) == []
+    return share_rill(*arguments, **ENV, **env)
 
 
 class Case(NamedTuple):
@@ -281,7 +284,8 @@ def test_nothing_secret_is_in_any_output_header_or_refusal(service: Rill, upstre
         assert find_leaks(body, told) == []
 
 
-def test_the_secrets_were_at_work(service: Rill, upstream: Upstream) -> None:
+def test_the_secrets_were_at_work(start_rill: StartRill, upstream: Upstream) -> None:
+    service = start_rill(**ENV)
     upstream.always(*wire.answer(ANSWER))
     status, _, body = tell(service, ASKING["query"])
     assert (status, body) == (200, ANSWER)
@@ -321,14 +325,12 @@ def test_a_fault_is_logged_by_its_place_and_never_by_its_words(faulty: Rill, ups
 
 
 @pytest.fixture(scope="module")
-def faulty(module_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rill]:
-    """The service with one more route, whose code is broken."""
+def faulty(share_rill: StartRill, tmp_path_factory: pytest.TempPathFactory) -> Rill:
+    """The service with one more route, whose code fails."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "faulty.py").write_text(FAULTY)
     arguments = ("--pythonpath", str(folder), "--log-level", "debug")
-    env = environment(module_upstream, FLASK_DEBUG="1", TMPDIR=str(folder))
-    with Rill(env, arguments, app="faulty:app") as running:
-        yield running
+    return share_rill(*arguments, app="faulty:app", **ENV, FLASK_DEBUG="1", TMPDIR=str(folder))
 
 
 # The net under all tests
@@ -362,7 +364,7 @@ app.wsgi_app = tell_all
 def test_a_server_of_any_test_that_says_what_it_must_not_fails_that_test(upstream: Upstream, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
     upstream.always(*wire.answer(ANSWER))
-    loud = Rill(environment(upstream), ("--pythonpath", str(tmp_path)), app="loud:app")
+    loud = Rill({**rill_env(upstream), **ENV}, ("--pythonpath", str(tmp_path)), app="loud:app")
     asked = {"x-api-key": WRONG, "Authorization": "Basic " + b64encode(f"x:{TOKEN}".encode()).decode()}
     with loud:
         tell(loud, get(f"/stream?q={quote(PROMPT)}", asked))

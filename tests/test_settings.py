@@ -162,6 +162,18 @@ def test_the_first_allowed_model_is_the_default_if_no_other_is_set(
     assert read(**KEY, **env).check(None, None)[0] == expected
 
 
+def test_the_models_that_have_a_name_begin_with_the_default_one(read: Any) -> None:
+    settings = read(**KEY, RILL_ALLOWED_MODELS="one,two,*", RILL_DEFAULT_MODEL="two")
+    assert settings.known_models() == ("two", "one", "*")
+
+
+def test_a_certificate_that_heroku_signs_itself_is_accepted(read: Any) -> None:
+    url = "rediss://:hidden@redis.example:6379/0"
+    assert read(**KEY, REDIS_URL=url).redis_url == url
+    assert read(**KEY, REDIS_URL=url, DYNO="web.1").redis_url == f"{url}?ssl_cert_reqs=none"
+    assert read(**KEY, REDIS_URL=f"{url}?db=1", DYNO="web.1").redis_url == f"{url}?db=1&ssl_cert_reqs=none"
+
+
 def test_a_default_model_that_is_not_allowed_is_refused(read: Any) -> None:
     assert "RILL_ALLOWED_MODELS" in refusal(read, **KEY, RILL_ALLOWED_MODELS="one", RILL_DEFAULT_MODEL="two")
 
@@ -194,7 +206,7 @@ def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> 
 
 BAD_VALUES = {
     "PORT": ["no", "-1", "65536", "80.5"],
-    "WEB_CONCURRENCY": ["0", "-2", "many"],
+    "WEB_CONCURRENCY": ["0", "-2", "2000", "many"],
     "RILL_OFFLINE": ["2", "maybe"],
     "RILL_ALLOW_ANONYMOUS": ["2", "please"],
     "RILL_DEFAULT_MAX_TOKENS": ["0", "-1", "1.5", "many", "64001"],
@@ -204,7 +216,16 @@ BAD_VALUES = {
     "RILL_MAX_STREAMS_PER_CLIENT": ["0", "x"],
     "RILL_MAX_BODY_BYTES": ["0", "1MB"],
     "RILL_TRUSTED_PROXIES": ["-1", "all"],
-    "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "*.example", "::1"],
+    "RILL_ALLOWED_HOSTS": ["https://a.example", "a.example:80", "a.example/", "a b", "*.example", "[::1", "::1"],
+    "RILL_CORS_ORIGINS": [
+        *("app.example", "https://app.example/", "https://app.example/path", "https://*.example", "null"),
+        *("https://app[0-9].example", "https://(app|web).example", "https://app.example,nonsense"),
+    ],
+    "REDIS_URL": [
+        *("http://:hidden@127.0.0.1:6379/0", "redis://:hidden@127.0.0.1:hidden/0"),
+        *("redis://:pass/hidden@127.0.0.1:6379/0", "redis://:hidden@127.0.0.1:6379/0?hidden=1"),
+        "redis://:hidden@127.0.0.1:6379/0?socket_timeout=hidden",
+    ],
     "RILL_START_TIMEOUT_SECONDS": ["0", "-1", "soon", "nan", "inf"],
     "RILL_IDLE_TIMEOUT_SECONDS": ["0", "nan", "inf"],
     "RILL_TOTAL_TIMEOUT_SECONDS": ["0", "nan", "inf"],
@@ -228,9 +249,20 @@ BAD_VALUES = {
 }
 
 
+# What the message shows of a good value.
+EXAMPLES = {
+    "RILL_ALLOWED_HOSTS": "rill.example.com",
+    "RILL_CORS_ORIGINS": "https://app.example",
+    "REDIS_URL": "redis://",
+}
+
+
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
 def test_a_bad_value_is_refused_in_one_line_that_names_it(read: Any, name: str, value: str) -> None:
-    assert name in refusal(read, **{name: value})
+    words = refusal(read, **{name: value})
+    assert name in words
+    assert EXAMPLES.get(name, "") in words
+    assert "hidden" not in words
 
 
 def test_without_a_key_the_start_says_what_to_set(read: Any) -> None:
@@ -264,15 +296,11 @@ def test_settings_never_change(read: Any) -> None:
 
 # The start of the real server
 
+# What gunicorn.conf.py itself reads; BAD_VALUES has every bad value.
 STARTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no key": ({"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY"),
-    "a bad number": ({"RILL_MAX_STREAMS": "none"}, "RILL_MAX_STREAMS"),
-    "a bad rate": ({"RILL_RATE_LIMIT": "fast"}, "RILL_RATE_LIMIT"),
     "a bad port": ({"PORT": "70000"}, "PORT"),
-    "bounds that cross": ({"RILL_DEFAULT_MAX_TOKENS": "5", "RILL_MAX_TOKENS": "4"}, "RILL_DEFAULT_MAX_TOKENS"),
-    "an endless drain": ({"RILL_SHUTDOWN_GRACE_SECONDS": "inf"}, "RILL_SHUTDOWN_GRACE_SECONDS"),
-    "a bad upstream": ({"ANTHROPIC_BASE_URL": "http://x:99999"}, "ANTHROPIC_BASE_URL"),
-    "a secret that is empty": ({"RILL_API_KEYS": "alice="}, "RILL_API_KEYS"),
+    "an endless shutdown": ({"RILL_SHUTDOWN_GRACE_SECONDS": "inf"}, "RILL_SHUTDOWN_GRACE_SECONDS"),
 }
 
 
@@ -291,16 +319,9 @@ def test_a_bad_setting_stops_the_start(start_rill: StartRill, env: dict[str, str
     assert name in fail_to_start(start_rill, **env)
 
 
-def test_a_key_is_never_served_to_everybody_by_accident(start_rill: StartRill) -> None:
-    line = fail_to_start(start_rill, bind=False)
-    assert "RILL_API_KEYS" in line
+def test_a_key_is_not_served_at_a_public_address_among_others(start_rill: StartRill) -> None:
+    line = fail_to_start(start_rill, "--bind", "127.0.0.1:0", "--bind", "0.0.0.0:0")
     assert "RILL_ALLOW_ANONYMOUS=1" in line
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "127.0.0.1:0,0.0.0.0:0"])
-def test_nor_at_an_address_of_the_command_line(start_rill: StartRill, address: str) -> None:
-    binds = [part for each in address.split(",") for part in ("--bind", each)]
-    assert "RILL_ALLOW_ANONYMOUS=1" in fail_to_start(start_rill, *binds)
 
 
 # As systemd starts a service that it listens for: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
@@ -312,6 +333,7 @@ os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "wsgi:app", *sys.arg
 """
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("handed", [["1"], ["0", "--bind", "fd://3"]], ids=["LISTEN_FDS", "fd://3"])
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
 def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]) -> None:
@@ -334,12 +356,7 @@ def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]
     assert ("Listening" in told) == (address == "127.0.0.1")
 
 
-@pytest.mark.parametrize("env", [{"RILL_ALLOW_ANONYMOUS": "1"}, {"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}])
-def test_said_so_it_is_served_to_everybody(start_rill: StartRill, env: dict[str, str]) -> None:
-    with start_rill(bind=False, **env).ask("GET", "/healthz") as asked:
-        assert asked.status == 200
-
-
+@pytest.mark.server
 def test_the_refusal_goes_to_stderr_and_nothing_else_is_said() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, env={}, capture_output=True, text=True, check=False

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,6 @@ HI = {"role": "user", "content": "hi"}
 PNG = "iVBORw0KGgo="
 PDF = base64.b64encode(b"%PDF-1.7\n%%EOF\n").decode()
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
 
 
 def send(service: Rill, path: str, fields: object) -> tuple[int | None, str]:

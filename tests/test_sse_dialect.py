@@ -61,14 +61,14 @@ def text_of(stream: bytes) -> str:
 
 
 @given(pieces=texts | line_ends)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=150)
 def test_the_text_survives_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
     said = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
     assert text_of(write(Start(), *map(Text, pieces))) == said
 
 
 @given(text=st.text(alphabet="\r\n ab:", min_size=1), data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=100)
 def test_however_the_text_is_cut_it_arrives_the_same(text: str, data: st.DataObject) -> None:
     points = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=6))})
     pieces = [text[begin:end] for begin, end in pairwise(points)]

@@ -4,38 +4,23 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import ask
+from conversation import Conversation, request_bytes
+from server import Rill
 from test_recorded import events_of, text_of
 from upstream import Step, Upstream
 
 ASK = "/stream?q=hi"
 SSE = {"Accept": "text/event-stream"}
 FORMS = pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
-METHODS = pytest.mark.parametrize("method", ["GET", "POST"])
-
-
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-    }
-    with Rill(env) as running:
-        yield running
-
-
-def ask(service: Rill, method: str = "GET", headers: dict[str, str] | None = None) -> Conversation:
-    path, body = (ASK, b"") if method == "GET" else ("/stream", b"hi")
-    return service.ask(method, path, headers, body)
+METHODS = pytest.mark.parametrize(
+    ("method", "path", "body"), [("GET", ASK, b""), ("POST", "/stream", b"hi")], ids=["GET", "POST"]
+)
 
 
 def gated(upstream: Upstream) -> None:
@@ -51,9 +36,11 @@ def gated(upstream: Upstream) -> None:
 
 
 @METHODS
-def test_the_first_text_is_read_before_the_second_is_sent(service: Rill, upstream: Upstream, method: str) -> None:
+def test_the_first_text_is_read_before_the_second_is_sent(
+    service: Rill, upstream: Upstream, method: str, path: str, body: bytes
+) -> None:
     gated(upstream)
-    with ask(service, method) as asked:
+    with service.ask(method, path, body=body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/plain; charset=utf-8")
         assert asked.next_chunk() == b"first "
         upstream.open("second")
@@ -62,9 +49,11 @@ def test_the_first_text_is_read_before_the_second_is_sent(service: Rill, upstrea
 
 
 @METHODS
-def test_the_first_event_is_read_before_the_second_is_sent(service: Rill, upstream: Upstream, method: str) -> None:
+def test_the_first_event_is_read_before_the_second_is_sent(
+    service: Rill, upstream: Upstream, method: str, path: str, body: bytes
+) -> None:
     gated(upstream)
-    with ask(service, method, SSE) as asked:
+    with service.ask(method, path, SSE, body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         assert b"data: first \n\n" in asked.read_until(b"first")
         upstream.open("second")
@@ -98,7 +87,7 @@ def test_curl_shows_the_first_text_before_the_second_is_sent(
     assert curl.returncode == 0
 
 
-@METHODS
+@pytest.mark.parametrize("method", ["GET", "POST"])
 def test_requests_yields_the_first_text_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str
 ) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, StartFailed, raw_request, request_bytes
+from conversation import Conversation, raw_request, request_bytes
+from server import Rill, StartFailed
 from upstream import Upstream
 
 MESSAGES = request_bytes("POST", "/v1/messages", {"Content-Type": "application/json"}, b'{"model":"m"}')

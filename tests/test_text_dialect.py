@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rill.dialects import TEXT
-from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_json, read_text
+from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_form, read_json, read_text
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -35,7 +35,7 @@ def one_message(text: str) -> list[dict[str, Any]]:
 
 
 @given(text=prompts)
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
     asked = [
         read_fields({"q": text}, SETTINGS),
@@ -85,6 +85,12 @@ def test_a_temperature_within_its_bounds_travels_on(temperature: float | str) ->
 
 
 # A conversation
+
+
+def test_a_form_has_a_field_for_the_prompt() -> None:
+    assert read_form({"q": "hi", "max_tokens": "5"}, SETTINGS).max_tokens == 5
+    with pytest.raises(Problem, match="no field q, message, prompt or messages"):
+        read_form({"what is a rill?": ""}, SETTINGS)
 
 
 def ask(*messages: dict[str, Any], **fields: Any) -> Prompt:
@@ -253,7 +259,7 @@ json_values = st.recursive(
 
 
 @given(body=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
-@hypothesis_settings(deadline=None, max_examples=300)
+@hypothesis_settings(max_examples=150)
 def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
     with suppress(Problem):
         prompt = read_json(body, SETTINGS)
@@ -265,7 +271,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 
 
 @given(texts=st.lists(prompts, max_size=8))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=60)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
     encoder = TextEncoder("m", ReplyFormat(), "r")
     events: list[Event] = [Start(), Heartbeat(False), *map(Text, texts), Heartbeat(True), End("end_turn", {})]

@@ -1,4 +1,4 @@
-"""docs/threats.md names tests that exist, and what it says of the lock is so."""
+"""docs/threats.md names tests that exist, and every package is locked by its hash."""
 
 import re
 
@@ -10,12 +10,12 @@ ROWS = re.findall(r"^\| .* \| `(test_\w+\.py)::(test_\w+)` \|$", PAGE, re.M)
 
 
 def test_every_row_names_a_test() -> None:
-    told = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| threat |")]
-    assert len(ROWS) == len(told) >= 30
+    listed = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| threat |")]
+    assert len(ROWS) == len(listed) >= 30
 
 
 @pytest.mark.parametrize(("file", "test"), ROWS)
-def test_the_test_that_shows_it_exists(file: str, test: str) -> None:
+def test_the_named_test_exists(file: str, test: str) -> None:
     (found,) = (ROOT / "tests").rglob(file)
     assert re.search(rf"^def {test}\(", found.read_text("utf-8"), re.M), f"{file} has no {test}"
 

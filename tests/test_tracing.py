@@ -2,13 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import upstream as wire
-from server import Rill, rill_env
+from server import Rill, StartRill
 from upstream import Step, Upstream
 
 HERE = str(Path(__file__).parent)
@@ -17,15 +16,10 @@ BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("canary-answer ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop()), wire.end())
 
 
-def traced(upstream: Upstream, **env: str) -> Rill:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server with the tracer of tests/traced.py."""
-    return Rill({**rill_env(upstream), **env}, ("--pythonpath", HERE), app="traced:app")
-
-
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
-    with traced(module_upstream) as running:
-        yield running
+    return share_rill("--pythonpath", HERE, app="traced:app")
 
 
 def spans(rill: Rill) -> list[dict[str, Any]]:
@@ -120,9 +114,10 @@ def test_a_span_names_the_model_and_the_request_and_holds_no_word_of_it(rill: Ri
     [{"TRACER": "late"}, {"TRACER": "late", "OTEL_PYTHON_TRACER_PROVIDER": "not_installed"}],
     ids=["none", "one that is not installed"],
 )
-def test_where_the_service_finds_no_tracer_it_never_begins_a_span(upstream: Upstream, env: dict[str, str]) -> None:
+def test_without_a_tracer_no_span_begins(share_rill: StartRill, upstream: Upstream, env: dict[str, str]) -> None:
     upstream.script(*BEGUN, *WHOLE)
-    with traced(upstream, **env) as rill, rill.ask("GET", ASK) as asked:
+    rill = share_rill("--pythonpath", HERE, app="traced:app", **env)
+    with rill.ask("GET", ASK) as asked:
         assert asked.read_rest() == b"canary-answer text"
         # A tracer that came later would be asked, had the SDK been left to look for one.
         assert spans(rill) == []

@@ -8,16 +8,19 @@ import os
 import random
 import resource
 import select
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import gevent
@@ -26,6 +29,7 @@ import httpx2
 import pytest
 import upstream as wire
 from certificates import make_certificate
+from gevent import monkey
 from upstream import Upstream
 
 from rill.upstream.body import Body, body_of
@@ -41,35 +45,34 @@ HELLO = [200, wire.recorded("text").decode()]
 
 
 class GeventClient:
-    """A generator of this module, run where gevent has patched everything.
+    """A generator of this module, run in a process that gevent has patched.
 
-    `next` lets it go on to its next yield and returns what it yields, by way of JSON.
+    `next` resumes it until its next yield and returns what it yields, by way of JSON.
     """
 
-    def __init__(self, client: Callable[..., Iterator[Any]], env: dict[str, str], arguments: dict[str, Any]) -> None:
-        patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.run_client()"
-        command = [sys.executable, "-c", patched, client.__name__, json.dumps(arguments)]
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **env}
-        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, forker: IO[str], pipes: Path, **task: Any) -> None:
+        paths = [str(pipes / name) for name in ("in", "out")]
+        for path in paths:
+            os.mkfifo(path)
+        print(json.dumps({"pipes": paths, **task}), file=forker, flush=True)
+        self._input, self._output = open(paths[0], "wb", buffering=0), open(paths[1], "rb")  # noqa: SIM115
+        self._pid = self.hear()
 
     def __enter__(self) -> "GeventClient":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._process:
-            self._process.kill()
+        with self._input, self._output, suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
     def go_on(self) -> None:
-        """Lets it go on, without waiting for its next yield."""
-        assert self._process.stdin
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
+        """Resume it, without waiting for its next yield."""
+        self._input.write(b"\n")
 
     def hear(self) -> Any:
-        """What it yields next."""
-        assert self._process.stdout
-        said = self._process.stdout.readline()
-        assert said, "the client ended before its time"
+        """Return what it yields next."""
+        said = self._output.readline()
+        assert said, "the client ended too early"
         return json.loads(said)
 
     def __next__(self) -> Any:
@@ -77,9 +80,27 @@ class GeventClient:
         return self.hear()
 
 
-def run_client() -> None:
-    """What the process of a GeventClient does."""
-    steps = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+def fork_clients() -> None:
+    """Fork a client for each task on stdin, in a process that has imported all of it; the patched fork starts a hub."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        if not monkey.get_original("os", "fork")():
+            try:
+                run_client(**json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+
+
+def run_client(client: str, env: dict[str, str], arguments: dict[str, Any], pipes: list[str]) -> None:
+    """Run the generator of a GeventClient."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(env)
+    for descriptor, flags in enumerate((os.O_RDONLY, os.O_WRONLY)):
+        os.dup2(os.open(pipes[descriptor], flags), descriptor)
+    print(os.getpid(), flush=True)
+    steps = globals()[client](**arguments)
     while True:
         gevent.socket.wait_read(0)  # other greenlets go on meanwhile
         if not os.read(0, 1):
@@ -90,13 +111,26 @@ def run_client() -> None:
 StartClient = Callable[..., GeventClient]
 
 
+@pytest.fixture(scope="module")
+def forker() -> Iterator[IO[str]]:
+    """The process of which every client is a fork."""
+    patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.fork_clients()"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+    with subprocess.Popen([sys.executable, "-c", patched], env=env, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        yield process.stdin
+        process.stdin.close()
+
+
 @pytest.fixture
-def start_client() -> Iterator[StartClient]:
+def start_client(forker: IO[str], tmp_path: Path) -> Iterator[StartClient]:
     """Start a client: `start_client(generator, env={...}, **arguments)`."""
     with ExitStack() as running:
 
         def start(client: Callable[..., Iterator[Any]], env: dict[str, str] | None = None, **arguments: Any) -> Any:
-            return running.enter_context(GeventClient(client, env or {}, arguments))
+            pipes = Path(mkdtemp(dir=tmp_path))
+            task = {"client": client.__name__, "env": env or {}, "arguments": arguments}
+            return running.enter_context(GeventClient(forker, pipes, **task))
 
         yield start
 

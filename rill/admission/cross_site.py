@@ -1,7 +1,7 @@
 """Guards against pages of other sites: the Host that a request names, and the origin that sent it.
 
-A browser on this machine reaches a service on loopback whatever site its page is from, and without API keys nothing
-else tells that page from the operator.
+A page of any site can reach a service on loopback through a browser on this machine, and without API keys nothing else
+distinguishes that page from the operator.
 """
 
 import re
@@ -21,7 +21,7 @@ _ORIGIN = re.compile(rf"(https?)://{_AUTHORITY}")
 class Hosts:
     """The Host names that are served: those of `allowed`, `*` for any, and always the local ones.
 
-    Where `allowed` is empty, any Host is served, unless the server is bound to loopback and nothing else protects the
+    If `allowed` is empty, any Host is served, unless the server is bound to loopback and nothing else protects the
     upstream key (`exposed`): then a page that rebinds its own name to 127.0.0.1 would have the same origin as this
     service. https://en.wikipedia.org/wiki/DNS_rebinding
     """
@@ -32,7 +32,7 @@ class Hosts:
         self._on_loopback = exposed
 
     def check(self, host: str, bound_to: str, peer: str) -> None:
-        """Raise Problem where `host` is not served at the address that the server is bound to.
+        """Raise Problem if `host` is not served at the address that the server is bound to.
 
         `peer` is the client's address; it is empty for a unix socket, which no browser reaches. A request without a
         Host is HTTP/1.0, which no browser sends.
@@ -46,7 +46,7 @@ class Hosts:
 
 @lru_cache(maxsize=100)
 def is_loopback(address: str) -> bool:
-    """Return whether an address is of this machine alone."""
+    """Return whether an address is a loopback address."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -58,7 +58,7 @@ def is_loopback(address: str) -> bool:
 def check_initiator(method: str, header: Callable[[str], str | None], origins: Sequence[str]) -> None:
     """Raise Problem for a browser's prefetch, and for a page of another site that is not in `origins`.
 
-    Such a page asks in its visitor's name, and the operator would be billed. A link that somebody follows is allowed.
+    Such a page sends requests in its visitor's name, and the operator would be billed. Following a link is allowed.
     `header` returns a header of the request by its name.
     https://www.w3.org/TR/fetch-metadata/
     """
@@ -67,7 +67,10 @@ def check_initiator(method: str, header: Callable[[str], str | None], origins: S
     if not _is_cross_site(method, header) or "*" in origins:
         return
     if (header("Origin") or "").lower() not in map(str.lower, origins):
-        raise Problem("forbidden", "A page of this origin may not ask here. RILL_CORS_ORIGINS names those that may.")
+        raise Problem(
+            "forbidden",
+            "Pages of this origin are not allowed here. The operator can allow them with RILL_CORS_ORIGINS.",
+        )
 
 
 def _is_cross_site(method: str, header: Callable[[str], str | None]) -> bool:
@@ -80,7 +83,7 @@ def _is_cross_site(method: str, header: Callable[[str], str | None]) -> bool:
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    """Return whether an Origin names this Host; its scheme is not compared, because a proxy may have ended TLS."""
+    """Return whether an Origin is this Host; the scheme is not compared, because a proxy may terminate TLS."""
     sent, named = _ORIGIN.fullmatch(origin.lower()), _HOST.fullmatch(host.lower())
     if not sent or not named or sent[2] != named[1]:
         return False

@@ -1,6 +1,6 @@
 """The dialects: a row for each client protocol."""
 
-from rill.dialects import anthropic, openai, sse, text
+from rill.dialects import anthropic, openai_encoder, sse, text
 from rill.dialects.base import EVENT_STREAM, Dialect
 
 TEXT = Dialect("text", "text/plain; charset=utf-8", text.TextEncoder, True, text.check_beginning)
@@ -14,5 +14,9 @@ ANTHROPIC = Dialect(
     encode_problem=anthropic.encode_problem,
 )
 OPENAI = Dialect(
-    "openai", EVENT_STREAM, openai.OpenAIEncoder, encode_whole=openai.encode_whole, encode_problem=openai.encode_problem
+    "openai",
+    EVENT_STREAM,
+    openai_encoder.OpenAIEncoder,
+    encode_whole=openai_encoder.encode_whole,
+    encode_problem=openai_encoder.encode_problem,
 )

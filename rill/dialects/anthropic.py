@@ -1,4 +1,4 @@
-"""The Anthropic Messages API itself: the request goes up and the answer comes down as they are.
+"""The Anthropic Messages API itself: request and answer are forwarded unchanged.
 
 https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
@@ -15,7 +15,7 @@ from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-# What of the client's request goes up with its body; its credentials are for us, and never do.
+# Request headers that are forwarded; the client's credentials never are.
 FORWARDED_HEADERS = ("anthropic-beta", "anthropic-version")
 EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
@@ -23,7 +23,7 @@ EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 def read_messages(
     body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings
 ) -> tuple[Prompt, ReplyFormat]:
-    """Return the request as the upstream will get it; raise Problem for what this service does not allow."""
+    """Return the request to forward; raise Problem for anything that this service does not allow."""
     fields = read_json_object(body)
     model, max_tokens, messages = fields.get("model"), fields.get("max_tokens"), fields.get("messages")
     if not isinstance(model, str) or not model:
@@ -51,7 +51,7 @@ def read_messages(
 
 
 class AnthropicEncoder:
-    """The upstream's own bytes, handed on an event at a time, so that one that broke off is never followed by ours."""
+    """Passes the upstream's bytes on in whole events, so that an error event never follows part of another one."""
 
     def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         self._unfinished = bytearray()
@@ -66,7 +66,7 @@ class AnthropicEncoder:
         self._keep_alive.note_write()
         if not self._unfinished and event.data.endswith((b"\n\n", b"\r\n\r\n")):
             return event.data
-        # An end may begin in what came before; all of it again would make a long event dear.
+        # An end may begin in the bytes before; to search all of them again would make a long event expensive.
         start = max(0, len(self._unfinished) - 2)
         self._unfinished += event.data
         ends = [(self._unfinished.rfind(end, start), len(end)) for end in EVENT_ENDS]
@@ -76,19 +76,19 @@ class AnthropicEncoder:
         return events
 
     def encode_error(self, problem: Problem) -> bytes:
-        """The API's error event, unless the upstream has just sent it."""
+        """Return the API's error event, unless the upstream has sent it already."""
         if problem.is_forwarded:
             return self._finish()
         return b"event: error\ndata: " + encode_problem(problem, self._request_id) + b"\n\n"
 
     def _finish(self) -> bytes:
-        """The upstream's last event, where it closed without the blank line that ends one."""
+        """Return the upstream's last event, if it closed without the blank line that ends one."""
         last, self._unfinished = bytes(self._unfinished), bytearray()
         return last.rstrip(b"\r\n") + b"\n\n" if last else b""
 
 
 def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
-    """The message as the upstream wrote it, and its end; raises what the reads raise."""
+    """Return the message as the upstream wrote it, and its end; raise what the reads raise."""
     body, end = b"", End(None, {})
     for event in chain.from_iterable(reads):
         if isinstance(event, Bytes):
@@ -99,6 +99,6 @@ def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> t
 
 
 def encode_problem(problem: Problem, request_id: str) -> bytes:
-    """The problem in the API's shape: https://docs.anthropic.com/en/api/errors"""
+    """Return the problem in the API's shape: https://docs.anthropic.com/en/api/errors"""
     error = {"type": problem.type, "message": problem.detail}
     return json.dumps({"type": "error", "error": error, "request_id": request_id}).encode()

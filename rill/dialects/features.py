@@ -1,8 +1,7 @@
-"""What a request of the Messages API may use: whatever costs no more than the tokens that are checked.
+"""The features of the Messages API that a request may use: those that cost no more than its checked tokens.
 
-All else (server tools, further models, faster service, other machines) needs RILL_UPSTREAM_FEATURES. Each list is of
-what is harmless, so that what the API adds later is rejected until somebody has classified it; a test compares the
-lists with what the SDK knows.
+All others (server tools, further models, faster service, other machines) need RILL_UPSTREAM_FEATURES. The lists name
+harmless features, so that an addition to the API is rejected until it is classified; a test compares them with the SDK.
 """
 
 import re
@@ -19,7 +18,7 @@ HARMLESS_FIELDS = frozenset(
         *("output_config", "output_format", "context_management", "diagnostics"),
     }
 )
-# Tools that run at the client, and the search among the request's own tools, which is not billed.
+# Tools that the client runs, and the search among the request's own tools, which is not billed.
 HARMLESS_TOOLS = frozenset(
     {
         *("custom", "bash", "text_editor", "computer", "computer_toolset", "browser_toolset", "memory"),
@@ -27,7 +26,7 @@ HARMLESS_TOOLS = frozenset(
     }
 )
 HARMLESS_EDITS = frozenset({"clear_tool_uses", "clear_thinking"})
-# Betas that change the form of a request or an answer; max_tokens still bounds what is billed.
+# Betas that change the form of a request or an answer; max_tokens still limits the cost.
 HARMLESS_BETAS = frozenset(
     {
         *("adaptive-thinking", "advanced-tool-use", "cache-diagnosis", "claude-code", "computer-use"),
@@ -39,15 +38,17 @@ HARMLESS_BETAS = frozenset(
         *("token-efficient-tools", "tool-examples", "tool-search-tool"),
     }
 )
-# Fields whose values are the client's own words or JSON schemas, in which `model` means nothing to the API.
+# Fields with the client's own data or JSON schemas, in which the API does not read `model` or `max_tokens`.
 OPAQUE = frozenset({"input_schema", "input_examples", "schema", "metadata", "system", "stop_sequences"})
-# The date that ends a tool's type (_20250305) or a beta (-2025-08-07, -20250219).
+# The date at the end of a tool's type (_20250305) or of a beta (-2025-08-07, -20250219).
 _VERSION = re.compile(r"(?:_\d{8}|-\d{4}-\d{2}-\d{2}|-\d{8})\Z", re.ASCII)
-MOST_REPEATED = 60  # letters of a name that the client sent, in an answer to it
+# A name in a body is repeated in a message only if it can be a name of the API's; it may be a prompt.
+MAX_NAME = 60
+_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_NAME}}}", re.ASCII)
 
 
 def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) -> None:
-    """Raise Problem for what is not enabled, and for a nested model or max_tokens that is not allowed."""
+    """Raise Problem for a feature that is not enabled, and for a nested model or max_tokens that is not allowed."""
     enabled = frozenset(settings.upstream_features)
     for name, value in fields.items():
         if value is not None:
@@ -75,25 +76,29 @@ def _check(where: str, name: str, harmless: frozenset[str], enabled: frozenset[s
     family = family_of(name)
     if family in harmless or not enabled.isdisjoint((name, family, "*")):
         return
-    told = family[:MOST_REPEATED]
-    subject = "this field" if where == name else f"`{name[:MOST_REPEATED]}`"
-    raise Problem(
-        "forbidden",
-        f"{where[:MOST_REPEATED]}: {subject} is not enabled here. The operator can enable it with "
-        f"RILL_UPSTREAM_FEATURES={told}.",
+    is_field = where == name
+    if where == "anthropic-beta":
+        name, family = name[:MAX_NAME], family[:MAX_NAME]
+    elif not _NAME.fullmatch(name):
+        name = family = "NAME"
+        where = name if is_field else where
+    subject = "this field" if is_field else f"`{name}`"
+    message = (
+        f"{where}: {subject} is not enabled here. The operator can enable it with RILL_UPSTREAM_FEATURES={family}."
     )
+    raise Problem("forbidden", message)
 
 
 def _tools_of(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each tool is defined, and its definition: in `tools`, or in a message that adds one."""
+    """Yield the path and the definition of each tool: in `tools`, or in a message that adds one."""
     yield from _objects_of("tools", fields.get("tools"))
     for number, message in enumerate(fields["messages"]):
         content = message.get("content") if isinstance(message, dict) else None
-        for place, block in enumerate(content if isinstance(content, list) else ()):
+        for position, block in enumerate(content if isinstance(content, list) else ()):
             if isinstance(block, dict) and block.get("type") == "tool_addition":
                 tool = block.get("tool")
                 if isinstance(tool, dict) and "definition" in tool:
-                    yield _object_of(f"messages.{number}.content.{place}", tool["definition"])
+                    yield _object_of(f"messages.{number}.content.{position}", tool["definition"])
 
 
 def _edits_of(fields: Mapping[str, Any]) -> Any:
@@ -122,7 +127,7 @@ def _type_of(where: str, definition: dict[str, Any]) -> str:
 
 
 def _check_nested(value: Any, settings: Settings) -> None:
-    """Check every `model` and `max_tokens` within a value, as those of the request itself are checked."""
+    """Check every `model` and `max_tokens` within a value like those of the request itself."""
     items = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
     for name, inner in items:
         if name == "model" and isinstance(inner, str):

@@ -16,7 +16,7 @@ class KeepAlive:
         self._wrote = time.monotonic()
 
     def note_write(self) -> None:
-        """Note that something is written now."""
+        """Restart the time: something is written now."""
         self._wrote = time.monotonic()
 
     def comment(self) -> bytes:

@@ -6,12 +6,12 @@ https://docs.anthropic.com/en/api/models-list and https://platform.openai.com/do
 from collections.abc import Sequence
 from typing import Any
 
-# When a model was made is nobody's business here, but both clients want a date.
+# Clients of both APIs require a date; Rill does not know it.
 EPOCH = "1970-01-01T00:00:00Z"
 
 
 def list_models(names: Sequence[str]) -> dict[str, Any]:
-    """What may be asked for by name."""
+    """Return the list of these models, without `*`."""
     models = [
         {
             "id": name,

@@ -1,19 +1,16 @@
-"""OpenAI's chat completions, as far as Claude can answer them: https://platform.openai.com/docs/api-reference/chat
+"""Requests of OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat
 
-A field that would change the answer and cannot be carried over is rejected by name, and so is an unknown one. Ignored
-are IGNORED, the `detail` of an image and the `name` of a message.
+A field that is not supported and would change the answer is rejected by its name, and so is an unknown one. Fields in
+IGNORED, the `detail` of an image and the `name` of a message have no effect.
 """
 
-import json
 import re
-import time
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
-from rill.dialects.keep_alive import KeepAlive
 from rill.dialects.validation import (
     LIST_TAG,
     MAX_MESSAGES,
@@ -23,16 +20,14 @@ from rill.dialects.validation import (
     read_json_object,
     reject_fields,
 )
-from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 DATA_URL = re.compile(r"data:(image/[\w.+-]+);base64,([A-Za-z0-9+/=\s]+)")
-FINISH_REASONS = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "content_filter"}
 THINKING = "use POST /v1/messages with `thinking`"
-# A field -> what to do instead. A value that asks for nothing (null, false, 0, an empty list or object) is let through.
-REFUSED = {
+# A field -> what to do instead. A value that has no effect (null, false, 0, an empty list or object) is accepted.
+UNSUPPORTED = {
     **dict.fromkeys(("tools", "functions"), "use POST /v1/messages, which takes the Anthropic API's tools"),
     **dict.fromkeys(("thinking", "reasoning"), THINKING),
     **dict.fromkeys(
@@ -46,8 +41,8 @@ REFUSED = {
     "frequency_penalty": "leave it out: Claude has no such setting",
     "presence_penalty": "leave it out: Claude has no such setting",
     "logit_bias": "leave it out: Claude has no such setting",
-    "logprobs": "leave it out: Claude tells no probabilities",
-    "top_logprobs": "leave it out: Claude tells no probabilities",
+    "logprobs": "leave it out: Claude reports no probabilities",
+    "top_logprobs": "leave it out: Claude reports no probabilities",
     "seed": "leave it out: Claude's answers cannot be repeated",
     "verbosity": "say it in the prompt",
     "web_search_options": "use POST /v1/messages with its web search tool",
@@ -61,7 +56,7 @@ FIELD_NAME = re.compile(r"[A-Za-z_]{1,40}")
 
 
 class Part(BaseModel):
-    """A part of a message: text, an image, or what an earlier answer said in refusing."""
+    """A part of a message: text, an image, or the refusal in an earlier answer."""
 
     type: Literal["text", "image_url", "refusal"]
     text: str = ""
@@ -70,7 +65,7 @@ class Part(BaseModel):
     cache_control: dict[str, Any] | None = None
 
     def as_block(self, where: str) -> dict[str, Any]:
-        """Return the part as a content block of the Messages API; raises Problem."""
+        """Return the part as a content block of the Messages API; raise Problem."""
         block = self._image(where) if self.type == "image_url" else {"type": "text", "text": self.text or self.refusal}
         return {**block, "cache_control": self.cache_control} if self.cache_control else block
 
@@ -95,8 +90,8 @@ class Message(BaseModel):
     content: Content | None = None
     refusal: str | None = None
 
-    def said(self, where: str) -> str | list[dict[str, Any]]:
-        """Return the content in the Messages API's shape; raises Problem."""
+    def as_content(self, where: str) -> str | list[dict[str, Any]]:
+        """Return the content in the Messages API's shape; raise Problem."""
         if self.content is None:
             if self.role != "assistant":
                 raise Problem("bad_request", f"{where}.content: should be a string or a list.")
@@ -106,19 +101,20 @@ class Message(BaseModel):
         blocks = [part.as_block(f"{where}.content.{index}") for index, part in enumerate(self.content)]
         if self.role in ("system", "developer") and any(block["type"] != "text" for block in blocks):
             raise Problem(
-                "bad_request", f"{where}.content: a {self.role} message should be text; images are the user's."
+                "bad_request",
+                f"{where}.content: a {self.role} message should be text; only a user message may have images.",
             )
         return blocks
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds besides the text."""
+    """The content of a stream besides the text."""
 
     include_usage: bool | None = None
 
 
-class Completion(BaseModel):
-    """The fields of a request that are carried over."""
+class CompletionRequest(BaseModel):
+    """The fields of a request that are supported."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -128,7 +124,7 @@ class Completion(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None  # Not OpenAI's, but many of its clients can send it.
+    top_k: Annotated[int, Field(ge=0)] | None = None  # Not a field of OpenAI's, but many of its clients can send it.
     stop: (
         Annotated[
             Annotated[str, Tag(TEXT_TAG)] | Annotated[list[str], Field(fail_fast=True), Tag(LIST_TAG)], TEXT_OR_LIST
@@ -140,15 +136,15 @@ class Completion(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-KNOWN = {*Completion.model_fields, *REFUSED, *IGNORED, "reasoning_effort", "response_format", "modalities"}
+KNOWN = {*CompletionRequest.model_fields, *UNSUPPORTED, *IGNORED, "reasoning_effort", "response_format", "modalities"}
 
 
 def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyFormat]:
-    """The prompt in a chat completion's request; raises Problem, naming the field and what to do instead."""
+    """Return the prompt of a request; raise Problem with the name of a wrong field and what to do instead."""
     fields = read_json_object(body)
     _reject_unsupported(fields)
     try:
-        asked = Completion.model_validate(fields)
+        asked = CompletionRequest.model_validate(fields)
     except ValidationError as error:
         raise bad_field(error) from None
     messages, system = _messages_of(asked.messages)
@@ -172,23 +168,23 @@ def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyForma
 
 
 def _messages_of(asked: Iterable[Message]) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]]]:
-    """Return the conversation and the system prompt; raises Problem where there is no conversation."""
+    """Return the conversation and the system prompt; raise Problem if there is no conversation."""
     messages: list[dict[str, Any]] = []
     system: list[str | list[dict[str, Any]]] = []
     for index, message in enumerate(asked):
-        said = message.said(f"messages.{index}")
+        content = message.as_content(f"messages.{index}")
         if message.role in ("system", "developer"):
-            system.append(said)
-        elif said or message.role == "user":  # An assistant's empty message says nothing, and the upstream takes none.
-            messages.append({"role": message.role, "content": said})
+            system.append(content)
+        elif content or message.role == "user":  # The upstream rejects an empty message of the assistant.
+            messages.append({"role": message.role, "content": content})
     if not messages:
-        raise Problem("bad_request", "messages: should hold at least one message of the role user.")
+        raise Problem("bad_request", "messages: should have at least one message of the role user.")
     return messages, _system_of(system)
 
 
-def _system_of(said: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[str, Any]]:
-    """Return the system prompt as one text, or as blocks where one of them is to be cached."""
-    blocks = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in said]
+def _system_of(contents: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[str, Any]]:
+    """Return the system prompt as one text, or as blocks if one of them is to be cached."""
+    blocks = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in contents]
     if any("cache_control" in block for block in chain.from_iterable(blocks)):
         return list(chain.from_iterable(blocks))
     return "\n\n".join("".join(block["text"] for block in each) for each in blocks)
@@ -197,14 +193,14 @@ def _system_of(said: Sequence[str | list[dict[str, Any]]]) -> str | list[dict[st
 def _reject_unsupported(fields: dict[str, Any]) -> None:
     if fields.get("reasoning_effort") != "none":
         reject_fields(fields, {"reasoning_effort": THINKING})
-    reject_fields(fields, REFUSED)
+    reject_fields(fields, UNSUPPORTED)
     kind = fields.get("response_format")
     if isinstance(kind, dict) and kind.get("type", "text") != "text":
         raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
     if fields.get("modalities") not in (None, [], ["text"]):
         raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
     if fields.get("n") not in (None, 1):
-        raise Problem("bad_request", "n: should be 1; ask once for each answer you want.")
+        raise Problem("bad_request", "n: should be 1; send a request for each answer.")
     _reject_tools(fields.get("messages"))
     unknown = [name for name in fields if name not in KNOWN and fields[name]]
     if unknown:
@@ -219,80 +215,4 @@ def _reject_tools(messages: Any) -> None:
         names = [name for name in ("tool_calls", "function_call", "audio") if message.get(name)]
         if names or message.get("role") in ("tool", "function"):
             where = f"messages.{index}.{names[0] if names else 'role'}"
-            raise Problem("bad_request", f"{where}: not supported here; {REFUSED['tools']}.")
-
-
-class OpenAIEncoder:
-    """Writes one answer: in chunks and [DONE], or as one completion."""
-
-    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
-        self._include_usage = reply.include_usage
-        self._keep_alive = KeepAlive()
-        self._base = {**_base(model, request_id), "object": "chat.completion.chunk"}
-        if reply.include_usage:
-            self._base["usage"] = None  # Of each chunk but the last: the field is there, without a count.
-        # All but the text of a chunk is the same for a whole answer.
-        head, _, tail = self._chunk({"content": "\0"}).rpartition(b'"\\u0000"')
-        self._head, self._tail = head, tail
-
-    def encode(self, event: Event) -> bytes:
-        if isinstance(event, Text):
-            self._keep_alive.note_write()
-            return self._head + json.dumps(event.text).encode() + self._tail
-        if isinstance(event, Start):
-            return self._chunk({"role": "assistant", "content": ""})
-        if isinstance(event, End):
-            usage = self._data({"choices": [], "usage": usage_of(event)}) if self._include_usage else b""
-            return self._chunk({}, finish_reason_of(event)) + usage + b"data: [DONE]\n\n"
-        return self._keep_alive.comment()
-
-    def encode_error(self, problem: Problem) -> bytes | None:
-        return b"data: " + encode_problem(problem) + b"\n\n"
-
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        return self._data({"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]})
-
-    def _data(self, fields: dict[str, Any]) -> bytes:
-        return b"data: " + json.dumps({**self._base, **fields}).encode() + b"\n\n"
-
-
-def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
-    """The answer as one completion, and its end; raises what the reads raise."""
-    text, end = "", End(None, {})
-    for event in chain.from_iterable(reads):
-        if isinstance(event, Text):
-            text += event.text
-        elif isinstance(event, End):
-            end = event
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason_of(end)}
-    fields = {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
-    return json.dumps({**_base(model, request_id), **fields}).encode(), end
-
-
-def finish_reason_of(end: End) -> str:
-    """The stop_reason in OpenAI's words."""
-    return FINISH_REASONS.get(end.stop_reason or "", "stop")
-
-
-def usage_of(end: End) -> dict[str, int]:
-    """The usage in OpenAI's words, in tokens; what was read from or written to a cache was sent as well."""
-    counts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    sent = sum(_count(end.usage.get(name)) for name in counts)
-    received = _count(end.usage.get("output_tokens"))
-    return {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
-
-
-def _count(tokens: Any) -> int:
-    """What was counted; whatever a relay sends in its place is no count."""
-    return tokens if isinstance(tokens, int) else 0
-
-
-def encode_problem(problem: Problem, request_id: str = "") -> bytes:
-    """The problem in OpenAI's shape: https://platform.openai.com/docs/guides/error-codes"""
-    error = {"message": problem.detail, "type": problem.type, "param": None, "code": problem.name}
-    return json.dumps({"error": error}).encode()
-
-
-def _base(model: str, request_id: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
+            raise Problem("bad_request", f"{where}: not supported here; {UNSUPPORTED['tools']}.")

@@ -1,8 +1,8 @@
 """Server-sent events, as EventSource reads them: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-Requests are those of plain text. The text comes as unnamed events; CR and CR LF, which the format cannot carry, become
-one newline. A line `[DONE]` of the text is split between two events, because it would look like the end. `event: done`
-with the statistics and then `data: [DONE]` end a complete answer, `event: error` a truncated one.
+Requests are those of plain text. Text is sent as unnamed events; the format cannot carry CR and CR LF, which become one
+newline. A line `[DONE]` of the text is split between two events, because it would look like the end. A complete answer
+ends with `event: done` (statistics) and `data: [DONE]`, a truncated one with `event: error`.
 """
 
 import json
@@ -14,12 +14,12 @@ from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import ReplyFormat
 
-# Where to split a text in which a line would look like the mark of the end.
-WITHIN_MARK = re.compile(r"(?<=^\[DONE)(?=\]$)", re.MULTILINE)
+# Where to split a line that would look like the end.
+WITHIN_DONE = re.compile(r"(?<=^\[DONE)(?=\]$)", re.MULTILINE)
 
 
 class SSEEncoder:
-    """Writes one answer; each event has an id, so that a browser that reconnects tells us that it has had an answer."""
+    """Writes one answer; each event has an id, so that a browser that reconnects shows that it received an answer."""
 
     def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         self._begun = time.monotonic()
@@ -43,11 +43,11 @@ class SSEEncoder:
 
     def _write_text(self, text: str) -> bytes:
         if self._after_cr and text[0] == "\n":
-            text = text[1:]  # The second half of a CR LF that came in two reads.
+            text = text[1:]  # The second half of a CR LF that was split between two reads.
         self._after_cr = text.endswith("\r")
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
-        texts = WITHIN_MARK.split(text) if "[DONE]" in text else [text]
+        texts = WITHIN_DONE.split(text) if "[DONE]" in text else [text]
         return b"".join(self._write("data: " + text.replace("\n", "\ndata: ")) for text in texts if text)
 
     def _write(self, event: str) -> bytes:

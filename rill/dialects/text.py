@@ -1,4 +1,4 @@
-"""Plain text: the prompt in whatever form is at hand, the answer as UTF-8 with nothing added and nothing lost."""
+"""Plain text: a prompt in any of several forms; an answer as UTF-8, exactly the model's text."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-# Only the first fault is told: to gather a million of them would hold up everybody.
+# Stop at the first error: to collect a million of them would delay other clients.
 Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Content = Annotated[Annotated[str, Tag(TEXT_TAG)] | Annotated[Blocks, Tag(LIST_TAG)], TEXT_OR_LIST]
 
@@ -34,8 +34,8 @@ class Message(BaseModel):
     parts: Blocks | None = None
     experimental_attachments: list[Any] | None = None
 
-    def said(self, where: str) -> str | list[dict[str, Any]]:
-        """Return the content of the message as the Messages API takes it; raises Problem, naming the field."""
+    def as_content(self, where: str) -> str | list[dict[str, Any]]:
+        """Return the content in the Messages API's shape; raise Problem with the name of a wrong field."""
         if self.experimental_attachments:
             raise Problem("bad_request", f"{where}.experimental_attachments: send files as parts of the type file.")
         if self.parts is None:
@@ -52,8 +52,8 @@ class Message(BaseModel):
         return content
 
 
-class Question(BaseModel):
-    """The fields of a request, from its query, its form or its JSON; further ones are ignored, but see UNSUPPORTED."""
+class StreamRequest(BaseModel):
+    """The fields of a request, from its query, form or JSON; others are ignored, except those in UNSUPPORTED."""
 
     q: str | None = None
     message: str | None = None
@@ -65,10 +65,10 @@ class Question(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-# Where the prompt may be.
+# The fields that may hold the prompt.
 PROMPT_FIELDS = ("q", "message", "prompt", "messages")
-# curl calls a body a form unless it is told otherwise.
-NO_FORM = (
+# curl sends a body as a form by default.
+NO_PROMPT_IN_FORM = (
     "The form has no field q, message, prompt or messages. To send the body itself, name its type: "
     "curl -H 'Content-Type: text/plain' --data-binary ..., or curl --json ... for JSON."
 )
@@ -88,30 +88,28 @@ UNSUPPORTED = {
 
 
 def read_fields(fields: Mapping[str, Any], settings: Settings) -> Prompt:
-    """The prompt in a query's or a form's fields, or in a JSON object; raises Problem, naming the field."""
+    """Return the prompt in the fields of a query, a form or JSON; raise Problem with the name of a wrong field."""
     reject_fields(fields, UNSUPPORTED)
     try:
-        return _prompt_of(Question.model_validate(fields), settings)
+        return _prompt_of(StreamRequest.model_validate(fields), settings)
     except ValidationError as error:
         raise bad_field(error) from None
 
 
 def read_form(fields: Mapping[str, Any], settings: Settings) -> Prompt:
-    """The prompt in a form's fields; raises Problem, which helps where the body was meant to be the prompt itself."""
+    """Return the prompt in the fields of a form; raise Problem, with advice if the body itself may be the prompt."""
     if not any(name in fields for name in PROMPT_FIELDS):
-        raise Problem("bad_request", NO_FORM)
+        raise Problem("bad_request", NO_PROMPT_IN_FORM)
     return read_fields(fields, settings)
 
 
-def read_json(
-    body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})
-) -> Prompt:
-    """The prompt in a JSON body, which overrides the options of the query; raises Problem, naming the field."""
+def read_json(body: bytes, settings: Settings, options: Mapping[str, Any] = MappingProxyType({})) -> Prompt:
+    """Return the prompt in a JSON body, which overrides the options of the query; raise Problem."""
     return read_fields({**options, **read_json_object(body)}, settings)
 
 
 def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Prompt:
-    """The prompt that is the whole body, with the options of the query; raises Problem."""
+    """Return the prompt that is the whole body, with the options of the query; raise Problem."""
     try:
         return read_fields({**options, "q": body.decode()}, settings)
     except UnicodeDecodeError:
@@ -119,7 +117,7 @@ def read_text(body: bytes, options: Mapping[str, Any], settings: Settings) -> Pr
 
 
 class TextEncoder:
-    """The text of the answer, and nothing else."""
+    """Writes the text of the answer, and nothing else."""
 
     def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         pass
@@ -128,53 +126,53 @@ class TextEncoder:
         return event.text.encode() if isinstance(event, Text) else b""
 
     def encode_error(self, problem: Problem) -> None:
-        """Nothing: whatever stood in the text would pass for text."""
+        """Return None: anything written would look like text of the answer."""
 
 
 def check_beginning(beginning: list[Event]) -> None:
-    """Raises Problem where the model refused and said nothing, which an empty text would not tell."""
+    """Raise Problem if the model refused without any text: an empty response would not report that."""
     last = beginning[-1]
-    said = any(isinstance(event, Text) for event in beginning)
-    if isinstance(last, End) and last.stop_reason == "refusal" and not said:
+    has_text = any(isinstance(event, Text) for event in beginning)
+    if isinstance(last, End) and last.stop_reason == "refusal" and not has_text:
         raise Problem("refused", last.explanation)
 
 
-def _prompt_of(question: Question, settings: Settings) -> Prompt:
-    messages, said = _messages_of(question)
-    model, max_tokens = settings.check(question.model, question.max_tokens)
-    system = "\n\n".join(filter(None, (question.system, *said))) or settings.system_prompt
-    options = {"system": system, "temperature": question.temperature}
+def _prompt_of(asked: StreamRequest, settings: Settings) -> Prompt:
+    messages, system_messages = _messages_of(asked)
+    model, max_tokens = settings.check(asked.model, asked.max_tokens)
+    system = "\n\n".join(filter(None, (asked.system, *system_messages))) or settings.system_prompt
+    options = {"system": system, "temperature": asked.temperature}
     return Prompt(
         model,
         max_tokens,
         messages,
         {name: value for name, value in options.items() if value is not None},
-        default_model=question.model is None,
+        default_model=asked.model is None,
     )
 
 
-def _messages_of(question: Question) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the messages, and what those of the role `system` say; raises Problem where there is no prompt."""
-    given = [name for name in PROMPT_FIELDS if getattr(question, name) is not None]
+def _messages_of(asked: StreamRequest) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the conversation, and the texts of the role `system`; raise Problem if there is no prompt."""
+    given = [name for name in PROMPT_FIELDS if getattr(asked, name) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "there is no prompt"
         raise Problem("bad_request", f"Send one of {', '.join(PROMPT_FIELDS)}: {found}.")
-    if question.messages is None:
-        text = getattr(question, given[0])
+    if asked.messages is None:
+        text = getattr(asked, given[0])
         if not text.strip():
             raise Problem("bad_request", f"{given[0]}: should not be empty.")
         return [{"role": "user", "content": text}], []
-    spoken, system = [], []
-    for index, message in enumerate(question.messages):
-        content = message.said(f"messages.{index}")
+    conversation, system = [], []
+    for index, message in enumerate(asked.messages):
+        content = message.as_content(f"messages.{index}")
         if message.role == "system":
             system.append(str(content))
         elif content or message.role == "user" or message.parts is None:
-            # An answer that was stopped before its first text has parts, but no content.
-            spoken.append({"role": message.role, "content": content})
-    if not spoken or not all(message["content"] for message in spoken):
-        raise Problem("bad_request", "messages: should hold at least one of the user's, each with content or parts.")
-    return spoken, system
+            # An answer that was stopped before its first text has parts, but no content: it is left out.
+            conversation.append({"role": message.role, "content": content})
+    if not conversation or not all(message["content"] for message in conversation):
+        raise Problem("bad_request", "messages: should have at least one of the role user, each with content or parts.")
+    return conversation, system
 
 
 def _texts_of(content: str | list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What the dialects share in reading a request: JSON, and the words for a field that is wrong."""
+"""Reading requests, for all dialects: JSON, and the message about a wrong field."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from pydantic import Discriminator, ValidationError
 from rill.problems import Problem
 
 MAX_MESSAGES = 10_000
-MAX_JSON_DEPTH = 200  # jiter's own
-# The two forms that a content may have. A tag is part of the path of pydantic's errors, but not of the client's JSON.
+MAX_JSON_DEPTH = 200  # jiter's own limit
+# The two forms of a content. pydantic adds these tags to the path of a wrong field; the client's JSON has none.
 TEXT_TAG, LIST_TAG = "<text>", "<list>"
-# What to say of a field that has two bounds, where pydantic names the one that was crossed.
-SHOULD_BE = {
+# The messages for fields with two bounds; pydantic names only the one that was exceeded.
+RANGES = {
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",
     "top_p": "should be a number from 0 to 1",
 }
@@ -23,14 +23,14 @@ def _tag_of(value: Any) -> str | None:
     return TEXT_TAG if isinstance(value, str) else LIST_TAG if isinstance(value, list) else None
 
 
-# For Annotated[str, Tag(TEXT_TAG)] | Annotated[list[...], Tag(LIST_TAG)]: only the form that was sent is judged.
+# For Annotated[str, Tag(TEXT_TAG)] | Annotated[list[...], Tag(LIST_TAG)]: only the form that was sent is validated.
 TEXT_OR_LIST = Discriminator(
     _tag_of, custom_error_type="text_or_list", custom_error_message="Input should be a string or a list"
 )
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body should be; raises Problem."""
+    """Return the JSON object in a body; raise Problem."""
     try:
         fields = jiter.from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -43,14 +43,14 @@ def read_json_object(body: bytes) -> dict[str, Any]:
 
 
 def bad_field(error: ValidationError) -> Problem:
-    """The first thing that is wrong, by the name of its field and what it should be."""
+    """Return the problem of the first wrong field, with its name and allowed values."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"] if part not in (TEXT_TAG, LIST_TAG))
-    return Problem("bad_request", f"{field}: {SHOULD_BE.get(field, first['msg'])}.")
+    return Problem("bad_request", f"{field}: {RANGES.get(field, first['msg'])}.")
 
 
 def reject_fields(fields: Mapping[str, Any], instead: Mapping[str, str]) -> None:
-    """Raise Problem for the first of these fields that asks for something; null, false, 0 and empty values do not."""
+    """Raise Problem for the first of these fields that is set; null, false, 0 and empty values do not count."""
     for name, advice in instead.items():
         if fields.get(name):
             raise Problem("bad_request", f"{name}: not supported here; {advice}.")

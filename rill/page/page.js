@@ -1,40 +1,40 @@
-// Rill's page: asks POST /stream, shows the answer as it arrives, and says truly how it ended.
+// The web page: sends prompts to POST /stream, shows each answer as it arrives, and reports its outcome.
 
 const $ = (id) => document.getElementById(id);
 
 const STOP_REASONS = {
-  end_turn: "the model had said all",
-  max_tokens: "it reached max_tokens, and may have had more to say",
-  model_context_window_exceeded: "its context is full",
-  stop_sequence: "it reached a stop sequence",
-  refusal: "the model refused to go on, and what is asked next leaves this out",
+  end_turn: "Complete.",
+  max_tokens: "Complete: the limit of max_tokens was reached.",
+  model_context_window_exceeded: "Complete: the model's context is full.",
+  stop_sequence: "Complete: a stop sequence was reached.",
+  refusal: "Complete: the model refused to continue. The next prompt omits this answer.",
 };
 
 let conversation = [];
 let running = null;
-let waitsForToken = false;
-let drip = null;
+let retryWithKey = false;
+let bufferingCheck = null;
 let storage = {};
 try {
   storage = sessionStorage;
 } catch {
-  // This browser stores nothing: a token goes with the page.
+  // The browser stores nothing: the key lasts as long as the page.
 }
 
-// One question and its answer on the page.
+// One prompt and its answer on the page.
 class Turn {
   text = "";
   pending = "";
-  counted = 0;
-  askedAt = performance.now();
+  characters = 0;
+  startedAt = performance.now();
 
-  constructor(question) {
+  constructor(prompt) {
     this.node = $("turn").content.cloneNode(true).firstElementChild;
-    this.part("question").textContent = question;
+    this.part("prompt").textContent = prompt;
     this.part("copy").onclick = () => this.copy();
-    // With every piece they would flicker.
-    this.ticking = setInterval(() => this.showFigures(), 250);
-    $("turns").append(this.node);
+    // Updated with each chunk, the statistics would flicker.
+    this.timer = setInterval(() => this.showStatistics(), 250);
+    $("conversation").append(this.node);
     scrollToEnd();
   }
 
@@ -42,142 +42,142 @@ class Turn {
     return this.node.querySelector(`.${name}`);
   }
 
-  add(piece) {
+  add(text) {
     this.lastAt = performance.now();
     this.firstAt ??= this.lastAt;
-    // The first piece starts the clock, and is not counted.
-    if (this.text) this.counted += [...piece].length;
-    else say("Answering.");
+    // The first chunk starts the clock and is not counted.
+    if (this.text) this.characters += [...text].length;
+    else announce("Receiving the answer.");
     if (!this.pending) requestAnimationFrame(() => this.draw());
-    this.pending += piece;
-    this.text += piece;
+    this.pending += text;
+    this.text += text;
   }
 
   draw() {
-    // Who is at the end of the page wants to stay there.
+    // Follow the text only if the reader is at the end of the page.
     const following = innerHeight + scrollY + 40 > document.body.scrollHeight;
     this.part("answer").append(this.pending);
     this.pending = "";
     if (following) scrollToEnd();
   }
 
-  showFigures(usage) {
-    const figures = [];
+  showStatistics(usage) {
+    const statistics = [];
     const seconds = (this.lastAt - this.firstAt) / 1000;
-    if (this.text) figures.push(`${((this.firstAt - this.askedAt) / 1000).toFixed(2)} s to the first text`);
-    // Over a mere moment a rate is chance.
-    if (seconds > 0.1) figures.push(`${Math.round(this.counted / seconds)} characters a second`);
-    if (usage?.input_tokens) figures.push(`${usage.input_tokens} tokens in, ${usage.output_tokens} out`);
-    this.part("figures").textContent = figures.join(" · ");
+    if (this.text) statistics.push(`${((this.firstAt - this.startedAt) / 1000).toFixed(2)} s to the first text`);
+    // Over a shorter time the rate is meaningless.
+    if (seconds > 0.1) statistics.push(`${Math.round(this.characters / seconds)} characters/s`);
+    if (usage?.input_tokens) statistics.push(`${usage.input_tokens} input tokens, ${usage.output_tokens} output tokens`);
+    this.part("statistics").textContent = statistics.join(" · ");
   }
 
-  end({ kind, words, usage }) {
-    clearInterval(this.ticking);
+  end({ kind, message, usage }) {
+    clearInterval(this.timer);
     this.node.className = kind;
-    this.part("outcome").textContent = words;
+    this.part("outcome").textContent = message;
     this.part("answer").ariaBusy = null;
     this.part("copy").hidden = !this.text;
-    this.showFigures(usage);
+    this.showStatistics(usage);
     this.draw();
-    say(words);
+    announce(message);
   }
 
   async copy() {
     try {
       await navigator.clipboard.writeText(this.text);
     } catch {
-      // Without TLS, a page from another machine has no clipboard.
+      // Over plain HTTP, a page of another machine has no clipboard.
       getSelection().selectAllChildren(this.part("answer"));
       document.execCommand("copy");
     }
     this.part("copy").textContent = "Copied";
-    say("Copied.");
+    announce("Copied.");
   }
 }
 
-async function ask(question) {
+async function ask(prompt) {
   const messages = conversation;
-  const turn = new Turn(question);
+  const turn = new Turn(prompt);
   const controller = new AbortController();
   setRunning(controller);
-  $("question").value = "";
-  $("question").focus();
-  say("Asking.");
-  const outcome = await answer([...messages, { role: "user", content: question }], turn, controller.signal);
+  $("prompt").value = "";
+  $("prompt").focus();
+  announce("Waiting for the answer.");
+  const outcome = await answer([...messages, { role: "user", content: prompt }], turn, controller.signal);
   setRunning(null);
   turn.end(outcome);
-  // The Messages API takes no empty message, and after a refusal refuses all that follows.
+  // The Messages API rejects an empty message, and after a refusal it refuses every later prompt.
   if (turn.text.trim() && !outcome.refusal) {
-    messages.push({ role: "user", content: question }, { role: "assistant", content: turn.text });
+    messages.push({ role: "user", content: prompt }, { role: "assistant", content: turn.text });
   } else if (messages === conversation) {
-    $("question").value ||= question;
+    $("prompt").value ||= prompt;
   }
-  if (outcome.kind === "locked") {
+  if (outcome.kind === "unauthorized") {
     turn.node.remove();
-    waitsForToken = true;
-    askForToken();
+    retryWithKey = true;
+    askForKey();
   }
-  if (turn.text) drip ??= checkBuffers();
+  if (turn.text) bufferingCheck ??= checkBuffering();
 }
 
 function setRunning(controller) {
-  if (!controller && document.activeElement === $("stop")) $("question").focus();
+  if (!controller && document.activeElement === $("stop")) $("prompt").focus();
   running = controller;
   $("send").hidden = !!running;
   $("stop").hidden = !running;
 }
 
-// Asks, fills the turn, and returns how it ended.
+// Send the messages, add the answer to the turn, and return the outcome.
 async function answer(messages, turn, signal) {
   const headers = { Accept: "text/event-stream", "Content-Type": "application/json" };
   const body = JSON.stringify({ messages, model: $("model").value || undefined });
   let outcome;
-  let failure = { kind: "refused", words: "No answer: the server cannot be reached." };
+  let failure = { kind: "rejected", message: "No answer: the server is unreachable." };
   try {
     const response = await request("stream", { method: "POST", headers, body, signal });
-    if (!response.ok || !isOfType(response, "text/event-stream")) return await describeRefusal(response);
-    failure = describeCut("The connection broke.");
+    if (!response.ok || !hasType(response, "text/event-stream")) return await describeRejection(response);
+    failure = describeTruncated("The connection failed.");
     for await (const { type, data } of readEvents(response.body)) {
       if (outcome) continue;
       if (type === "message") turn.add(data);
-      if (type === "done") outcome = describeEnd(JSON.parse(data));
-      if (type === "error") outcome = describeCut(JSON.parse(data).detail);
+      if (type === "done") outcome = describeComplete(JSON.parse(data));
+      if (type === "error") outcome = describeTruncated(JSON.parse(data).detail);
     }
-    return outcome ?? describeCut("The connection ended before the answer did.");
+    return outcome ?? describeTruncated("The connection closed before the answer was complete.");
   } catch {
-    return outcome ?? (signal.aborted ? { kind: "stopped", words: "Stopped by you." } : failure);
+    return outcome ?? (signal.aborted ? { kind: "stopped", message: "Stopped." } : failure);
   }
 }
 
-function describeEnd({ stop_reason, usage }) {
-  const words = `Arrived whole: ${STOP_REASONS[stop_reason] ?? stop_reason ?? "no reason given"}.`;
-  return { kind: "whole", words, usage, refusal: stop_reason === "refusal" };
+function describeComplete({ stop_reason, usage }) {
+  const message = STOP_REASONS[stop_reason] ?? `Complete: ${stop_reason ?? "no stop reason"}.`;
+  return { kind: "complete", message, usage, refusal: stop_reason === "refusal" };
 }
 
-function describeCut(why) {
-  return { kind: "cut", words: `Cut: this is not the whole answer. ${why}` };
+function describeTruncated(reason) {
+  return { kind: "truncated", message: `Truncated: the answer is incomplete. ${reason}` };
 }
 
-async function describeRefusal(response) {
-  if (response.status === 401) return { kind: "locked", words: tokenWords() };
-  // Rill says in plain text why, and when to try again; anything else comes from something on the way.
-  const why = isOfType(response, "text/plain") ? await response.text() : "Something on the way answered, not Rill.";
-  return { kind: "refused", words: `Refused (${response.status}): ${why.trim()}` };
+async function describeRejection(response) {
+  if (response.status === 401) return { kind: "unauthorized", message: keyMessage() };
+  // Rill rejects with plain text; any other type comes from a proxy.
+  const reason = hasType(response, "text/plain") ? await response.text() : "The response does not come from Rill.";
+  return { kind: "rejected", message: `Rejected (${response.status}): ${reason.trim()}` };
 }
 
-function isOfType(response, type) {
+function hasType(response, type) {
   return response.headers.get("Content-Type")?.startsWith(type);
 }
 
-// The events of a body, each as soon as it is whole:
+// Yield the events of a body, each as soon as it is complete:
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 export async function* readEvents(body) {
   const decoder = new TextDecoder();
   let [rest, type, data, afterCR] = ["", "", [], false];
-  for await (const bytes of readPieces(body)) {
+  for await (const bytes of readChunks(body)) {
     let text = decoder.decode(bytes, { stream: true });
     if (!text) continue;
-    // A CR ends its line at once; the LF that may come with the next read ends no other.
+    // A CR ends its line at once; an LF in the next chunk does not end another one.
     if (afterCR && text[0] === "\n") text = text.slice(1);
     afterCR = text.endsWith("\r");
     const lines = (rest + text).split(/\r\n|\r|\n/);
@@ -193,30 +193,30 @@ export async function* readEvents(body) {
   }
 }
 
-async function* readPieces(body) {
+async function* readChunks(body) {
   const reader = body.getReader();
   for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
 }
 
-// Tells whether something on the way holds pieces back.
-async function checkBuffers() {
+// Show whether a proxy buffers responses.
+async function checkBuffering() {
   const arrivals = [];
   try {
     const { ok, body } = await request("drip");
     if (!ok) return;
-    for await (const _ of readPieces(body)) arrivals.push(performance.now());
+    for await (const _ of readChunks(body)) arrivals.push(performance.now());
   } catch {
     return;
   }
-  // Nine pauses of 100 ms lie between the first piece and the last.
-  const flows = arrivals.at(-1) - arrivals[0] > 450;
-  const warning = "A proxy on the way is buffering: text will not appear piece by piece.";
-  $("drip").textContent = flows ? "Text arrives piece by piece." : warning;
+  // The first and the last chunk are sent 900 ms apart.
+  const streams = arrivals.at(-1) - arrivals[0] > 450;
+  const warning = "A proxy buffers the response: text does not appear as it is written.";
+  $("buffering").textContent = streams ? "Text is not buffered on the way." : warning;
 }
 
 async function listModels() {
   const response = await request("v1/models").catch(() => null);
-  if (response?.status === 401) askForToken();
+  if (response?.status === 401) askForKey();
   if (!response?.ok) return;
   const { data } = await response.json().catch(() => ({ data: [] }));
   $("model").replaceChildren(...data.map(({ id }) => new Option(id)));
@@ -224,43 +224,44 @@ async function listModels() {
 }
 
 function request(path, options = {}) {
-  const bearer = storage.rillToken && { Authorization: `Bearer ${storage.rillToken}` };
-  // With credentials, a 401 may open the browser's own dialog in place of our field.
+  const bearer = storage.rillApiKey && { Authorization: `Bearer ${storage.rillApiKey}` };
+  // With credentials, a 401 may open the browser's own dialog instead of our form.
   return fetch(path, { ...options, headers: { ...bearer, ...options.headers }, credentials: "omit" });
 }
 
-function tokenWords() {
-  return storage.rillToken ? "The server did not accept this token." : "This server asks for a token.";
+function keyMessage() {
+  return storage.rillApiKey ? "The server rejected this API key." : "The server requires an API key.";
 }
 
-function askForToken() {
-  const words = tokenWords();
-  $("gate-words").textContent = `${words} It is kept in this tab alone, and no longer.`;
-  delete storage.rillToken;
-  $("gate").hidden = false;
-  $("token").focus();
-  say(words);
+function askForKey() {
+  const message = keyMessage();
+  $("key-message").textContent = `${message} It is stored for this tab only.`;
+  delete storage.rillApiKey;
+  $("key-form").hidden = false;
+  $("key").focus();
+  announce(message);
 }
 
-function say(words) {
-  $("status").textContent = words;
+// Have screen readers read a message.
+function announce(message) {
+  $("status").textContent = message;
 }
 
 function scrollToEnd() {
   scrollTo(0, document.body.scrollHeight);
 }
 
-$("composer").onsubmit = (event) => {
+$("prompt-form").onsubmit = (event) => {
   event.preventDefault();
-  const question = $("question").value;
-  if (question.trim() && !running) ask(question);
+  const prompt = $("prompt").value;
+  if (prompt.trim() && !running) ask(prompt);
 };
 
-$("question").onkeydown = (event) => {
-  // While a character is being composed, Enter only chooses it.
+$("prompt").onkeydown = (event) => {
+  // While an input method composes a character, Enter only selects it.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  $("composer").requestSubmit();
+  $("prompt-form").requestSubmit();
 };
 
 window.onkeydown = (event) => {
@@ -268,28 +269,28 @@ window.onkeydown = (event) => {
 };
 
 $("stop").onclick = (event) => {
-  // The second click of a double click on Send lands here.
+  // The second click of a double click on Send arrives here.
   if (event.detail < 2) running?.abort();
 };
 
-$("gate").onsubmit = async (event) => {
+$("key-form").onsubmit = async (event) => {
   event.preventDefault();
-  storage.rillToken = $("token").value.trim();
-  $("token").value = "";
-  $("gate").hidden = true;
-  $("question").focus();
+  storage.rillApiKey = $("key").value.trim();
+  $("key").value = "";
+  $("key-form").hidden = true;
+  $("prompt").focus();
   await listModels();
-  if (!storage.rillToken || !waitsForToken) return;
-  waitsForToken = false;
-  $("composer").requestSubmit();
+  if (!storage.rillApiKey || !retryWithKey) return;
+  retryWithKey = false;
+  $("prompt-form").requestSubmit();
 };
 
-$("renew").onclick = () => {
+$("new").onclick = () => {
   running?.abort();
   conversation = [];
-  $("turns").replaceChildren();
-  $("question").focus();
-  say("A new conversation.");
+  $("conversation").replaceChildren();
+  $("prompt").focus();
+  announce("New conversation.");
 };
 
 listModels();

@@ -90,8 +90,8 @@ class ClientSocket(GeventSocket):
         if self.is_disconnected():
             answer.cancel("client_disconnected")
         else:
-            # Readable but not disconnected means a pipelined request; a level-triggered watcher would fire continuously,
-            # so poll instead.
+            # Readable but not disconnected means a pipelined request, for which a level-triggered watcher would fire
+            # continuously: poll instead.
             self._watcher = gevent.get_hub().loop.timer(POLL_SECONDS)
             self._watcher.start(self._check_disconnect, answer)
 

@@ -1,4 +1,4 @@
-"""The clients' connections of a worker: how many one address may have, and how each ends when the worker stops."""
+"""The clients' connections of a worker: how many one address may have, and which are closed when the worker stops."""
 
 import os
 import socket
@@ -9,8 +9,8 @@ from contextlib import suppress
 from rill.server.connection import ClientSocket
 from rill.streaming.cancellation import Cancellation, Drain
 
-# Connections of one address that no answer is delivered on: they send a request, or are idle between two.
-MOST_WAITING = 500
+# Connections of one address without an answer: they send a request, or are idle between two.
+MAX_WAITING = 500
 
 
 class Connections:
@@ -23,23 +23,23 @@ class Connections:
         self.drain = drain
         self.busy: set[ClientSocket] = set()
         self._open: set[ClientSocket] = set()
-        self._idle: dict[ClientSocket, float] = {}  # since when: monotonic, in seconds; the longest one first
+        self._idle: dict[ClientSocket, float] = {}  # since when (monotonic, in seconds); the longest idle first
         self._waiting: Counter[str | None] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, client: ClientSocket) -> bool:
-        """Take in an accepted connection; return False where its address has too many that wait.
+        """Add an accepted connection; return False if its address has too many that wait.
 
-        An idle connection of the same address is closed for it, the longest idle one first.
+        Before that, the connection of the same address that has been idle longest is closed instead.
         """
-        if client.address is not None and self._waiting[client.address] >= MOST_WAITING:
+        if client.address is not None and self._waiting[client.address] >= MAX_WAITING:
             oldest = next((each for each in self._idle if each.address == client.address), None)
             if oldest is None:
                 return False
             self.discard(oldest)
-            hang_up(oldest)
+            shut_down(oldest)
         client.connections = self
         self._open.add(client)
         self._set_waiting(client, True)
@@ -63,24 +63,24 @@ class Connections:
             self._idle[client] = time.monotonic()
 
     def discard(self, client: ClientSocket) -> None:
-        """Forget a connection that is closed."""
+        """Remove a connection that is closed."""
         if client in self._open:
             self._set_waiting(client, False)
         self._open.discard(client)
         self._idle.pop(client, None)
         self.busy.discard(client)
 
-    def hang_up_idle(self, seconds: float = 0.0) -> None:
-        """Close the connections that have been idle for so long."""
+    def close_idle(self, seconds: float = 0.0) -> None:
+        """Close the connections that have been idle for at least so many seconds."""
         since = time.monotonic() - seconds
         for client in [client for client, begun in self._idle.items() if begun <= since]:
             del self._idle[client]
-            hang_up(client)
+            shut_down(client)
 
-    def hang_up_all(self) -> None:
+    def close_all(self) -> None:
         """Close every connection."""
         for client in tuple(self._open):
-            hang_up(client)
+            shut_down(client)
 
     def _set_waiting(self, client: ClientSocket, waiting: bool) -> None:
         if client.waiting is not waiting:
@@ -90,7 +90,7 @@ class Connections:
                 del self._waiting[client.address]
 
 
-def hang_up(client: ClientSocket) -> None:
-    """End a connection as if its client had closed it: its greenlet finds the end, and closes."""
+def shut_down(client: ClientSocket) -> None:
+    """Shut a connection down: its greenlet then reads the end of the data, and closes it."""
     with suppress(OSError), socket.socket(fileno=os.dup(client.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)

@@ -13,7 +13,8 @@ from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.admission import auth
-from rill.dialects import anthropic, openai, text
+from rill.dialects import SSE, TEXT, anthropic, openai, text
+from rill.dialects.base import Dialect
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.server.connection import ClientSocket
@@ -59,12 +60,15 @@ def api_key_of(request: Request) -> str | None:
     return request.headers.get("x-api-key")
 
 
+def preferred_dialect(request: Request) -> Dialect:
+    """Return server-sent events if the Accept header prefers them, else plain text."""
+    return _dialect_for(request.headers.get("Accept", ""))
+
+
 @lru_cache(maxsize=100)
-def prefers_events(accept: str) -> bool:
-    """Return whether an Accept header prefers server-sent events to plain text."""
-    return (
-        parse_accept_header(accept, MIMEAccept).best_match(["text/plain", "text/event-stream"]) == "text/event-stream"
-    )
+def _dialect_for(accept: str) -> Dialect:
+    accepted = parse_accept_header(accept, MIMEAccept)
+    return SSE if accepted.best_match(["text/plain", "text/event-stream"]) == "text/event-stream" else TEXT
 
 
 def check_range(request: Request) -> None:
@@ -81,7 +85,7 @@ def read_query(request: Request, settings: Settings) -> tuple[Prompt, ReplyForma
     return text.read_fields(request.args.to_dict(), settings), ReplyFormat()
 
 
-def read_question(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+def read_prompt_body(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
     """Return the prompt in the body of POST /stream, whatever its media type; raise Problem."""
     body, options = read_body(request, settings.max_body_bytes), request.args.to_dict()
     if request.is_json:
@@ -104,10 +108,10 @@ def read_completion(request: Request, settings: Settings) -> tuple[Prompt, Reply
     return openai.read_completion(read_body(request, settings.max_body_bytes), settings)
 
 
-def read_body(request: Request, most_bytes: int) -> bytes:
+def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the body of the request; raise Problem if it is too long, too slow or incomplete."""
-    too_long = Problem("content_too_large", f"The body should be at most {most_bytes} bytes long.")
-    if (request.content_length or 0) > most_bytes:
+    too_long = Problem("content_too_large", f"The body should be at most {max_bytes} bytes long.")
+    if (request.content_length or 0) > max_bytes:
         raise too_long
     try:
         with gevent.Timeout(BODY_SECONDS, Problem("request_timeout", f"The body should arrive in {BODY_SECONDS:g} s.")):
@@ -118,7 +122,7 @@ def read_body(request: Request, most_bytes: int) -> bytes:
         raise Problem("bad_request", "The chunks of the body are malformed.") from None
     except RequestEntityTooLarge:
         raise too_long from None
-    if len(body) > most_bytes:
+    if len(body) > max_bytes:
         raise too_long
     if len(body) < (request.content_length or 0):
         raise Problem("bad_request", "The body is shorter than its Content-Length.")

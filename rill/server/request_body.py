@@ -1,4 +1,4 @@
-"""The body of a request as gunicorn parses it: how much its chunks may cost, and what happens to an unread rest."""
+"""The body of a request as gunicorn parses it: a limit on the cost of its chunks, and the end of an unread body."""
 
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -7,31 +7,31 @@ import gevent
 from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import InvalidChunkSize, NoMoreData, ParseException
 
-# To parse a chunk costs the same whatever its size: beyond the first ones, each has to bring this much on average.
+# A chunk costs the same to parse whatever its size: beyond the first ones, chunks need this average size.
 FREE_CHUNKS = 4096
 CHUNK_BYTES = 64
-# The unread rest of a body is read, so that the connection can be kept, only where that is cheap.
+# An unread body is read to its end, so that the connection can be kept, only if that is cheap.
 UNREAD_BYTES = 65_536
 UNREAD_SECONDS = 5.0
 
 
 class ChunksTooSmall(InvalidChunkSize):
-    """A body whose chunks cost more than its size justifies."""
+    """Raised for a body whose chunks cost more to parse than its size justifies."""
 
     def __str__(self) -> str:
         return f"The body's chunks are too small: send at least {CHUNK_BYTES} bytes in each."
 
 
 def bound_chunks(body: Any) -> None:
-    """Make reading a chunked body raise ChunksTooSmall where its chunks are many and small."""
+    """Make the body raise ChunksTooSmall on reading, if it has many small chunks."""
     if isinstance(body.reader, ChunkedReader) and body.reader.parser:
         body.reader.parser = _bounded(body.reader.parser)
 
 
 def finish(body: Any) -> bool:
-    """Read what the application left of a body; return whether the next request begins behind it.
+    """Read the rest of a body; return whether the end was reached, so that another request may follow.
 
-    gunicorn would read all of it before the next request.
+    gunicorn would read all of it, however long, before the next request.
     """
     if body.failed or (isinstance(body.reader, LengthReader) and body.reader.length > UNREAD_BYTES):
         return False

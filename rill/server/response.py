@@ -2,19 +2,17 @@
 
 import json
 import logging
-import re
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flask
-from flask import Flask, current_app, g, request, send_from_directory
-from flask_cors import CORS
+from flask import Flask, g, request, send_from_directory
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from rill.admission.rate_limit import RATE_HEADERS
 from rill.dialects import ANTHROPIC
-from rill.dialects.paths import advice_for, dialect_of
 from rill.problems import Problem
+from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
 from rill.settings import Settings
 
@@ -30,8 +28,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# What a page of another origin may read, beside the few headers that every browser lets it.
-EXPOSED_HEADERS = ["Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS]
+# Headers that a page of another origin may read, beside those that every browser allows.
+EXPOSED_HEADERS = ", ".join(("Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS))
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> the problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "method_not_allowed"}
@@ -56,7 +54,7 @@ def build_app(name: str, settings: Settings) -> Flask:
     app.before_request(_answer_asterisk)
     app.after_request(_complete_headers)
     if settings.cors_origins:
-        _allow_origins(app, settings.cors_origins)
+        app.after_request(partial(_allow_origin, frozenset(map(str.lower, settings.cors_origins))))
     return app
 
 
@@ -142,27 +140,23 @@ def _complete_headers(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     if request.path == "/stream":
         response.vary.add("Accept")
-    if current_app.config.get("VARIES_BY_ORIGIN"):
-        response.vary.add("Origin")
     return response
 
 
-def _allow_origins(app: Flask, origins: Sequence[str]) -> None:
-    """Let the pages of these origins read responses; `*` stands for all."""
-    app.config["VARIES_BY_ORIGIN"] = "*" not in origins
-    # API keys travel in headers that a page sets itself, so cookies and a browser's own credentials are not allowed.
-    CORS(
-        app,
-        origins=[origin if origin == "*" else _exactly(origin) for origin in origins],
-        methods=["GET", "HEAD", "POST"],
-        expose_headers=EXPOSED_HEADERS,
-        send_wildcard=True,
-        always_send=False,
-        vary_header=False,
-        max_age=600,
-    )
+def _allow_origin(origins: frozenset[str], response: Response) -> Response:
+    """Let pages of these origins (`*` for all) read the response. https://fetch.spec.whatwg.org/#http-cors-protocol
 
-
-def _exactly(origin: str) -> re.Pattern[str]:
-    """Return a pattern of this origin alone: flask_cors takes the brackets of an IPv6 address for a pattern's."""
-    return re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
+    API keys travel in headers that a page sets itself, so cookies and a browser's own credentials are not allowed.
+    """
+    if "*" not in origins:
+        response.vary.add("Origin")
+    origin = request.headers.get("Origin", "")
+    if not origin or origins.isdisjoint(("*", origin.lower())):
+        return response
+    response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+    if request.method == "OPTIONS":
+        response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST"
+        response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
+        response.headers["Access-Control-Max-Age"] = "600"
+    return response

@@ -6,12 +6,12 @@ from collections import deque
 import gevent
 from gevent.hub import Waiter
 
-# How long the turns of one iteration of the event loop may take, all together.
+# The total time of the turns in one iteration of the event loop.
 ITERATION_SECONDS = 0.005
 
 
 class Turns:
-    """Lets the event loop serve everybody else between two turns.
+    """Lets the event loop serve all other clients between two turns.
 
     gevent's recv does not yield while data is available, and sleeping for 0 s does not help: a greenlet that does so is
     resumed up to 50 times before the loop looks at other sockets again.

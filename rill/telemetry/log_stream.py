@@ -1,6 +1,6 @@
 """stdout and stderr as text streams that never block: a line that cannot be written is dropped and counted.
 
-Whoever reads the log may stall or go away; a worker that waited for it would be killed by gunicorn's heartbeat.
+The reader of a log may stall or exit; the master would kill a worker that waited for it.
 """
 
 import io
@@ -21,9 +21,9 @@ Write = Callable[[bytes], int]
 
 
 class LogStream(io.TextIOBase):
-    """A text stream on the file descriptor `fd`; each write up to a line's end is written whole or dropped whole.
+    """A text stream on the file descriptor `fd`; each line is written or dropped as a whole.
 
-    `dropped` counts the dropped lines of this process. The first line after a loss reports their number, as JSON if
+    `dropped` counts the dropped lines of this process. The first line after a loss reports the number, as JSON if
     `json_lines`.
     """
 
@@ -34,14 +34,14 @@ class LogStream(io.TextIOBase):
         self._describe_loss = _loss_as_json if json_lines and not os.isatty(fd) else _loss_as_text
         self._write = _nonblocking_write(fd)
         self._forget()
-        # What a parent had begun to write or had dropped is the parent's to finish and to report.
+        # The parent completes its own lines and reports its own losses.
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         self.dropped = 0
         self._unreported = 0
-        self._text = ""  # not yet a line
-        self._rest = b""  # of a line of which the beginning is written
+        self._text = ""  # the beginning of a line
+        self._rest = b""  # the unwritten end of a line
 
     def write(self, text: str) -> int:
         """Write `text` once its line is complete."""
@@ -54,7 +54,7 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what there is of a line."""
+        """Write the beginning of a line."""
         if self._text:
             text, self._text = self._text, ""
             self._write_line(text.encode("utf-8", "backslashreplace"))
@@ -88,10 +88,10 @@ class LogStream(io.TextIOBase):
 
 
 def keep_logs_from_blocking() -> None:
-    """Put a LogStream in the place of sys.stdout and of sys.stderr."""
+    """Replace sys.stdout and sys.stderr by a LogStream."""
     for name, fd, json_lines in (("stdout", 1, True), ("stderr", 2, False)):
         if not isinstance(getattr(sys, name), LogStream):
-            with suppress(OSError):  # Of a descriptor that is closed.
+            with suppress(OSError):  # The descriptor may be closed.
                 setattr(sys, name, LogStream(fd, json_lines))
 
 
@@ -105,17 +105,17 @@ def count_dropped_lines() -> int:
 
 
 def _nonblocking_write(fd: int) -> Write:
-    """Return what writes to `fd` without blocking, and without O_NONBLOCK for other processes that share it."""
+    """Return a function that writes to `fd` without blocking, and without O_NONBLOCK for processes that share it."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return partial(os.write, fd)  # A file opened anew would be written from its beginning.
+        return partial(os.write, fd)  # A file that is opened again would be written from its beginning.
     if stat.S_ISSOCK(mode):
-        # Not gevent's socket, which would wait.
+        # gevent's socket would wait.
         shared: socket.socket = get_original("socket", "socket")(fileno=os.dup(fd))
         return lambda data: shared.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     try:
         return partial(os.write, os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
-    except OSError:  # Another user's pipe, or no /proc.
+    except OSError:  # The pipe of another user, or no /proc.
         ready = get_original("select", "poll")()
         ready.register(fd, select.POLLOUT)
         return partial(_write_if_ready, ready, fd)
@@ -124,7 +124,7 @@ def _nonblocking_write(fd: int) -> Write:
 def _write_if_ready(ready: select.poll, fd: int, data: bytes) -> int:
     if not ready.poll(0):
         raise BlockingIOError
-    # A pipe that is ready takes at least so much.
+    # A pipe that is ready takes at least this much.
     return os.write(fd, data[: select.PIPE_BUF])
 
 
@@ -136,6 +136,6 @@ def _loss_as_json(lines: int) -> bytes:
 
 
 def _loss_as_text(lines: int) -> bytes:
-    """Like a line of gunicorn's."""
+    """Return a line in gunicorn's format."""
     now = time.strftime("[%Y-%m-%d %H:%M:%S %z]")
     return f"{now} [{os.getpid()}] [WARNING] {lines} log lines were dropped: they could not be written\n".encode()

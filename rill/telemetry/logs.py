@@ -1,63 +1,65 @@
-"""The log: JSON, a line a record, or what a person reads where it is a terminal."""
+"""The service's own log: a JSON object on each line, or readable lines on a terminal."""
 
+import json
 import logging
 import re
 import sys
 import traceback
+from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-from structlog.typing import EventDict, ExcInfo
-
-# Libraries that log what they send, prompts and all, where ANTHROPIC_LOG or a logging configuration asks for it.
-TALKATIVE = ("anthropic", "httpx2", "httpcore2")
+# Libraries that log prompts if ANTHROPIC_LOG or a logging configuration sets a lower level.
+VERBOSE_LIBRARIES = ("anthropic", "httpx2", "httpcore2")
+# The attributes of every log record; any other one is an `extra` field.
+STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+# C0 and C1 controls and DEL, which steer a terminal; bidirectional controls, which reorder what it shows; line
+# separators; surrogates, which cannot be encoded. https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_logs(stream: Any = sys.stdout, level: int = logging.INFO) -> None:
-    """Sends the service's own log to `stream`: JSON, a line a record, or what a human reads where it is a terminal."""
-    # A thread's name, which nobody reads, would cost the greenlet of each answer a dummy thread.
+    """Write the service's own log to `stream`."""
+    # Nothing uses a thread's name, and to ask for it costs the greenlet of each answer a dummy thread.
     logging.logThreads = False
-    for name in TALKATIVE:
+    for name in VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-    human = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[
-                structlog.stdlib.ExtraAdder(),
-                structlog.stdlib.add_log_level,
-                structlog.processors.TimeStamper("iso"),
-            ],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Before the traceback, whose lines are no client's; JSON escapes whatever is not ASCII by itself.
-                *([_escape_controls] if stream.isatty() else []),
-                structlog.processors.ExceptionRenderer(_tell_where),
-                human if stream.isatty() else structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
+    handler.setFormatter(TerminalFormatter() if stream.isatty() else JSONFormatter())
     root = logging.getLogger("rill")
     root.handlers = [handler]
     root.setLevel(level)
     root.propagate = False
 
 
-# C0 and C1 controls and DEL, which steer a terminal; bidirectional controls, which reorder what it shows; separators of
-# lines, and surrogates, which no encoding can write. https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+class JSONFormatter(logging.Formatter):
+    """Formats a record as one line of JSON; whatever is not ASCII is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(_fields_of(record), default=repr)
 
 
-def _escape_controls(logger: Any, method: str, fields: EventDict) -> EventDict:
-    """Escape what could steer a terminal in the names and values of a record: a client chooses some of them."""
+class TerminalFormatter(logging.Formatter):
+    """Formats a record for a person; control characters are escaped, because clients choose some of the values."""
 
-    def escape(value: Any) -> Any:
-        # Of any other type structlog writes the repr, which escapes it.
-        return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", value) if isinstance(value, str) else value
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields_of(record)
+        exception = fields.pop("exception", "")
+        event, level, timestamp = (_escape(fields.pop(name)) for name in ("event", "level", "timestamp"))
+        values = " ".join(f"{_escape(name)}={_escape(value)}" for name, value in fields.items())
+        line = f"{DIM}{timestamp}{PLAIN} [{level}] {BOLD}{event}{PLAIN} {values}"
+        return f"{line}\n{exception}" if exception else line
 
-    return {escape(name): escape(value) for name, value in fields.items()}
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    extra = {name: value for name, value in vars(record).items() if name not in STANDARD}
+    timestamp = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    fields = {"event": record.getMessage(), **extra, "level": record.levelname.lower(), "timestamp": timestamp}
+    if record.exc_info and record.exc_info[0]:
+        # Where an exception was raised, and its type. Its message may hold a prompt.
+        fields["exception"] = "".join(traceback.format_tb(record.exc_info[2])) + record.exc_info[0].__name__
+    return fields
 
 
-def _tell_where(exc_info: ExcInfo) -> str:
-    """The kind of an exception and where it was raised, without its words: they may hold a prompt."""
-    return "".join(traceback.format_tb(exc_info[2])) + exc_info[0].__name__
+def _escape(value: Any) -> str:
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))

@@ -34,7 +34,7 @@ TOKEN_TYPES = {
     "cache_read": "cache_read_input_tokens",
     "cache_write": "cache_creation_input_tokens",
 }
-# Series that are found without a search.
+# Series that are kept at hand, because prometheus_client finds one slowly.
 CACHED_SERIES = 4096
 DURATION_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
@@ -42,10 +42,10 @@ log = logging.getLogger("rill.answers")
 
 
 class Telemetry:
-    """The metrics of one worker, or of all workers where they share files (rill/telemetry/metrics_files.py).
+    """The metrics of one worker, or of all workers if they share files (rill/telemetry/metrics_files.py).
 
-    Every label has few values: clients go by the names of tokens, so `named` says whether there are any, and models
-    that are not among `models` are `other`. What would be too many series all the same is counted under `other`.
+    Every label has few values: clients are names of API keys, if there are any (`named`), and models that are not in
+    `models` are `other`. If there would still be too many series, further ones are counted under `other`.
     """
 
     def __init__(self, named: bool, models: Sequence[str]) -> None:
@@ -58,40 +58,43 @@ class Telemetry:
         self._models = frozenset(models)
         self._registry = registry = CollectorRegistry()
         labels = ["client", "dialect", "model", "outcome"]
-        self._answers = Counter("rill_requests", "Answers, by how they ended", labels, registry=registry)
-        self._open = Gauge("rill_streams_active", "Answers open now", multiprocess_mode="livesum", registry=registry)
-        self._open.set(0)  # A worker that was killed may have left its own.
+        self._answers = Counter("rill_requests", "Answers, by outcome", labels, registry=registry)
+        self._open = Gauge("rill_streams_active", "Open answers", multiprocess_mode="livesum", registry=registry)
+        self._open.set(0)  # The files may hold the number of a worker that was killed.
 
         def timed(name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(f"rill_{name}_seconds", meaning, ["dialect"], buckets=buckets, registry=registry)
 
         self._ttft = timed("time_to_first_token", "From the request to the model's first text", TTFT_SECONDS)
         self._duration = timed("request_duration", "From the request to the end of its answer", DURATION_SECONDS)
-        meaning = "Tokens as the upstream counted them, also of answers that were cut"
+        meaning = "Tokens as the upstream counted them, also of truncated answers"
         self._tokens = Counter("rill_tokens", meaning, ["client", "model", "type"], registry=registry)
         self._bytes = Counter("rill_response_bytes", "Bytes of answers", ["dialect"], registry=registry)
         meaning = "Errors of the upstream, by type"
         self._upstream_errors = Counter("rill_upstream_errors", meaning, ["type"], registry=registry)
-        self._refusals = Counter(
-            "rill_requests_rejected", "Requests that got no answer, by cause", ["reason"], registry=registry
+        self._rejections = Counter(
+            "rill_requests_rejected",
+            "Requests that were rejected before an answer, by reason",
+            ["reason"],
+            registry=registry,
         )
-        meaning = "Log lines that workers could not write without waiting"
+        meaning = "Log lines that were dropped, because a write would have blocked"
         self._lines_dropped = Counter("rill_log_lines_dropped", meaning, registry=registry)
         self._lines_dropped_before = 0
 
     def begin(self) -> None:
-        """Counts an answer as open, until `end`."""
+        """Count an answer as open, until `end`."""
         self._open.inc()
 
     def end(self, record: Record) -> None:
-        """Writes the answer's line, and counts what it was."""
+        """Write the log line of an answer, and count it."""
         self._open.dec()
         log.info("answer", extra=record.as_fields())
         self._count(record)
 
     def count_rejection(self, problem: Problem) -> None:
-        """Counts a request that got no answer."""
-        self._refusals.labels(problem.name).inc()
+        """Count a request that was rejected."""
+        self._rejections.labels(problem.name).inc()
 
     def count_upstream_error(self, problem: Problem) -> None:
         """Count the problem if the upstream caused or reported it, as `overloaded`, `truncated`, `bad_request` ..."""
@@ -99,7 +102,7 @@ class Telemetry:
             self._upstream_errors.labels(problem.name.removeprefix("upstream_")).inc()
 
     def render(self) -> bytes:
-        """Return all metrics, as Prometheus reads them; meanwhile other answers go on."""
+        """Return all metrics in Prometheus' format, without delaying open answers."""
         with self._rendering:
             self._count_dropped_lines()
             if metrics_files.directory:
@@ -112,7 +115,7 @@ class Telemetry:
             return b"".join(parts)
 
     def _count_dropped_lines(self) -> None:
-        # Not at the drop itself, which may happen anywhere: also while prometheus_client holds its lock.
+        # Not when a line is dropped: prometheus_client may hold its lock then.
         dropped = count_dropped_lines()
         if dropped > self._lines_dropped_before:
             self._lines_dropped.inc(dropped - self._lines_dropped_before)
@@ -143,7 +146,7 @@ class Telemetry:
 
 
 class Collected(Collector):
-    """Metrics that were collected before."""
+    """A collector of metrics that were collected before."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -153,9 +156,9 @@ class Collected(Collector):
 
 
 def _choose_values() -> None:
-    """Have prometheus_client count in this worker's files, or in memory if it has none.
+    """Make prometheus_client count in this worker's files, or in memory if it has none.
 
-    It chooses by itself, but when it is imported, which may be before there are workers.
+    By itself it chooses when it is imported, which is before there are workers.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     slot = metrics_files.slot

@@ -1,10 +1,10 @@
-"""The files in which several workers add up their metrics: their directory, and who writes which.
+"""The files in which several workers share their metrics: their directory, and which worker writes which files.
 
 prometheus_client maps these files into memory, and the kernel kills a process that touches a mapped page for which the
-disk has no space. So each file is allocated whole before it is mapped, and never grows: see rill/telemetry/metrics.py.
+disk has no space. So each file is fully allocated before it is mapped, and never grows (series_budget.py).
 
-A worker writes the files of a slot, which it has alone. The successor of a worker that ends takes over its slot and
-goes on from its counts, so the files stay few and nothing has to be merged when a worker ends.
+A worker writes the files of its own slot. When a worker ends, its successor takes over the slot and continues its
+counts, so there are few files, and nothing has to be merged.
 """
 
 import fcntl
@@ -18,11 +18,11 @@ from itertools import count
 
 PREFIX = "rill-metrics-"
 COUNTER_BYTES = 2 << 20
-# The names that prometheus_client gives to the files, and how much each may hold.
+# The names that prometheus_client gives to the files, and their sizes in bytes.
 SIZES = {"counter": COUNTER_BYTES, "histogram": 1 << 17, "gauge_livesum": 4096}
 
-# The directory of this worker's server, and the worker's slot in it. Without a directory it counts for itself; without
-# a slot, because the disk is full, it is not counted.
+# The directory of this worker's server, and the worker's slot in it. Without a directory, a worker counts for itself;
+# without a slot, because the disk is full, it is not counted.
 directory: str | None = None
 slot: int | None = None
 
@@ -30,19 +30,19 @@ slot: int | None = None
 def make_directory() -> str:
     """Make the directory of a server, and remove those of servers that were killed; raise OSError.
 
-    A lock on it shows that its server lives: all of the server's processes hold it until they end.
+    A lock on it shows that its server is alive: the server's processes hold it until they end.
     """
     hidden = tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-")
     parent, name = os.path.split(hidden)
     remove_abandoned(parent)
     fcntl.flock(os.open(hidden, os.O_RDONLY), fcntl.LOCK_SH)
     visible = os.path.join(parent, name.removeprefix("."))
-    os.rename(hidden, visible)  # Others find it only now that it is locked.
+    os.rename(hidden, visible)  # Other servers find it only now, when it is locked.
     return visible
 
 
 def remove_abandoned(parent: str) -> None:
-    """Remove the directories of servers that live no more."""
+    """Remove the directories of servers that have ended."""
     for found in glob.glob(os.path.join(glob.escape(parent), f"{PREFIX}*-*")):
         with suppress(OSError):
             opened = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -55,7 +55,7 @@ def remove_abandoned(parent: str) -> None:
 
 
 def find_free_slot(taken: Collection[int]) -> int:
-    """Return the lowest slot that no living worker has."""
+    """Return the lowest slot that no running worker has."""
     return next(number for number in count(1) if number not in taken)
 
 
@@ -71,7 +71,7 @@ def take_slot(its_directory: str, number: int) -> None:
 
 
 def free_slot(its_directory: str, number: int) -> None:
-    """Take the open answers of a worker that has ended out of the count."""
+    """Subtract the open answers of a worker that has ended."""
     with suppress(OSError):
         os.unlink(_path_of(its_directory, "gauge_livesum", number))
 

@@ -1,4 +1,4 @@
-"""What is known of one answer, as it is logged and counted."""
+"""The facts about one answer that are logged and counted."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from rill.problems import CANCELLATION_REASONS
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one answer; `begun` and `first_text` are monotonic, in seconds."""
+    """The facts about one answer; `begun` and `first_text` are monotonic, in seconds."""
 
     request_id: str
     dialect: str

@@ -1,12 +1,12 @@
-"""A line in the log for a request without a valid API key or to an unknown path, a few a second at most."""
+"""The log lines of requests without a valid API key or to an unknown path, at most a few a second."""
 
 import logging
 import time
 
 from rill.problems import Problem
 
-LINES_A_SECOND = 5
-MOST_SEGMENTS = 8
+MAX_LINES_PER_SECOND = 5
+MAX_SEGMENTS = 8
 # The segments of a path that are logged; any other may be a prompt or an API key.
 # fmt: off
 SEGMENTS = frozenset((
@@ -21,7 +21,7 @@ log = logging.getLogger("rill.rejections")
 
 
 class RejectionLog:
-    """Writes at most LINES_A_SECOND lines a second, and says in the next one how many it left out."""
+    """Writes at most MAX_LINES_PER_SECOND; the next line has the number of lines that were left out."""
 
     def __init__(self) -> None:
         self._second = 0
@@ -29,15 +29,15 @@ class RejectionLog:
         self._left_out = 0
 
     def write(self, problem: Problem, path: str, **fields: str) -> None:
-        """Log the refusal with those segments of its path that are well known, and `*` for any other."""
+        """Log a rejection with the well-known segments of its path; any other segment is `*`."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._written = second, 0
-        if self._written >= LINES_A_SECOND:
+        if self._written >= MAX_LINES_PER_SECOND:
             self._left_out += 1
             return
         self._written += 1
-        shown = "/".join(segment if segment in SEGMENTS else "*" for segment in path.split("/", MOST_SEGMENTS))
+        shown = "/".join(segment if segment in SEGMENTS else "*" for segment in path.split("/", MAX_SEGMENTS))
         extra = {**fields, "status": problem.status, "problem": problem.name, "path": shown}
-        log.warning("refused", extra={**extra, "left_out": self._left_out})
+        log.warning("rejected", extra={**extra, "left_out": self._left_out})
         self._left_out = 0

@@ -1,4 +1,4 @@
-"""The bound on how many time series the labels of /metrics make, whatever clients and models the settings name."""
+"""A limit on the number of time series in /metrics, however many clients and models the settings name."""
 
 import json
 
@@ -7,16 +7,16 @@ from prometheus_client.mmap_dict import MmapedDict
 from rill.telemetry.metrics_files import COUNTER_BYTES
 
 OTHER = "other"
-# For the metrics whose labels Rill's own code bounds, and for the answers counted under `other` twice.
+# For metrics whose labels have fixed values, and for answers whose client and model are both `other`.
 RESERVED_BYTES = 256 << 10
-# What a series takes beside its labels' values: its names, its explanation, its number, padding.
+# The size of a series without the values of its labels: names, help text, number, padding.
 SERIES_BYTES = 256
 
 
 class SeriesBudget:
-    """Which clients and models have series of their own: as many as a file of counters holds.
+    """Decides which clients and models have series of their own: as many as a file of counters holds.
 
-    `path` is this worker's file, where a predecessor may have left series; None if it has none.
+    `path` is this worker's file, which may hold series of a predecessor; None if it has no file.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -26,9 +26,9 @@ class SeriesBudget:
             self._read(path)
 
     def fit(self, client: str, model: str, *others: str, series: int = 1) -> tuple[str, str]:
-        """Return the client and the model to count under, with `others` as labels of so many `series`.
+        """Return the client and the model to count under, with the labels `others` in so many `series`.
 
-        Either is `other` where there is no space for it.
+        Either of them is `other` if there is no space for it.
         """
         for name in (client, OTHER):
             labels = (name, model, *others)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import upstream as wire
-from server import request_bytes
+from conversation import request_bytes
 from upstream import Answer, Step
 
 DIALECTS = ("get", "post", "sse", "chat", "messages", "messages-whole", "openai", "openai-whole")

@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
 
+from conversation import Conversation
 from judge import Result, faults_of
 from plan import Plan
-from server import Conversation, Rill
+from server import Rill
 from upstream import Answer, Upstream
 from witness import log_lines
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import upstream as wire
+from asking import ask, wait_until
+from conversation import Conversation, request_bytes
 from plan import Play
 from redis_server import RedisServer
 from run import Clients, report
-from server import Conversation, Rill, request_bytes, rill_env
+from server import Rill, rill_env
 from upstream import Answer, Upstream
-from witness import ask, wait_until
 
 CLIENTS = 300
 SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))

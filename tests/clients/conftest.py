@@ -1,26 +1,14 @@
 """The fixtures of the clients' tests: a server without a rate that they would meet, and what the clients run on."""
 
-from collections.abc import Iterator
-
 import pytest
 from javascript import Node, find_node
-from server import Rill
-from upstream import Upstream
+from server import Rill, StartRill
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """The real server, without a rate that a whole module of requests would meet."""
-    env = {
-        "ANTHROPIC_API_KEY": "sk-test-key",
-        "ANTHROPIC_BASE_URL": module_upstream.url,
-        "RILL_ALLOWED_MODELS": "*",
-        "RILL_RATE_LIMIT": "100000/minute",
-        "RILL_UPSTREAM_FEATURES": "*",
-        "RILL_ALLOWED_HOSTS": "rill.test",
-    }
-    with Rill(env) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server that passes on every feature of /v1/messages."""
+    return share_rill(RILL_UPSTREAM_FEATURES="*")
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,9 @@ class Node:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The test's own, with this Node before any other that npm might find."""
-        return {**os.environ, "PATH": os.pathsep.join([str(Path(self.node).parent), os.environ.get("PATH", "")])}
+        """The test's own, with this Node before any other that npm might find, and a place for compiled code."""
+        path = os.pathsep.join([str(Path(self.node).parent), os.environ.get("PATH", "")])
+        return {**os.environ, "PATH": path, "NODE_COMPILE_CACHE": str(JS / "node_modules" / ".compiled")}
 
 
 class Script:

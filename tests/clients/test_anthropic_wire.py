@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from conversation import Conversation
 from gated import ASKED, FIRST, SECOND, gated_answer
-from server import Conversation, Rill
-from upstream import REQUEST_ID, Headers, Upstream
+from script import Headers
+from server import Rill, StartRill
+from upstream import REQUEST_ID, Upstream
 
 ANSWERS = pytest.mark.parametrize("name", sorted(wire.expected()))
 # Spaces, escapes and an order of fields that no JSON writer of ours would choose.
@@ -196,16 +198,18 @@ def test_betas_version_and_query_reach_the_upstream(service: Rill, upstream: Ups
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key"])
-def test_the_clients_token_opens_the_door_and_goes_no_further(name: str, start_rill: Any, upstream: Upstream) -> None:
+def test_the_clients_token_opens_the_door_and_goes_no_further(
+    name: str, share_rill: StartRill, upstream: Upstream
+) -> None:
     upstream.always(*wire.answer(FIRST))
-    with start_rill(RILL_API_KEYS="app=secret-of-the-client") as service:
-        sent = {name: "Bearer secret-of-the-client" if name == "Authorization" else "secret-of-the-client"}
-        with ask(service, headers={**sent, "Cookie": "session=secret-of-the-client"}) as asked:
-            assert asked.status == 200
-            asked.read_rest()
-        with ask(service, headers={"x-api-key": "another"}) as refused:
-            assert refused.status == 401
-            assert json.loads(refused.read_rest())["error"]["type"] == "authentication_error"
+    service = share_rill(RILL_API_KEYS="app=secret-of-the-client")
+    sent = {name: "Bearer secret-of-the-client" if name == "Authorization" else "secret-of-the-client"}
+    with ask(service, headers={**sent, "Cookie": "session=secret-of-the-client"}) as asked:
+        assert asked.status == 200
+        asked.read_rest()
+    with ask(service, headers={"x-api-key": "another"}) as refused:
+        assert refused.status == 401
+        assert json.loads(refused.read_rest())["error"]["type"] == "authentication_error"
     (request,) = upstream.requests
     assert "secret-of-the-client" not in str(request)
     assert "sk-test-key" in request.headers.get("x-api-key", request.headers.get("authorization", ""))

@@ -1,24 +1,15 @@
 """A real browser: a page with an EventSource, and one that reads fetch's stream."""
 
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import upstream as wire
 from gated import CUTS, FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 from server import Rill
 from upstream import Upstream
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
-    "disable-sync disable-dev-shm-usage no-proxy-server"
-)
 SECONDS = 20
 CLOSED = 2  # EventSource.readyState, once it will not come again
 
@@ -43,22 +34,6 @@ const read = async (question) => {
 }
 read(arguments[0]).then((end) => { ended = end }, (error) => { ended = error.name })
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium, without a window."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS.split():
-        options.add_argument(f"--{flag}")
-    running = webdriver.Chrome(options, Service(DRIVER))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 @pytest.fixture

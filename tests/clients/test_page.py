@@ -1,39 +1,37 @@
-"""Rill's own page in a real browser: what its reader sees, when, and how every outcome is told."""
+"""The web page in a real browser: what its reader sees, when, and how every outcome is shown."""
 
 import http.client
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 import pytest
 import upstream as wire
+from chromium import ELSEWHERE
 from gated import FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from server import ROOT, Rill, StartRill
-from test_chromium import CHROMIUM, DRIVER, FLAGS, SECONDS
+from test_chromium import SECONDS
 from upstream import Upstream
 
 MOST_BYTES = 16_384
-WHOLE = "Arrived whole: the model had said all."
-STOPPED = "Stopped by you."
-CUT = "Cut: this is not the whole answer. "
-BROKE_OFF = CUT + "The model's API closed before the answer was complete."
-REFUSED = "Refused (429): The model's rate limit is reached. Try again in 7 s."
-FLOWS = "Text arrives piece by piece."
-BUFFERS = "A proxy on the way is buffering: text will not appear piece by piece."
-TOKEN = "a-secret-of-alice"
+COMPLETE = "Complete."
+STOPPED = "Stopped."
+INCOMPLETE = "Truncated: the answer is incomplete. "
+TRUNCATED = INCOMPLETE + "The model's API closed before the answer was complete."
+REJECTED = "Rejected (429): The model's rate limit is reached. Try again in 7 s."
+NOT_BUFFERED = "Text is not buffered on the way."
+BUFFERED = "A proxy buffers the response: text does not appear as it is written."
+API_KEY = "a-secret-of-alice"
 SCRIPT = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&amp;\n<b>bold</b>"
-# A host that the browser finds here, and yet takes for another machine: without TLS its pages have no clipboard.
-ELSEWHERE = "rill.test"
 
 # Reads a body, given as pieces of hexadecimal digits, as the page reads an answer.
 READ_EVENTS = """
@@ -67,29 +65,12 @@ const contrast = (color, element) => {
 }
 const shown = [...document.body.querySelectorAll('*')].filter((element) => element.checkVisibility())
 const texts = shown.filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-const question = document.getElementById('question')
+const question = document.getElementById('prompt')
 return [
   ...texts.map((element) => [element.textContent, contrast(getComputedStyle(element).color, element)]),
   ['placeholder', contrast(getComputedStyle(question, '::placeholder').color, question)],
 ]
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium, without a window, whose console can be read."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options, Service(DRIVER))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 class Page:
@@ -150,7 +131,7 @@ class Page:
         self.press(question, Keys.ENTER)
 
     def wait_for(self, look: Callable[[], Any], expected: Any) -> None:
-        """Wait until a look sees this; the assertion tells what it saw instead."""
+        """Wait until a look sees this; the assertion shows what it saw instead."""
         waiting = WebDriverWait(self.browser, SECONDS, poll_frequency=0.02)
         last: list[Any] = []
         try:
@@ -162,7 +143,7 @@ class Page:
         self.wait_for(lambda: self.texts(".answer"), list(answers))
 
     def wait_for_outcomes(self, *outcomes: str) -> None:
-        """Wait until all answers have ended so, as it is shown, and as a screen reader is told of the last."""
+        """Wait until all answers show these outcomes, and a screen reader is given the last."""
         self.wait_for(lambda: [" ".join(text.split()) for text in self.texts(".outcome")], list(outcomes))
         assert " ".join(self.find("#status").get_attribute("textContent").split()) == outcomes[-1]
         assert self.find("#status").get_attribute("role") == "status"  # which is an aria-live of "polite"
@@ -177,6 +158,8 @@ def page(browser: webdriver.Chrome, upstream: Upstream) -> Iterator[Page]:
     opened.prefer(prefers_color_scheme="light")
     yield opened
     complaints = opened.complaints()
+    with suppress(WebDriverException):  # of a page that never came
+        opened.run("sessionStorage.clear()")
     browser.get("about:blank")
     assert complaints == []
 
@@ -197,66 +180,66 @@ def said(upstream: Upstream, request: int = -1) -> list[str]:
 # An answer as it arrives
 
 
-def test_the_first_words_are_on_the_page_before_the_second_are_sent(open_page: Page, upstream: Upstream) -> None:
+def test_the_first_text_is_on_the_page_before_the_second_is_sent(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*gated_answer())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    assert open_page.texts(".question") == [QUESTION]
-    assert open_page.find("#status").get_attribute("textContent") == "Answering."
+    assert open_page.texts(".prompt") == [QUESTION]
+    assert open_page.find("#status").get_attribute("textContent") == "Receiving the answer."
     assert open_page.shows(".answer[aria-busy=true]")
     upstream.open("second")
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     assert open_page.texts(".answer") == [FIRST + SECOND]
     assert not open_page.shows(".answer[aria-busy]")
 
 
-def test_the_figures_tell_the_time_to_the_first_text_the_pace_and_the_tokens(
+def test_the_statistics_show_the_time_to_the_first_text_the_rate_and_the_tokens(
     open_page: Page, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())
     open_page.ask()
-    open_page.wait_for(lambda: open_page.find(".figures").text.partition(" ")[2], "s to the first text")
-    open_page.run("return new Promise((wake) => setTimeout(wake, 150))")  # over less, no pace is told
+    open_page.wait_for(lambda: open_page.find(".statistics").text.partition(" ")[2], "s to the first text")
+    open_page.run("return new Promise((wake) => setTimeout(wake, 150))")  # over less, no rate is shown
     upstream.open("second")
-    open_page.wait_for_outcomes(WHOLE)
-    first, pace, tokens = open_page.find(".figures").text.split(" · ")
+    open_page.wait_for_outcomes(COMPLETE)
+    first, rate, tokens = open_page.find(".statistics").text.split(" · ")
     assert 0 < float(first.split(" ")[0]) < SECONDS
-    assert pace.endswith(" characters a second")
-    assert 0 < int(pace.split(" ")[0]) < 10 * len(SECOND)  # there are no more, and they took at least 100 ms
-    assert tokens == "12 tokens in, 7 out"
+    assert rate.endswith(" characters/s")
+    assert 0 < int(rate.split(" ")[0]) < 10 * len(SECOND)  # there are no more, and they took at least 100 ms
+    assert tokens == "12 input tokens, 7 output tokens"
 
 
 @pytest.mark.parametrize(
-    ("stop_reason", "words"),
+    ("stop_reason", "reason"),
     [
-        ("max_tokens", "it reached max_tokens, and may have had more to say"),
-        ("stop_sequence", "it reached a stop sequence"),
-        ("model_context_window_exceeded", "its context is full"),
+        ("max_tokens", "the limit of max_tokens was reached"),
+        ("stop_sequence", "a stop sequence was reached"),
+        ("model_context_window_exceeded", "the model's context is full"),
         ("something_new", "something_new"),
     ],
 )
-def test_a_stop_reason_is_told_in_plain_words(
-    stop_reason: str, words: str, open_page: Page, upstream: Upstream
+def test_a_stop_reason_is_shown_in_plain_words(
+    stop_reason: str, reason: str, open_page: Page, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason=stop_reason))
     open_page.ask()
-    open_page.wait_for_outcomes(f"Arrived whole: {words}.")
+    open_page.wait_for_outcomes(f"Complete: {reason}.")
 
 
 def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     open_page.ask()
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     assert open_page.texts(".answer") == [text]
     assert open_page.run("return getComputedStyle(document.querySelector('.answer')).whiteSpace") == "pre-wrap"
 
 
-def test_markup_in_a_question_and_in_an_answer_is_shown_and_never_runs(open_page: Page, upstream: Upstream) -> None:
+def test_markup_in_a_prompt_and_in_an_answer_is_shown_and_never_runs(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(*SCRIPT, stop_reason="<b>done</b>"))
-    open_page.find("#question").send_keys(SCRIPT.replace("\n", ""), Keys.ENTER)
-    open_page.wait_for_outcomes("Arrived whole: <b>done</b>.")
-    assert open_page.texts(".question") == [SCRIPT.replace("\n", "")]
+    open_page.find("#prompt").send_keys(SCRIPT.replace("\n", ""), Keys.ENTER)
+    open_page.wait_for_outcomes("Complete: <b>done</b>.")
+    assert open_page.texts(".prompt") == [SCRIPT.replace("\n", "")]
     assert open_page.texts(".answer") == [SCRIPT]
     assert open_page.texts("main :is(script, img, b)") == []
     assert open_page.run("return window.ran") is None
@@ -277,7 +260,7 @@ def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peac
         if gate == "rest":
             open_page.run("scrollTo(0, 100)")
         upstream.open(gate)
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     assert open_page.texts(".answer") == [lines * 3]
     assert open_page.run("return scrollY") == 100
 
@@ -296,21 +279,21 @@ def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
 
 
-def test_a_question_that_is_stopped_before_its_answer_is_back_in_the_box(open_page: Page, upstream: Upstream) -> None:
+def test_a_prompt_that_is_stopped_before_its_answer_is_back_in_the_form(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     open_page.ask()
     upstream.wait_for_requests(1)
     open_page.press(Keys.ESCAPE)
     upstream.wait_until_left()
     open_page.wait_for_outcomes(STOPPED)
-    assert open_page.find("#question").get_property("value") == QUESTION
+    assert open_page.find("#prompt").get_property("value") == QUESTION
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("close", BROKE_OFF), ("end", BROKE_OFF), ("reset", CUT + "The model's API failed. Try again.")],
+    [("close", TRUNCATED), ("end", TRUNCATED), ("reset", INCOMPLETE + "The model's API failed. Try again.")],
 )
-def test_an_upstream_that_breaks_off_is_told_in_words_and_the_text_kept(
+def test_a_truncated_answer_is_shown_as_such_and_its_text_kept(
     how: str, words: str, open_page: Page, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))
@@ -319,20 +302,22 @@ def test_an_upstream_that_breaks_off_is_told_in_words_and_the_text_kept(
     upstream.open("cut")
     open_page.wait_for_outcomes(words)
     assert open_page.texts(".answer") == [FIRST]
-    assert open_page.shows("article.cut")
+    assert open_page.shows("article.truncated")
 
 
-def test_an_error_in_mid_answer_is_told_with_its_reason(open_page: Page, upstream: Upstream) -> None:
+def test_an_error_in_mid_answer_is_shown_with_its_reason(open_page: Page, upstream: Upstream) -> None:
     broken = [wire.gate("error"), wire.send(wire.stream_error()), wire.end()]
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), *broken)
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     upstream.open("error")
-    open_page.wait_for_outcomes(CUT + "The model is overloaded. Try again in 1 s.")
+    open_page.wait_for_outcomes(INCOMPLETE + "The model is overloaded. Try again in 1 s.")
     assert open_page.texts(".answer") == [FIRST]
 
 
-def test_a_connection_that_breaks_is_a_cut(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_connection_that_fails_is_shown_as_a_truncated_answer(
+    page: Page, start_rill: StartRill, upstream: Upstream
+) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     rill = start_rill()
     page.open(rill.url)
@@ -340,42 +325,40 @@ def test_a_connection_that_breaks_is_a_cut(page: Page, start_rill: StartRill, up
     page.wait_for_answers(FIRST)
     page.excuse("net::ERR_")
     rill.workers()[0].kill()
-    page.wait_for_outcomes(CUT + "The connection broke.")
+    page.wait_for_outcomes(INCOMPLETE + "The connection failed.")
     assert page.texts(".answer") == [FIRST]
-    page.wait_for(lambda: page.texts("#drip"), [FLOWS])
+    page.wait_for(lambda: page.texts("#buffering"), [NOT_BUFFERED])
 
 
-def test_a_server_that_is_gone_is_told(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
+def test_an_unreachable_server_is_reported(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill()
     page.open(rill.url)
     rill.stop()
     page.excuse("net::ERR_CONNECTION_REFUSED")
     page.ask()
-    page.wait_for_outcomes("No answer: the server cannot be reached.")
+    page.wait_for_outcomes("No answer: the server is unreachable.")
 
 
-def test_a_refusal_is_told_in_the_servers_words_with_when_to_come_back(open_page: Page, upstream: Upstream) -> None:
+def test_a_rejection_is_shown_in_the_servers_words_with_its_retry_time(open_page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     open_page.excuse("status of 429")
     open_page.ask()
-    open_page.wait_for_outcomes(REFUSED)
-    assert open_page.find("#question").get_property("value") == QUESTION
-    assert open_page.texts("#drip") == [""]
+    open_page.wait_for_outcomes(REJECTED)
+    assert open_page.find("#prompt").get_property("value") == QUESTION
+    assert open_page.texts("#buffering") == [""]
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
-    open_page.wait_for_outcomes(REFUSED, WHOLE)
+    open_page.wait_for_outcomes(REJECTED, COMPLETE)
     assert said(upstream) == [QUESTION]
 
 
-def test_a_model_that_refuses_is_told_and_the_question_is_left_out_of_the_next(
-    open_page: Page, upstream: Upstream
-) -> None:
+def test_a_refusal_of_the_model_is_shown_and_the_next_prompt_omits_it(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason="refusal"))
     open_page.ask()
-    open_page.wait_for_outcomes("Arrived whole: the model refused to go on, and what is asked next leaves this out.")
+    open_page.wait_for_outcomes("Complete: the model refused to continue. The next prompt omits this answer.")
     upstream.script(*wire.answer(SECOND))
-    open_page.find("#question").clear()
-    open_page.find("#question").send_keys("And a brook?", Keys.ENTER)
+    open_page.find("#prompt").clear()
+    open_page.find("#prompt").send_keys("And a brook?", Keys.ENTER)
     open_page.wait_for(lambda: open_page.texts(".answer"), [FIRST, SECOND])
     assert said(upstream) == ["And a brook?"]
 
@@ -383,51 +366,51 @@ def test_a_model_that_refuses_is_told_and_the_question_is_left_out_of_the_next(
 # A conversation
 
 
-def test_the_conversation_is_kept_cut_and_stopped_answers_included(open_page: Page, upstream: Upstream) -> None:
+def test_the_conversation_keeps_truncated_and_stopped_answers(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*cut_answer())
     upstream.open("cut")
     open_page.ask("one")
-    open_page.wait_for_outcomes(BROKE_OFF)
+    open_page.wait_for_outcomes(TRUNCATED)
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(SECOND)), wire.silence())
     open_page.ask("two")
     open_page.wait_for_answers(FIRST, SECOND)
     open_page.press(Keys.ESCAPE)
-    open_page.wait_for_outcomes(BROKE_OFF, STOPPED)
+    open_page.wait_for_outcomes(TRUNCATED, STOPPED)
     upstream.script(*wire.answer("whole"))
     open_page.ask("three")
-    open_page.wait_for_outcomes(BROKE_OFF, STOPPED, WHOLE)
+    open_page.wait_for_outcomes(TRUNCATED, STOPPED, COMPLETE)
     assert said(upstream) == ["one", FIRST, "two", SECOND, "three"]
 
 
-def test_a_new_conversation_ends_the_answer_under_way_and_forgets_all(open_page: Page, upstream: Upstream) -> None:
+def test_a_new_conversation_cancels_the_answer_and_forgets_all(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    open_page.find("#renew").click()
+    open_page.find("#new").click()
     upstream.wait_until_left()
     open_page.wait_for_answers()
     open_page.wait_for(lambda: open_page.shows("#send"), True)
     assert open_page.shows("#welcome")
-    assert not open_page.shows("#renew")
+    assert not open_page.shows("#new")
     upstream.script(*wire.answer(SECOND))
     open_page.ask("And a brook?")
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     assert said(upstream) == ["And a brook?"]
 
 
-def test_a_model_is_chosen_where_there_are_several(page: Page, start_rill: StartRill, upstream: Upstream) -> None:
-    page.open(start_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
+def test_one_of_several_models_can_be_selected(page: Page, share_rill: StartRill, upstream: Upstream) -> None:
+    page.open(share_rill(RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5").url)
     page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
     upstream.always(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_outcomes(WHOLE)
+    page.wait_for_outcomes(COMPLETE)
     page.find("#model").send_keys("claude-haiku-5")
-    page.find("#question").send_keys("And a brook?", Keys.ENTER)
-    page.wait_for_outcomes(WHOLE, WHOLE)
+    page.find("#prompt").send_keys("And a brook?", Keys.ENTER)
+    page.wait_for_outcomes(COMPLETE, COMPLETE)
     assert [request.json["model"] for request in upstream.requests] == ["claude-sonnet-5-5", "claude-haiku-5"]
 
 
-def test_where_there_is_one_model_none_is_to_be_chosen(open_page: Page, upstream: Upstream) -> None:
+def test_a_single_model_is_not_offered_for_selection(open_page: Page, upstream: Upstream) -> None:
     open_page.wait_for(lambda: open_page.texts("#model option"), ["claude-sonnet-5-5"])
     assert not open_page.shows("#model")
 
@@ -437,10 +420,10 @@ def test_where_there_is_one_model_none_is_to_be_chosen(open_page: Page, upstream
 
 def pasted(page: Page) -> str:
     """What is on the clipboard, as Ctrl+V brings it."""
-    page.find("#question").clear()
-    page.find("#question").click()
+    page.find("#prompt").clear()
+    page.find("#prompt").click()
     page.press("v", held=Keys.CONTROL)
-    return str(page.find("#question").get_property("value"))
+    return str(page.find("#prompt").get_property("value"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
@@ -453,50 +436,55 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
     text = f"  {host} & <b>\n\n🌊"
     upstream.script(*wire.answer(text))
     page.ask()
-    page.wait_for_outcomes(WHOLE)
+    page.wait_for_outcomes(COMPLETE)
     page.find(".copy").click()
     page.wait_for(lambda: (page.texts("#status"), page.texts(".copy")), (["Copied."], ["Copied"]))
     assert pasted(page) == text
 
 
-# A token
+# API keys
 
 
-def test_a_token_is_asked_for_where_one_is_needed_and_kept_in_this_tab_alone(
-    page: Page, start_rill: StartRill, upstream: Upstream
+def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
-    page.wait_for(page.focused, "token")
-    assert page.find("#token").get_property("type") == "password"
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
+    page.wait_for(page.focused, "key")
+    assert page.find("#key").get_property("type") == "password"
     page.press("a-wrong-one", Keys.ENTER)
-    page.wait_for(lambda: page.texts("#status"), ["The server did not accept this token."])
-    page.press(f" {TOKEN} ", Keys.ENTER)
-    page.wait_for(lambda: (page.shows("#gate"), page.focused()), (False, "question"))
+    page.wait_for(lambda: page.texts("#status"), ["The server rejected this API key."])
+    page.press(f" {API_KEY} ", Keys.ENTER)
+    page.wait_for(lambda: (page.shows("#key-form"), page.focused()), (False, "prompt"))
     upstream.always(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_outcomes(WHOLE)
-    page.wait_for(lambda: page.texts("#drip"), [FLOWS])
-    assert page.run("return [localStorage.length, document.cookie, Object.values(sessionStorage)]") == [0, "", [TOKEN]]
-    assert TOKEN not in page.run("return location.href + document.documentElement.outerHTML")
+    page.wait_for_outcomes(COMPLETE)
+    page.wait_for(lambda: page.texts("#buffering"), [NOT_BUFFERED])
+    assert page.run("return [localStorage.length, document.cookie, Object.values(sessionStorage)]") == [
+        0,
+        "",
+        [API_KEY],
+    ]
+    assert API_KEY not in page.run("return location.href + document.documentElement.outerHTML")
     page.browser.refresh()
+    page.wait_for(page.focused, "prompt")
     page.ask()
-    page.wait_for_outcomes(WHOLE)
+    page.wait_for_outcomes(COMPLETE)
 
 
-def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
-    page: Page, start_rill: StartRill, upstream: Upstream
+def test_a_prompt_that_was_unauthorized_is_sent_again_with_the_key(
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}").url)
-    page.wait_for(page.focused, "token")
-    page.find("#question").send_keys(QUESTION, Keys.ENTER)
-    page.wait_for(page.focused, "token")
-    assert page.find("#question").get_property("value") == QUESTION
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
+    page.wait_for(page.focused, "key")
+    page.find("#prompt").send_keys(QUESTION, Keys.ENTER)
+    page.wait_for(page.focused, "key")
+    assert page.find("#prompt").get_property("value") == QUESTION
     upstream.script(*wire.answer(FIRST))
-    page.press(TOKEN, Keys.ENTER)
-    page.wait_for_outcomes(WHOLE)
-    assert page.texts(".question") == [QUESTION]
+    page.press(API_KEY, Keys.ENTER)
+    page.wait_for_outcomes(COMPLETE)
+    assert page.texts(".prompt") == [QUESTION]
     assert said(upstream) == [QUESTION]
 
 
@@ -505,15 +493,15 @@ def test_a_question_that_met_a_locked_door_is_asked_once_the_token_is_given(
 
 def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
-    assert open_page.focused() == "question"
+    assert open_page.focused() == "prompt"
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    assert open_page.focused() == "question"
+    assert open_page.focused() == "prompt"
     open_page.press(Keys.TAB)
     assert open_page.focused() == "stop"
     open_page.press(Keys.SPACE)
     open_page.wait_for_outcomes(STOPPED)
-    assert open_page.focused() == "question"
+    assert open_page.focused() == "prompt"
     open_page.press(Keys.TAB, held=Keys.SHIFT)
     assert open_page.focused() == "copy"
     assert open_page.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -521,12 +509,12 @@ def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Ups
     open_page.wait_for(lambda: open_page.texts("#status"), ["Copied."])
 
 
-def test_what_has_the_focus_is_not_left_under_the_box(open_page: Page, upstream: Upstream) -> None:
+def test_the_form_does_not_cover_what_has_the_focus(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer("line\n" * 100))
     open_page.ask()
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     open_page.run("scrollBy(0, -60)")
-    edges = "return ['.copy', '#composer'].map((each) => document.querySelector(each).getBoundingClientRect())"
+    edges = "return ['.copy', '#prompt-form'].map((each) => document.querySelector(each).getBoundingClientRect())"
     copy, box = open_page.run(edges)
     assert copy["bottom"] > box["top"]
     open_page.press(Keys.TAB, held=Keys.SHIFT)
@@ -535,9 +523,7 @@ def test_what_has_the_focus_is_not_left_under_the_box(open_page: Page, upstream:
     assert copy["bottom"] < box["top"]
 
 
-def test_shift_and_enter_start_a_new_line_and_an_empty_question_is_not_asked(
-    open_page: Page, upstream: Upstream
-) -> None:
+def test_shift_and_enter_start_a_new_line_and_an_empty_prompt_is_not_sent(open_page: Page, upstream: Upstream) -> None:
     open_page.press(Keys.ENTER, " ", Keys.ENTER)
     assert open_page.texts("article") == []
     open_page.press("a", held=Keys.CONTROL)
@@ -545,7 +531,7 @@ def test_shift_and_enter_start_a_new_line_and_an_empty_question_is_not_asked(
     open_page.press("one")
     open_page.press(Keys.ENTER, held=Keys.SHIFT)
     open_page.ask("two")
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     assert said(upstream) == ["one\ntwo"]
 
 
@@ -557,7 +543,7 @@ def test_enter_that_chooses_a_character_being_composed_does_not_send(open_page: 
     open_page.browser.execute_cdp_cmd("Input.insertText", {"text": "日本"})
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
     # An input method keeps the Enter that it takes to itself; the driver's goes to the box as well.
     assert [question.strip() for question in said(upstream)] == ["日本"]
 
@@ -568,53 +554,53 @@ def test_a_double_click_on_send_does_not_stop_the_answer(open_page: Page, upstre
     ActionChains(open_page.browser).double_click(open_page.find("#send")).perform()
     open_page.wait_for_answers(FIRST)
     upstream.open("second")
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
 
 
-def test_a_question_written_during_an_answer_waits_for_its_end(open_page: Page, upstream: Upstream) -> None:
+def test_a_prompt_written_during_an_answer_is_not_sent_before_its_end(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*gated_answer())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     open_page.ask("next")
-    assert open_page.texts(".question") == [QUESTION]
+    assert open_page.texts(".prompt") == [QUESTION]
     upstream.open("second")
-    open_page.wait_for_outcomes(WHOLE)
-    assert open_page.find("#question").get_property("value") == "next"
+    open_page.wait_for_outcomes(COMPLETE)
+    assert open_page.find("#prompt").get_property("value") == "next"
 
 
 # How it looks, and how it sounds
 
 
 def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
-    page.wait_for(page.focused, "token")
-    page.press(TOKEN, Keys.ENTER)
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.wait_for(page.focused, "key")
+    page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer(FIRST))
     page.ask()
-    page.wait_for_outcomes(WHOLE)
+    page.wait_for_outcomes(COMPLETE)
     used = page.browser.find_elements(By.CSS_SELECTOR, "button, input, select, textarea")
     names = {each.accessible_name for each in used if each.is_displayed()}
-    assert names == {"Model", "New conversation", "Copy", "Your question", "Send"}
-    assert page.find("#turns").aria_role == "region"
-    assert page.find("#turns").accessible_name == "Conversation"
+    assert names == {"Model", "New conversation", "Copy", "Prompt", "Send"}
+    assert page.find("#conversation").aria_role == "region"
+    assert page.find("#conversation").accessible_name == "Conversation"
     assert page.texts("article h2") == ["You", "Answer"]
     assert page.run("return [document.documentElement.lang, document.title]") == ["en", "Rill"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_as_the_reader_prefers_with_contrast_enough(
-    scheme: str, page: Page, start_rill: StartRill, upstream: Upstream
+def test_light_and_dark_follow_the_preference_with_enough_contrast(
+    scheme: str, page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
     page.excuse("status of 4")
-    page.open(start_rill(RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
-    page.wait_for(page.focused, "token")
+    page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
+    page.wait_for(page.focused, "key")
     assert min(contrast for _, contrast in page.run(CONTRASTS)) >= 4.5
-    page.press(TOKEN, Keys.ENTER)
+    page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer(FIRST))
     upstream.script(*cut_answer())
@@ -623,9 +609,9 @@ def test_light_and_dark_are_as_the_reader_prefers_with_contrast_enough(
     for asked in range(1, 4):
         page.ask()
         page.wait_for(lambda asked=asked: len(list(filter(None, page.texts(".outcome")))), asked)
-    page.wait_for(lambda: page.texts("#drip"), [FLOWS])
+    page.wait_for(lambda: page.texts("#buffering"), [NOT_BUFFERED])
     contrasts = page.run(CONTRASTS)
-    assert {FIRST, WHOLE, BROKE_OFF, FLOWS, "Copy", "Send", "placeholder"} <= {text for text, _ in contrasts}
+    assert {FIRST, COMPLETE, TRUNCATED, NOT_BUFFERED, "Copy", "Send", "placeholder"} <= {text for text, _ in contrasts}
     assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == []
     paper = page.run("return getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(paper) < 128) == (scheme == "dark")
@@ -642,27 +628,27 @@ def test_nothing_moves_for_a_reader_who_prefers_that(
     mark = "getComputedStyle(document.querySelector('.answer'), '::after')"
     assert open_page.run(f"return [{mark}.content, {mark}.animationName]") == ['""', animation]
     upstream.open("second")
-    open_page.wait_for_outcomes(WHOLE)
+    open_page.wait_for_outcomes(COMPLETE)
 
 
 def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
-    page: Page, start_rill: StartRill, upstream: Upstream
+    page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.resize(320, 640)
     page.excuse("status of 401")
     page.open(
-        start_rill(
-            RILL_API_KEYS=f"alice={TOKEN}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
+        share_rill(
+            RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
         ).url
     )
-    page.wait_for(page.focused, "token")
+    page.wait_for(page.focused, "key")
     widest = "return document.documentElement.scrollWidth"
     assert page.run(widest) <= 320
-    page.press(TOKEN, Keys.ENTER)
+    page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer("w" * 500 + " ", "two words\n" * 50))
     page.ask("q" * 300)
-    page.wait_for_outcomes(WHOLE)
+    page.wait_for_outcomes(COMPLETE)
     assert page.run(widest) <= 320
     assert page.run("return scrollTo(1000, scrollY), scrollX") == 0
 
@@ -673,7 +659,7 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
 def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
     open_page.ask()
-    open_page.wait_for(lambda: open_page.texts("#drip"), [FLOWS])
+    open_page.wait_for(lambda: open_page.texts("#buffering"), [NOT_BUFFERED])
     origins, names = open_page.run("""
         const urls = performance.getEntriesByType('resource').map((entry) => new URL(entry.name))
         return [[...new Set(urls.map((url) => url.origin))], urls.map((url) => url.pathname)]
@@ -751,13 +737,13 @@ def hasty_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -
             thread.join()
 
 
-def test_a_proxy_that_buffers_is_told_in_words(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_a_proxy_that_buffers_is_reported(page: Page, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with hasty_proxy(service) as url:
         page.open(url)
         page.ask()
-        page.wait_for_outcomes(WHOLE)
-        page.wait_for(lambda: page.texts("#drip"), [BUFFERS])
+        page.wait_for_outcomes(COMPLETE)
+        page.wait_for(lambda: page.texts("#buffering"), [BUFFERED])
 
 
 def test_events_that_end_without_done_are_a_cut_however_cleanly(page: Page, service: Rill, upstream: Upstream) -> None:
@@ -765,12 +751,12 @@ def test_events_that_end_without_done_are_a_cut_however_cleanly(page: Page, serv
     with hasty_proxy(service, end_at=b"event: done") as url:
         page.open(url)
         page.ask()
-        page.wait_for_outcomes(CUT + "The connection ended before the answer did.")
+        page.wait_for_outcomes(INCOMPLETE + "The connection closed before the answer was complete.")
         assert page.texts(".answer") == [FIRST + SECOND]
 
 
 @pytest.mark.parametrize("status", [200, 502])
-def test_an_answer_that_is_none_of_rills_is_not_taken_for_one(
+def test_a_response_of_a_proxy_is_not_shown_as_an_answer(
     status: int, page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     rill = start_rill()
@@ -779,4 +765,4 @@ def test_an_answer_that_is_none_of_rills_is_not_taken_for_one(
         rill.stop()
         page.excuse("status of 502")
         page.ask()
-        page.wait_for_outcomes(f"Refused ({status}): Something on the way answered, not Rill.")
+        page.wait_for_outcomes(f"Rejected ({status}): The response does not come from Rill.")

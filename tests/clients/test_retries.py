@@ -1,14 +1,14 @@
 """The official SDKs for Python, with their own retries: how often Rill and the upstream are asked."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 import upstream as wire
-from server import Rill, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 ASKED: dict[str, Any] = {
@@ -18,11 +18,10 @@ ASKED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server with the key of one client."""
-    with Rill({**rill_env(module_upstream), "RILL_API_KEYS": "alice=of-alice"}) as running:
-        yield running
+    return share_rill(RILL_API_KEYS="alice=of-alice")
 
 
 def ask_anthropic(rill: Rill, key: str, stream: bool) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server import BUSY_PORT, Conversation, request_bytes
+from conversation import Conversation, request_bytes
+from server import BUSY_PORT
 
 START_SECONDS = 20
 STOP_SECONDS = 40

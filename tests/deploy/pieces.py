@@ -7,7 +7,8 @@ from contextlib import closing
 from typing import Protocol
 
 import upstream as wire
-from server import ROOT, Conversation
+from conversation import Conversation
+from server import ROOT
 from upstream import Step, Upstream
 
 PIECES = ["A rill", " is a very", " small", " stream."]

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-from server import ROOT, Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import ROOT, Rill
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
 CADDY = shutil.which("caddy")

@@ -142,7 +142,7 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
 def test_a_body_that_rill_takes_passes_caddy_and_a_longer_one_gets_rills_own_words(
     caddy: Caddy, upstream: Upstream
 ) -> None:
-    bound: int = Settings.model_fields["max_body"].default
+    bound: int = Settings.model_fields["max_body_bytes"].default
     upstream.script(*wire.answer("hi"))
     with ask(caddy, b"x" * bound) as asked:
         assert (asked.status, asked.read_rest()) == (200, b"hi")

@@ -1,23 +1,27 @@
-"""docs/deploy.md names only what there is, and shows the files as they are."""
+"""docs/deploy.md names only files and settings that exist, shows files as they are, and its commands run."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
+import upstream as wire
 from proxies import CADDYFILE, NGINX_CONF
 from server import ROOT, Rill
+from upstream import Upstream
 
 from rill.settings import Settings
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text("utf-8")
 FIELDS = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
-# Not Rill's own: the platform's, and the examples'.
-OTHERS = {"DYNO", "RILL_URL", "RILL_TOKEN"}
+PLATFORM = {"DYNO"}
+PROGRAMS = {"examples/ask.sh": "curl", ".venv/bin/python": sys.executable, "node": "node", "curl": "curl"}
 
 
 def blocks(language: str) -> list[str]:
-    """The lines of the fenced blocks in one language."""
+    """Return the lines of the fenced blocks in one language."""
     found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     return [line for block in found for line in block.splitlines()]
 
@@ -35,7 +39,7 @@ def test_every_file_of_deploy_and_examples_is_named() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     named = set(re.findall(r"\b(?:RILL|ANTHROPIC)_[A-Z_]+\b|`(?:PORT|DYNO|REDIS_URL|WEB_CONCURRENCY)`", PAGE))
-    assert {name.strip("`") for name in named} - set(FIELDS) <= OTHERS
+    assert {name.strip("`") for name in named} - set(FIELDS) <= PLATFORM
 
 
 @pytest.mark.parametrize(("name", "value"), re.findall(r"`([A-Z_]+)` \((\d+)\)", PAGE))
@@ -58,10 +62,14 @@ def test_a_directive_in_the_table_stands_in_the_file(column: int, file: str) -> 
     assert [code for code in said if code not in file and code not in not_ours] == []
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("line", blocks("sh"))
-def test_a_command_for_a_running_rill_runs(line: str, service: Rill) -> None:
-    command = line.replace("http://127.0.0.1:8000", service.url)
-    assert command != line
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+def test_a_command_for_a_running_rill_runs(line: str, service: Rill, upstream: Upstream) -> None:
+    if not shutil.which(PROGRAMS[line.split()[0]]):
+        pytest.skip(f"needs {PROGRAMS[line.split()[0]]}")
+    upstream.always(*wire.answer("An answer, 10 of 10\n"))
+    command = line.replace("http://127.0.0.1:8000", service.url).replace(".venv/bin/python", sys.executable)
+    env = {"PATH": os.environ["PATH"], "ASK_URL": service.url}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=True
+    )
     assert done.stdout.endswith("10 of 10\n")

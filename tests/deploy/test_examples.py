@@ -1,4 +1,4 @@
-"""The scripts of examples/: each prints the text as it comes, and tells by its exit code how the answer ended."""
+"""The scripts of examples/: each prints the text as it arrives, and exits with 0 only for a complete answer."""
 
 import os
 import shutil
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 import pytest
 import upstream as wire
 from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
-from server import ROOT, Rill
+from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
-WHOLE, NONE, CUT = 0, 1, 2
-TOKEN = 'a"secret\\of $alice'
+COMPLETE, NO_ANSWER, TRUNCATED = 0, 1, 2
+API_KEY = 'a"secret\\of $alice'
 SCRIPTS = {"ask.sh": "sh", "ask.py": sys.executable, "ask.mjs": "node"}
 EVERY_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
-WORDS_OF_CUT = "Cut: this is not the whole answer."
+TRUNCATED_MESSAGE = "Truncated: the answer is incomplete."
 
 
 @contextmanager
 def run(script: str, service: Rill, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A script of examples/, running; skips where what it runs on is not installed."""
+    """A script of examples/, running; skip if its program is not installed."""
     program = "curl" if script == "ask.sh" else SCRIPTS[script]
     if not shutil.which(program):
         pytest.skip(f"needs {program}")
-    path = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "RILL_URL": service.url}
+    path = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "ASK_URL": service.url}
     command = [SCRIPTS[script], str(ROOT / "examples" / script), *arguments]
     with subprocess.Popen(
         command, env={**path, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
@@ -38,7 +38,7 @@ def run(script: str, service: Rill, *arguments: str, **env: str) -> Iterator[sub
 
 
 def read(process: subprocess.Popen[str], text: str) -> None:
-    """Read as much as this text is long, and no more."""
+    """Read as many characters as `text` has."""
     assert process.stdout
     assert process.stdout.read(len(text)) == text
 
@@ -52,57 +52,55 @@ def test_an_example_prints_the_first_text_before_the_second_is_sent(
         read(process, FIRST)
         upstream.open("second")
         assert process.communicate(timeout=30) == (SECOND, "")
-        assert process.returncode == WHOLE
+        assert process.returncode == COMPLETE
     assert upstream.requests[0].json["messages"][0]["content"] == "@溪 & a=b?"
 
 
 @pytest.mark.parametrize("how", CUTS)
 @EVERY_SCRIPT
-def test_an_example_tells_a_cut_answer_from_a_whole_one(
+def test_an_example_tells_a_truncated_answer_from_a_complete_one(
     script: str, how: str, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))
     with run(script, service) as process:
         read(process, FIRST)
         upstream.open("cut")
-        printed, said = process.communicate(timeout=30)
-    assert (printed, process.returncode) == ("", CUT)
-    assert WORDS_OF_CUT in said
+        printed, reported = process.communicate(timeout=30)
+    assert (printed, process.returncode) == ("", TRUNCATED)
+    assert TRUNCATED_MESSAGE in reported
 
 
 @EVERY_SCRIPT
-def test_an_example_shows_the_words_of_a_refusal(script: str, service: Rill, upstream: Upstream) -> None:
+def test_an_example_shows_the_message_of_a_rejection(script: str, service: Rill, upstream: Upstream) -> None:
     script_refusal(upstream)
     with run(script, service) as process:
-        printed, said = process.communicate(timeout=30)
-    assert process.returncode == NONE
-    assert "The model's rate limit is reached. Try again in 7 s." in (printed if script == "ask.sh" else said)
-    assert "429" in said
+        printed, reported = process.communicate(timeout=30)
+    assert process.returncode == NO_ANSWER
+    assert "The model's rate limit is reached. Try again in 7 s." in (printed if script == "ask.sh" else reported)
+    assert "429" in reported
 
 
 @EVERY_SCRIPT
-def test_an_example_says_when_nobody_is_there(script: str, service: Rill) -> None:
-    with run(script, service, RILL_URL="http://127.0.0.1:1") as process:
-        printed, said = process.communicate(timeout=30)
-    assert (printed, process.returncode) == ("", NONE)
-    assert said.strip()
+def test_an_example_reports_an_unreachable_server(script: str, service: Rill) -> None:
+    with run(script, service, ASK_URL="http://127.0.0.1:1") as process:
+        printed, reported = process.communicate(timeout=30)
+    assert (printed, process.returncode) == ("", NO_ANSWER)
+    assert reported.strip()
 
 
-@pytest.fixture(scope="module")
-def locked(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server that wants a token."""
-    env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": module_upstream.url}
-    with Rill({**env, "RILL_API_KEYS": f"alice={TOKEN}"}) as running:
-        yield running
+@pytest.fixture
+def locked(share_rill: StartRill) -> Rill:
+    """A server that requires an API key."""
+    return share_rill(RILL_API_KEYS=f"alice={API_KEY}")
 
 
-@pytest.mark.parametrize(("token", "ends"), [(TOKEN, WHOLE), ("another", NONE), ("", NONE)])
+@pytest.mark.parametrize(("key", "exit_code"), [(API_KEY, COMPLETE), ("another", NO_ANSWER), ("", NO_ANSWER)])
 @EVERY_SCRIPT
-def test_an_example_sends_the_token_of_the_environment(
-    script: str, token: str, ends: int, locked: Rill, upstream: Upstream
+def test_an_example_sends_the_key_of_the_environment(
+    script: str, key: str, exit_code: int, locked: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer(FIRST, SECOND))
-    with run(script, locked, RILL_TOKEN=token) as process:
+    with run(script, locked, ASK_API_KEY=key) as process:
         process.communicate(timeout=30)
-    assert process.returncode == ends
-    assert len(upstream.requests) == (1 if ends == WHOLE else 0)
+    assert process.returncode == exit_code
+    assert len(upstream.requests) == (1 if exit_code == COMPLETE else 0)

@@ -167,7 +167,7 @@ def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) ->
 
 
 def test_a_body_that_rill_takes_passes_nginx_and_a_longer_one_is_413(nginx: Nginx, upstream: Upstream) -> None:
-    bound: int = Settings.model_fields["max_body"].default
+    bound: int = Settings.model_fields["max_body_bytes"].default
     upstream.script(*wire.answer("hi"))
     with ask(nginx, b"x" * bound) as asked:
         assert (asked.status, asked.read_rest()) == (200, b"hi")
@@ -208,7 +208,7 @@ def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Ups
 
 
 def test_nginx_outwaits_rills_own_deadlines() -> None:
-    assert seconds("proxy_read_timeout") > Settings.model_fields["total_seconds"].default
+    assert seconds("proxy_read_timeout") > Settings.model_fields["total_timeout_seconds"].default
 
 
 def test_nginx_closes_a_kept_connection_before_rill_does() -> None:

@@ -15,7 +15,7 @@ from gated import FIRST, SECOND, gated_answer
 from server import ROOT, Rill
 from upstream import Upstream
 
-from rill.server.worker import RESERVED_DESCRIPTORS, WAITING_CONNECTIONS
+from rill.server.open_files import RESERVED_DESCRIPTORS, WAITING_CONNECTIONS
 from rill.settings import Settings
 
 UNIT = (ROOT / "deploy" / "rill.service").read_text("utf-8")
@@ -57,12 +57,12 @@ def test_a_service_that_was_taken_over_could_do_little(unit: Path) -> None:
 
 
 def test_systemd_waits_for_the_drain() -> None:
-    assert float(VALUES["TimeoutStopSec"]) > DEFAULTS["drain_seconds"] + 4  # as gunicorn.conf.py has it
+    assert float(VALUES["TimeoutStopSec"]) > DEFAULTS["shutdown_grace_seconds"] + 4  # as gunicorn.conf.py has it
     assert VALUES["KillMode"] == "mixed"
 
 
 def test_the_descriptors_are_enough_for_every_stream() -> None:
-    wanted = 2 * DEFAULTS["streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
+    wanted = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
     assert int(VALUES["LimitNOFILE"]) >= wanted
 
 

@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from server import Rill
+from server import Rill, StartRill
 from upstream import Upstream
-from witness import probed, unharmed
+from witness import PROBE, SETTINGS, probed, unharmed
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream, request: pytest.FixtureRequest) -> Iterator[Rill]:
-    """The module's server, with the module's own ENV and ARGUMENTS where it has them."""
-    env = getattr(request.module, "ENV", {})
-    with probed(module_upstream.url, *getattr(request.module, "ARGUMENTS", ()), **env) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill, request: pytest.FixtureRequest) -> Rill:
+    """A server with a probe, and with the module's ENV and ARGUMENTS if it has them."""
+    arguments = (*PROBE, *getattr(request.module, "ARGUMENTS", ()))
+    return share_rill(*arguments, app="probe:app", **{**SETTINGS, **getattr(request.module, "ENV", {})})
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +13,28 @@ import gevent
 import pytest
 import upstream as wire
 import yaml
+from asking import ask
+from conversation import Conversation, request_bytes
 from gevent.socket import socket as GeventSocket
-from server import ROOT, Conversation, Rill, StartRill, request_bytes, rill_env
+from server import ROOT, Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.server.connection import SEND_BUFFER_BYTES, ClientSocket
 from rill.server.turns import Turns
 
 ALICE = {"Authorization": "Bearer of-alice"}
+MISSING = "claude-nothing-9"
 BODY = {"model": "claude-nothing-9", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
 DIALECTS = ("text", "sse", "anthropic", "openai")
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
 HERE = str(Path(__file__).parent)
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """A server with an API key, short timeouts, and a route that fails outside Flask."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_START_TIMEOUT_SECONDS": "3", "RILL_IDLE_TIMEOUT_SECONDS": "3"}
-    arguments = ("--pythonpath", HERE)
-    with Rill({**rill_env(module_upstream), **env}, arguments, app="failing:app") as running:
-        yield running
-
-
-def ask(rill: Rill, dialect: str = "text", name: str = "", model: str | None = "claude-nothing-9") -> Conversation:
-    """Ask in a dialect, for a model if there is one, under the request id `name`."""
-    headers = {**ALICE, **({"X-Request-Id": name} if name else {})}
-    if dialect in ("text", "sse"):
-        accept = {"Accept": "text/event-stream"} if dialect == "sse" else {}
-        return rill.ask("GET", "/stream?q=hi" + (f"&model={model}" if model else ""), {**headers, **accept})
-    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
-    fields = {**BODY, "model": model} if model else {key: value for key, value in BODY.items() if key != "model"}
-    return rill.ask("POST", path, {**headers, "Content-Type": "application/json"}, json.dumps(fields).encode())
+    return share_rill("--pythonpath", HERE, app="failing:app", **env)
 
 
 def lines(rill: Rill) -> list[dict[str, Any]]:
@@ -107,7 +97,7 @@ def test_an_account_that_is_not_served_is_a_502_without_the_apis_words(
     rill: Rill, upstream: Upstream, message: str, dialect: str
 ) -> None:
     upstream.always(wire.error(400, "invalid_request_error", ACCOUNT[message]))
-    with Counted(rill) as counted, ask(rill, dialect) as asked:
+    with Counted(rill) as counted, ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
         assert not OURS.search(asked.read_rest().decode())
     assert counted.errors() == {"account_blocked": 1}
@@ -121,7 +111,7 @@ def test_an_event_about_our_account_is_not_passed_on(
 ) -> None:
     event = wire.stream_error("invalid_request_error", ACCOUNT["credit"])
     upstream.always(wire.head(), *begin, wire.send(event), wire.end())
-    with ask(rill, dialect) as asked:
+    with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == (200 if begin and dialect != "text" else 502)
         assert not OURS.search(asked.read_rest().decode())
 
@@ -137,7 +127,7 @@ def test_an_event_about_our_account_is_not_passed_on(
 )
 def test_an_error_of_the_request_stays_the_clients_with_its_words(rill: Rill, upstream: Upstream, message: str) -> None:
     upstream.always(wire.error(400, "invalid_request_error", message))
-    with Counted(rill) as counted, ask(rill) as asked:
+    with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert (asked.status, asked.read_rest().decode().strip()) == (400, message)
     assert counted.errors() == {"bad_request": 1}
 
@@ -161,7 +151,7 @@ def test_every_response_of_the_upstream_that_is_not_2xx_is_counted(
     rill: Rill, upstream: Upstream, step: Step, type: str, count: int
 ) -> None:
     upstream.always(step)
-    with Counted(rill) as counted, ask(rill) as asked:
+    with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         asked.read_rest()
     assert counted.errors() == {type: count}
     assert len(upstream.requests) == count
@@ -215,7 +205,7 @@ def test_a_total_outage_fires_its_alert_whatever_its_form(
     rill: Rill, upstream: Upstream, form: str, dialect: str
 ) -> None:
     upstream.always(*OUTAGES[form])
-    with Counted(rill) as counted, ask(rill, dialect, model="claude-sonnet-5-5") as asked:
+    with Counted(rill) as counted, ask(rill, dialect, ALICE, model="claude-sonnet-5-5") as asked:
         asked.read_rest()
     assert fires("RillUpstreamDown", counted.risen)
     assert counted.errors()
@@ -225,7 +215,7 @@ def test_an_upstream_that_cannot_be_reached_fires_the_alert(start_rill: StartRil
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     rill = start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}")
-    with Counted(rill) as counted, ask(rill) as asked:
+    with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert asked.status == 502
     assert fires("RillUpstreamDown", counted.risen)
 
@@ -236,9 +226,9 @@ def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) ->
     upstream.script(*BEGUN, wire.silence())
     with Counted(rill) as counted:
         for status in (400, 404):
-            with ask(rill) as asked:
+            with ask(rill, "text", ALICE, model=MISSING) as asked:
                 assert asked.status == status
-        with ask(rill, name="leaves") as asked:
+        with ask(rill, "text", ALICE, name="leaves", model=MISSING) as asked:
             asked.next_chunk()
         logged(rill, "leaves")
     assert not fires("RillUpstreamDown", counted.risen)
@@ -252,7 +242,7 @@ def test_a_chosen_model_that_does_not_exist_is_a_404_that_names_it(
     rill: Rill, upstream: Upstream, dialect: str
 ) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-nothing-9"))
-    with ask(rill, dialect) as asked:
+    with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 404
         told = asked.read_rest().decode()
     assert "claude-nothing-9" in told
@@ -266,7 +256,7 @@ def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
     rill: Rill, upstream: Upstream, dialect: str
 ) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-sonnet-5-5"))
-    with ask(rill, dialect, model=None) as asked:
+    with ask(rill, dialect, ALICE, model=None) as asked:
         assert asked.status == 502
 
 
@@ -274,7 +264,7 @@ def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
 @pytest.mark.parametrize("step", [OUTAGES["404 address"][0], OUTAGES["404 of the API"][0]], ids=["HTML", "JSON"])
 def test_a_wrong_address_of_the_upstream_stays_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
     upstream.always(step)
-    with ask(rill, dialect) as asked:
+    with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
 
 
@@ -344,7 +334,7 @@ def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> No
 def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(rill: Rill, upstream: Upstream) -> None:
     # All of the text is taken; the reset comes while only the upstream's last bytes are awaited.
     upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
-    with ask(rill, name="resets") as asked:
+    with ask(rill, "text", ALICE, name="resets", model=MISSING) as asked:
         assert asked.next_chunk() == b"some "
         asked.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         upstream.open("end")
@@ -363,7 +353,7 @@ def test_an_error_event_without_its_blank_line_is_that_error(
 ) -> None:
     upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), cut)
     name = f"unterminated-{time.monotonic_ns()}"
-    with ask(rill, "sse", name) as asked:
+    with ask(rill, "sse", ALICE, name=name, model=MISSING) as asked:
         told = asked.read_rest()
     title = {"overloaded_error": "upstream_overloaded", "api_error": "upstream_error"}[type]
     assert json.loads(told.split(b"event: error\ndata: ")[1])["code"] == title
@@ -405,7 +395,7 @@ def test_a_missing_key_and_a_wrong_one_are_told_apart(rill: Rill) -> None:
 
 def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     time.sleep(0.1)
-    return [line for line in lines(rill) if line["event"] == "refused" and condition(line)]
+    return [line for line in lines(rill) if line["event"] == "rejected" and condition(line)]
 
 
 def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: Rill) -> None:

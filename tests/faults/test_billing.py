@@ -4,14 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 import upstream as wire
-from server import Conversation, Rill, StartRill, rill_env
+from asking import ask
+from server import Rill, StartRill
 from upstream import Step, Upstream
 
 from rill.events import End, Event
@@ -21,32 +22,22 @@ from rill.upstream.client import Upstream as Client
 
 BODY = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"Content-Type": "application/json"}
+ALICE = {"Authorization": "Bearer of-alice"}
 STREAMED = ("text", "sse", "anthropic", "openai", "openai whole")
 HANG_UPS = {"close": wire.close(), "reset": wire.reset()}
 
 
-@pytest.fixture(scope="module")
-def rill(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def rill(share_rill: StartRill) -> Rill:
     """The server of most tests here, with a client's API key and short timeouts."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_IDLE_TIMEOUT_SECONDS": "2", "RILL_START_TIMEOUT_SECONDS": "8"}
-    with Rill({**rill_env(module_upstream), **env}) as running:
-        yield running
-
-
-def ask(rill: Rill, way: str, headers: dict[str, str] | None = None) -> Conversation:
-    """Ask in a dialect; one that is `whole` is not streamed to the client."""
-    fields = {"Authorization": "Bearer of-alice", **(headers or {})}
-    if way in ("text", "sse"):
-        return rill.ask("GET", "/stream?q=hi", {**fields, **({"Accept": "text/event-stream"} if way == "sse" else {})})
-    dialect, _, whole = way.partition(" ")
-    path = {"anthropic": "/v1/messages", "openai": "/v1/chat/completions"}[dialect]
-    return rill.ask("POST", path, {**fields, **JSON}, json.dumps({**BODY, "stream": not whole}).encode())
+    return share_rill(**env)
 
 
 def keep_a_connection(rill: Rill, upstream: Upstream) -> None:
     """Leave an idle connection to the upstream, which the next request takes."""
     upstream.script(*wire.answer("warm"))
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert asked.read_rest() == b"warm"
     upstream.wait_until(lambda: upstream.answers[-1].outcome == "sent", "the end of the first answer")
     upstream.clear()
@@ -62,7 +53,7 @@ def test_a_streamed_request_whose_connection_closes_at_once_is_sent_three_times_
 ) -> None:
     keep_a_connection(rill, upstream)
     upstream.always(HANG_UPS[how])
-    with ask(rill, way) as asked:
+    with ask(rill, way, ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 3
 
@@ -71,7 +62,7 @@ def test_a_kept_connection_that_was_just_closed_is_not_noticed(rill: Rill, upstr
     keep_a_connection(rill, upstream)
     upstream.script(wire.close())
     upstream.script(*wire.answer("here"))
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert (asked.read_rest(), asked.ended) == (b"here", "clean")
     assert len(upstream.requests) == 2
 
@@ -85,7 +76,7 @@ def test_a_request_that_the_upstream_may_have_processed_is_sent_once(
     if kept:
         keep_a_connection(rill, upstream)
     upstream.always(wire.pause(0.7), HANG_UPS[how])
-    with ask(rill, way) as asked:
+    with ask(rill, way, ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 1
 
@@ -98,7 +89,7 @@ def test_a_request_that_is_not_streamed_is_never_sent_again(
     if kept:
         keep_a_connection(rill, upstream)
     upstream.always(HANG_UPS[how])
-    with ask(rill, "anthropic whole") as asked:
+    with ask(rill, "anthropic whole", ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 1
 
@@ -107,7 +98,7 @@ def test_a_request_that_is_not_streamed_is_never_sent_again(
 def test_a_request_that_got_a_byte_of_a_response_is_sent_once(rill: Rill, upstream: Upstream, begin: bytes) -> None:
     keep_a_connection(rill, upstream)
     upstream.always(wire.raw(begin), wire.close())
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 1
 
@@ -131,7 +122,7 @@ def test_an_error_as_the_first_event_is_a_true_status_after_the_same_count_of_at
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error(type, "max_tokens: 9 is odd")), wire.end())
     status, requests = FIRST_ERRORS[type]
-    with ask(rill, way) as asked:
+    with ask(rill, way, ALICE) as asked:
         assert asked.status == status
         told = asked.read_rest()
         assert asked.headers.get("retry-after") == ("1" if status in (429, 503) else None)
@@ -147,7 +138,7 @@ def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
     head = wire.head({"request-id": "req_of_the_first"})
     upstream.script(head, *PAUSES[before], wire.send(wire.stream_error()), wire.silence())
     upstream.script(*wire.answer("here"))
-    with ask(rill, way) as asked:
+    with ask(rill, way, ALICE) as asked:
         assert asked.status == 200
         told = asked.read_rest()
         assert asked.ended == "clean"
@@ -160,7 +151,7 @@ def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
 
 def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.head(), wire.send(wire.start()), wire.send(wire.stream_error()), wire.end())
-    with ask(rill, "sse") as asked:
+    with ask(rill, "sse", ALICE) as asked:
         assert asked.status == 200
         assert b"event: error" in asked.read_rest()
     assert len(upstream.requests) == 1
@@ -169,7 +160,7 @@ def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream
 def test_no_overload_is_retried_beyond_the_start_timeout(start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill(RILL_START_TIMEOUT_SECONDS="0.3", RILL_API_KEYS="alice=of-alice")
     upstream.always(wire.head(), wire.send(wire.stream_error()), wire.end())
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert asked.status == 503
     assert len(upstream.requests) == 1
 
@@ -182,7 +173,7 @@ MESSAGE = {"type": "message", "content": [{"type": "text", "text": "paid"}], "st
 def test_a_whole_message_is_delivered_though_its_last_chunk_never_comes(rill: Rill, upstream: Upstream) -> None:
     body = json.dumps(MESSAGE).encode()
     upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.silence())
-    with ask(rill, "anthropic whole") as asked:
+    with ask(rill, "anthropic whole", ALICE) as asked:
         assert (asked.status, asked.read_rest(), asked.ended) == (200, body, "clean")
 
 
@@ -192,14 +183,14 @@ def test_a_whole_message_is_delivered_though_its_connection_breaks_behind_it(
 ) -> None:
     body = json.dumps(MESSAGE).encode()
     upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.pause(0.2), HANG_UPS[how])
-    with ask(rill, "anthropic whole") as asked:
+    with ask(rill, "anthropic whole", ALICE) as asked:
         assert (asked.status, asked.read_rest()) == (200, body)
 
 
 def test_half_a_message_is_still_a_timeout(rill: Rill, upstream: Upstream) -> None:
     half = json.dumps(MESSAGE).encode()[:-1]
     upstream.script(wire.head({"content-type": "application/json"}), wire.send(half), wire.silence())
-    with ask(rill, "anthropic whole") as asked:
+    with ask(rill, "anthropic whole", ALICE) as asked:
         assert asked.status == 504
 
 
@@ -326,7 +317,7 @@ def test_an_sdk_is_told_not_to_multiply_what_was_tried_or_cannot_help(
 ) -> None:
     steps, status, advice, requests = ADVICE[case]
     upstream.always(*steps)
-    with ask(rill, way) as asked:
+    with ask(rill, way, ALICE) as asked:
         assert (asked.status, asked.headers.get("x-should-retry")) == (status, advice)
     assert len(upstream.requests) == requests
 
@@ -341,9 +332,9 @@ def test_a_wrong_key_and_an_unknown_route_are_not_worth_a_retry(rill: Rill) -> N
 def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill(RILL_RATE_LIMIT="1/hour", RILL_API_KEYS="alice=of-alice")
     upstream.always(*wire.answer("ok"))
-    with ask(rill, "anthropic") as asked:
+    with ask(rill, "anthropic", ALICE) as asked:
         asked.read_rest()
-    with ask(rill, "anthropic") as asked:
+    with ask(rill, "anthropic", ALICE) as asked:
         assert (asked.status, asked.headers.get("x-should-retry")) == (429, None)
         message: dict[str, Any] = json.loads(asked.read_rest())
         assert re.search(r"Try again in \d+ s\.$", message["error"]["message"])
@@ -352,5 +343,5 @@ def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: U
 
 def test_plain_text_has_no_header_for_sdks(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(401, "authentication_error", "no"))
-    with ask(rill, "text") as asked:
+    with ask(rill, "text", ALICE) as asked:
         assert (asked.status, asked.headers.get("x-should-retry")) == (502, None)

@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import ask, wait_until
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Answer, Step, Upstream
-from witness import ask, log_lines, unharmed, wait_until
+from witness import log_lines, unharmed
 
-LEAVINGS, AT_ONCE, WHOLE = 3000, 24, 200
+LEAVINGS, AT_ONCE, WHOLE = 2000, 24, 100
 LONGEST = 0.060
 ENV = {"RILL_MAX_STREAMS": "40"}
 

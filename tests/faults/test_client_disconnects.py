@@ -10,9 +10,11 @@ import psutil
 import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import SSE, ask, wait_until
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
-from witness import SSE, ask, logged, name_request, wait_until
+from witness import logged, name_request
 
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 FLOW = (*BEGUN, *(step for _ in range(2000) for step in (wire.pause(0.005), wire.send(wire.text("more ")))))
@@ -43,7 +45,7 @@ def test_leaving_closes_the_upstream_and_is_logged(
 ) -> None:
     upstream.script(*PHASES[phase])
     name = name_request()
-    asked = ask(rill, name, SSE if dialect == "sse" else {})
+    asked = ask(rill, headers=SSE if dialect == "sse" else {}, name=name)
     reach(phase, asked, upstream)
     WAYS[way](asked)
     assert_upstream_closed_once(upstream)
@@ -84,7 +86,7 @@ def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Up
 def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*PHASES["silence"])
     name = name_request()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert asked.read_until(b"one ")
         asked.half_close()
         assert_upstream_closed_once(upstream)
@@ -95,7 +97,7 @@ def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstre
 def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "Overloaded"))
     name = name_request()
-    with ask(rill, name):
+    with ask(rill, name=name):
         upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the refusal")
     assert logged(rill, name, timeout=0.3)["outcome"] == "client_disconnected"
     time.sleep(1.5)  # longer than the pause would have been
@@ -106,7 +108,7 @@ def test_a_client_that_has_read_done_may_close_at_once(rill: Rill, upstream: Ups
     # The upstream's last chunk is not its last byte: an EventSource's code closes in between.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("all"), wire.stop()), wire.silence())
     name = name_request()
-    with ask(rill, name, SSE) as asked:
+    with ask(rill, headers=SSE, name=name) as asked:
         assert b"[DONE]" in asked.read_until(b"[DONE]")
     line = logged(rill, name)
     assert (line["outcome"], line["stop_reason"]) == ("completed", "end_turn")
@@ -116,7 +118,7 @@ def test_a_client_that_left_before_its_request_was_read_costs_nothing_further(ri
     upstream.always(wire.silence())
     names = [name_request() for _ in range(20)]
     for name in names:
-        ask(rill, name).close()
+        ask(rill, name=name).close()
     outcomes = {logged(rill, name)["outcome"] for name in names}
     assert outcomes <= {"client_disconnected", "at_capacity"}
     upstream.wait_until(lambda: all(each.outcome == "left" for each in upstream.answers), "all to be closed")
@@ -150,7 +152,7 @@ def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
 ) -> None:
     upstream.script(*PHASES["silence"])
     name = name_request()
-    asked = ask(rill, name)
+    asked = ask(rill, name=name)
     assert asked.read_until(b"one ")
     asked.socket.sendall(b"GET /healthz HTTP/1.1\r\n")
     time.sleep(waited)

@@ -8,9 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import SSE, ask, wait_until
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Answer, Upstream
-from witness import SSE, ask, log_lines, probed, refuses_connections, wait_until, wait_until_all_serve
+from witness import log_lines, probed, refuses_connections, wait_until_all_serve
 
 DRAIN = 3.0
 EXIT = DRAIN + 5.0
@@ -53,7 +55,7 @@ def begin(rill: Rill, upstream: Upstream, stack: ExitStack) -> dict[str, Convers
     upstream.always(play_what_is_asked)
     opened = {}
     for name, (q, headers, version) in STREAMS.items():
-        opened[name] = stack.enter_context(ask(rill, name, headers, q, version))
+        opened[name] = stack.enter_context(ask(rill, headers=headers, name=name, q=q, version=version))
         if name not in ("unbegun-text", "never-read"):
             assert opened[name].read_until(b"one")
     upstream.wait_for_requests(len(STREAMS))
@@ -110,18 +112,28 @@ def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream:
         upstream.wait_until(lambda: all(each.outcome in ("left", "sent") for each in upstream.answers), "their ends")
 
 
-def test_a_stop_without_answers_is_quick(upstream: Upstream, start: Callable[..., Rill]) -> None:
-    rill = start()
-    with Conversation(rill.port, request_bytes("GET", "/healthz")) as idle:
-        assert idle.read_rest() == b"alive\n"
-        stopped = rill.stop()
-    assert (stopped.exit_code, stopped.seconds < 5) == (0, True)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_without_answers_takes_less_than_a_second(
+    upstream: Upstream, start: Callable[..., Rill], workers: int
+) -> None:
+    measured = []
+    for _ in range(5):  # Other load on the machine may delay some of the measurements.
+        rill = start(WEB_CONCURRENCY=str(workers))
+        wait_until_all_serve(rill, workers)
+        with Conversation(rill.port, request_bytes("GET", "/healthz")) as idle:
+            assert idle.read_rest() == b"alive\n"
+            stopped = rill.stop()
+        assert stopped.exit_code == 0
+        measured.append(stopped.seconds)
+        if stopped.seconds < 1:
+            return
+    raise AssertionError(f"stopped after {measured} s")
 
 
 def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start(RILL_SHUTDOWN_GRACE_SECONDS=str(DRAIN))
     upstream.script(*SCRIPTS["short"])
-    with ask(rill, "twice") as asked:
+    with ask(rill, name="twice") as asked:
         assert asked.read_until(b"one ")
         rill.signal(signal.SIGTERM)
         time.sleep(0.5)

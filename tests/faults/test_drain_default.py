@@ -5,10 +5,11 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from asking import SSE, ask
 from server import Rill
 from test_drain import FLOW, SCRIPTS
 from upstream import Answer, Upstream
-from witness import SSE, ask, log_lines, probed
+from witness import log_lines, probed
 
 WITHIN = 25.0
 ASKED = {"flow": ({}, "HTTP/1.1"), "sse": (SSE, "HTTP/1.1"), "big": ({}, "HTTP/1.1"), "big-1.0": ({}, "HTTP/1.0")}
@@ -22,10 +23,11 @@ def play_what_is_asked(answer: Answer) -> None:
 
 def open_all(rill: Rill, stack: ExitStack) -> None:
     for name, (headers, version) in ASKED.items():
-        asked = stack.enter_context(ask(rill, name, headers, name, version))
+        asked = stack.enter_context(ask(rill, headers=headers, name=name, q=name, version=version))
         assert asked.status == 200
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_answers_without_end_and_clients_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
     upstream: Upstream,

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import psutil
 import upstream as wire
+from asking import ask
 from server import Rill
 from upstream import Upstream
-from witness import ask, wait_until_all_serve
+from witness import wait_until_all_serve
 
 MOST_BYTES = 140_000_000
 

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import upstream as wire
+from asking import SSE, wait_until
 from server import Rill
 from upstream import Answer, Upstream
-from witness import SSE, read_gauges, rest, wait_for_rest, wait_until
+from witness import read_gauges, rest, wait_for_rest
 
-FIRST, SHORT_FORM, FULL_FORM = 1_000, 3_000, 19_000
+FIRST, SHORT_FORM, FULL_FORM = 1_000, 1_000, 19_000
 CLIENTS = 6
 MORE = 1.02
 ENV = {"RILL_MAX_STREAMS": "50", "RILL_RATE_LIMIT": "1000/second"}

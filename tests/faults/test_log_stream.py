@@ -10,14 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import ROOT, Rill, raw_request, rill_env
+from asking import wait_until
+from conversation import raw_request
+from server import ROOT, Rill, rill_env
 from upstream import Upstream
 
 from rill.telemetry.log_stream import LogStream
@@ -91,13 +92,6 @@ def lines_dropped(rill: Rill) -> int:
     with rill.ask("GET", "/metrics", {"Connection": "close"}) as asked:
         (found,) = re.findall(rb"^rill_log_lines_dropped_total (\d+)", asked.read_rest(), re.MULTILINE)
     return int(found)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def losses(written: bytes) -> int:

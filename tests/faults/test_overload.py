@@ -4,11 +4,14 @@ import threading
 import time
 from contextlib import ExitStack
 
+import pytest
 import requests
 import upstream as wire
-from server import Conversation, Rill
+from asking import ask
+from conversation import Conversation
+from server import Rill
 from upstream import Upstream
-from witness import STREAMS, ask, logged, name_request
+from witness import STREAMS, logged, name_request
 
 BOUND = 0.100
 REFUSALS = 20
@@ -22,11 +25,11 @@ def refuse_once(rill: Rill) -> float:
     """Seconds from one request too many to its refusal."""
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, name, {"Connection": "close"}) as refused:
+    with ask(rill, headers={"Connection": "close"}, name=name) as refused:
         assert refused.status == 503
         took = time.monotonic() - begun
         assert int(refused.headers["retry-after"]) >= 1
-        assert b"places" in refused.read_rest()
+        assert b"at capacity" in refused.read_rest()
     line = logged(rill, name)
     assert (line["status"], line["outcome"]) == (503, "at_capacity")
     return took
@@ -57,6 +60,7 @@ def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
     return slowest, max(gaps)
 
 
+@pytest.mark.timing
 def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*FLOW)
     with ExitStack() as stack:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import ask, wait_until
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
-from witness import ask, log_lines, refuses_connections, wait_until, wait_until_all_serve
+from witness import log_lines, refuses_connections, wait_until_all_serve
 
 CLIENTS = 8
 SIGNALS = (*[signal.SIGHUP] * 8, *[signal.SIGTTIN, signal.SIGTTOU] * 6)

@@ -5,10 +5,11 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import upstream as wire
-from server import request_bytes
+from asking import wait_until
+from conversation import request_bytes
 from test_slow_readers import MOST_BUFFERED, connect_with_a_small_window, queued_for
 from upstream import Upstream
-from witness import probed, wait_until
+from witness import probed
 
 PIECE = wire.send(wire.text("x" * 8000))
 ENDLESS = (wire.head(), wire.send(wire.opening()), *[PIECE] * 1000, wire.close())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import logged, name_request, unharmed
 
@@ -65,6 +66,7 @@ def play_what_is_asked(answer: wire.Answer) -> None:
         step(answer)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_whole(
     service: Rill, upstream: Upstream

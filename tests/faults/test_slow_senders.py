@@ -4,7 +4,8 @@ import socket
 import time
 
 import pytest
-from server import Conversation, Rill, raw_request, request_bytes
+from conversation import Conversation, raw_request, request_bytes
+from server import Rill
 from upstream import Upstream
 from witness import probed, take_every_place, unharmed
 
@@ -42,6 +43,7 @@ def test_a_head_that_drips_in_is_cut_in_its_bound(upstream: Upstream) -> None:
         assert upstream.requests == []
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Rill, upstream: Upstream) -> None:
     with unharmed(service, upstream):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pytest
 import requests
 import upstream as wire
+from asking import SSE, ask
 from server import Rill
 from upstream import Step, Upstream
-from witness import SSE, ask, logged, name_request
+from witness import logged, name_request
 
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("read"))
 BROKEN_JSON = b'event: content_block_delta\ndata: {"type": "content_block_delta", \n\n'
@@ -85,7 +86,7 @@ def test_a_redirect_is_not_followed(rill: Rill, upstream: Upstream, code: int) -
         elsewhere.always(*wire.answer("stolen"))
         upstream.script(wire.status(code, {"Location": f"{elsewhere.url}/v1/messages"}))
         name = name_request()
-        with ask(rill, name) as asked:
+        with ask(rill, name=name) as asked:
             assert asked.status == 502
         assert elsewhere.accepted == 0
     assert logged(rill, name)["outcome"] == "upstream_error"
@@ -96,7 +97,7 @@ def test_a_redirect_is_not_followed(rill: Rill, upstream: Upstream, code: int) -
 def test_an_upstream_that_hangs_up_on_every_request_is_a_502(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.always({"close": wire.close(), "reset": wire.reset()}[how])
     name = name_request()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert asked.status == 502
     assert logged(rill, name)["outcome"] == "upstream_error"
     assert len(upstream.requests) == RETRIED
@@ -116,7 +117,7 @@ def test_an_error_event_before_the_answer_is_a_true_status(
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error()), wire.end())
     name = name_request()
-    with ask(rill, name, headers) as asked:
+    with ask(rill, headers=headers, name=name) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (503, "1")
     assert logged(rill, name)["outcome"] == "upstream_overloaded"
 
@@ -156,7 +157,7 @@ BREAKS = {
 def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert asked.next_chunk() == b"one "
         upstream.open("read")
         asked.read_rest()
@@ -169,7 +170,7 @@ def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstre
 def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
-    with ask(rill, name, SSE) as asked:
+    with ask(rill, headers=SSE, name=name) as asked:
         assert b"one" in asked.read_until(b"one")
         upstream.open("read")
         rest, ended = asked.read_rest(), asked.ended
@@ -186,7 +187,7 @@ def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstr
 def test_a_broken_answer_to_http_1_0_is_reset(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
-    with ask(rill, name, version="HTTP/1.0") as asked:
+    with ask(rill, name=name, version="HTTP/1.0") as asked:
         assert asked.next_chunk() == b"one "
         upstream.open("read")
         asked.read_rest()
@@ -221,7 +222,7 @@ def test_what_came_before_the_cut_is_delivered_to_one_who_reads_late(
     pieces = [wire.send(wire.text("x" * 1000)) for _ in range(60)]
     upstream.script(wire.head(), wire.send(wire.opening()), *pieces, wire.close())
     name = name_request()
-    with ask(rill, name, version=version) as asked:
+    with ask(rill, name=name, version=version) as asked:
         assert logged(rill, name)["outcome"] == "upstream_truncated"
         time.sleep(0.2)
         assert asked.read_rest() == b"x" * 60_000
@@ -232,7 +233,7 @@ def test_an_http_1_0_client_that_leaves_before_its_reset_crashes_nothing(rill: R
     # More than the client's window takes, so that the reset waits for what is still to be sent.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.gate("read"), wire.close())
     name = name_request()
-    with ask(rill, name, version="HTTP/1.0") as asked:
+    with ask(rill, name=name, version="HTTP/1.0") as asked:
         assert asked.status == 200
         upstream.wait_at_gate("read")
         got = 0
@@ -297,7 +298,7 @@ def test_a_line_of_ten_megabytes_arrives_and_one_of_twenty_is_cut(
     size = megabytes * 1_000_000
     upstream.script(*BEGUN, wire.send(wire.text("x" * size)), wire.send(wire.stop()), wire.end())
     name = name_request()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert asked.next_chunk() == b"one "
         upstream.open("read")
         got = len(asked.read_rest())

@@ -6,9 +6,10 @@ import time
 import pytest
 import requests
 import upstream as wire
+from asking import SSE, ask
 from server import Rill
 from upstream import Step, Upstream
-from witness import SSE, ask, in_one_segment, logged, name_request
+from witness import in_one_segment, logged, name_request
 
 FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
 # How much later than due an outcome may be told, on a busy machine.
@@ -36,7 +37,7 @@ def test_silence_instead_of_an_answer_is_a_504_in_time(
     upstream.script(*NOTHING[when])
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, name, headers) as asked:
+    with ask(rill, headers=headers, name=name) as asked:
         assert asked.status == 504
     assert FIRST <= time.monotonic() - begun < FIRST + LATE
     assert logged(rill, name)["outcome"] == "start_timeout"
@@ -59,7 +60,7 @@ def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstre
     upstream.script(*steps)
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert asked.status == 200
         assert (asked.read_rest(), asked.ended) == (text, "cut")
     assert IDLE <= time.monotonic() - begun < IDLE + LATE
@@ -72,7 +73,7 @@ def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstre
 def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*DEAD[how][0])
     name = name_request()
-    with ask(rill, name, SSE) as asked:
+    with ask(rill, headers=SSE, name=name) as asked:
         got = asked.read_rest()
         assert asked.ended == "clean"
     assert b"[DONE]" not in got
@@ -88,7 +89,7 @@ def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
         wire.send(wire.block_stop(), wire.block_start(1), wire.text("so", 1), wire.stop()), wire.end(),
     )  # fmt: skip
     name = name_request()
-    with ask(rill, name) as asked:
+    with ask(rill, name=name) as asked:
         assert (asked.read_rest(), asked.ended) == (b"so", "clean")
     line = logged(rill, name)
     assert line["outcome"] == "completed"
@@ -103,7 +104,7 @@ def test_an_answer_without_end_ends_in_all(
     upstream.script(*BEGUN, *repeated(event, 0.1))
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, name, headers) as asked:
+    with ask(rill, headers=headers, name=name) as asked:
         got = asked.read_rest()
         assert asked.ended == ("clean" if headers else "cut")
     assert TOTAL <= time.monotonic() - begun < TOTAL + LATE

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import requests
 import upstream as wire
+from asking import ask, wait_until
 from server import Rill
 from upstream import Upstream
-from witness import ask, logged, name_request, read_gauges, wait_until
+from witness import logged, name_request, read_gauges
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def assert_out_of_reach(rill: Rill, port: int) -> None:
     before = read_gauges(rill, port)
     for _ in range(2):
         name = name_request()
-        with ask(rill, name, {"Connection": "close"}, timeout=25) as asked:
+        with ask(rill, headers={"Connection": "close"}, name=name, timeout=25) as asked:
             assert asked.status == 502
             assert asked.read_rest() == b"The model's API cannot be reached. Try again later.\n"
         line = logged(rill, name)

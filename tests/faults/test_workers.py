@@ -1,18 +1,23 @@
-"""A worker that dies takes only its own streams with it, and its successor serves within 2 s."""
+"""A worker that dies takes only its own streams with it, and its successor serves within 0.3 s."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import psutil
 import upstream as wire
-from server import Conversation, Rill
+from asking import ask, wait_until
+from conversation import Conversation
+from server import Rill
 from upstream import Upstream
-from witness import ask, wait_until, wait_until_all_serve
+from witness import wait_until_all_serve
 
 EACH = 3
-BOUND = 2.0
+# On an idle machine it takes 0.03 s.
+MAX_SECONDS = 0.3
+ATTEMPTS = 5
 SCRIPT = (
     wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("rest"),
     wire.send(wire.text("two"), wire.stop()), wire.end(),
@@ -33,6 +38,11 @@ def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:
         if all(len(clients_of(worker, rill)) >= EACH for worker in rill.workers()):
             return streams
     raise AssertionError("one worker got all the streams")
+
+
+def is_quick(seconds: float) -> bool:
+    """Whether a worker was replaced in MAX_SECONDS, or in more if the machine's cores have other work."""
+    return seconds < MAX_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> float:
@@ -71,16 +81,18 @@ def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: C
     wait_until_all_serve(rill, 2)
 
 
-def test_a_killed_workers_successor_serves_within_two_seconds(upstream: Upstream, start: Callable[..., Rill]) -> None:
+def test_a_killed_workers_successor_serves_within_a_third_of_a_second(
+    upstream: Upstream, start: Callable[..., Rill]
+) -> None:
     rill = start(WEB_CONCURRENCY="2")
     measured = []
-    for _ in range(5):  # a busy machine may spoil a measurement, but not five
+    for _ in range(ATTEMPTS):  # Other load on the machine may delay some of the measurements.
         wait_until_all_serve(rill, 2)
         victim, other = rill.wait_for_workers(2)
         begun = time.monotonic()
         victim.kill()
         measured.append(seconds_until_served_by_another(rill, {victim.pid, other.pid}, begun))
-        if measured[-1] < BOUND:
+        if is_quick(measured[-1]):
             return
     raise AssertionError(f"served after {measured} s")
 
@@ -91,7 +103,7 @@ def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that
     rill = start()
     upstream.always(*wire.answer("here"))
     measured = []
-    for _ in range(5):
+    for _ in range(ATTEMPTS):
         (victim,) = rill.wait_for_workers(1)
         begun = time.monotonic()
         victim.kill()
@@ -99,6 +111,6 @@ def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that
         with ask(rill) as asked:  # its connection waits in the listener's queue
             assert (asked.read_rest(), asked.ended) == (b"here", "clean")
         measured.append(time.monotonic() - begun)
-        if measured[-1] < BOUND:
+        if is_quick(measured[-1]):
             return
     raise AssertionError(f"served after {measured} s")

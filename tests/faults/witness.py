@@ -7,14 +7,15 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from asking import ask, wait_until
+from server import Rill
 from upstream import Upstream
 
 STREAMS = 6
@@ -25,33 +26,19 @@ SETTINGS = {
     "RILL_MAX_STREAMS": str(STREAMS),
     "RILL_MAX_STREAMS_PER_CLIENT": "1000000",
 }
-SSE = {"Accept": "text/event-stream"}
-HERE = str(Path(__file__).parent)
+PROBE = ("--pythonpath", str(Path(__file__).parent))
 
 _names = itertools.count()
 
 
 def probed(url: str, *arguments: str, **env: str) -> Rill:
     """A server on the upstream at `url`, which answers as the service does and at /__probe too."""
-    return Rill({**SETTINGS, "ANTHROPIC_BASE_URL": url, **env}, ("--pythonpath", HERE, *arguments), app="probe:app")
+    return Rill({**SETTINGS, "ANTHROPIC_BASE_URL": url, **env}, (*PROBE, *arguments), app="probe:app")
 
 
 def name_request() -> str:
     """A request id that no other request of this process has."""
     return f"{os.getpid()}-{next(_names)}"
-
-
-def ask(
-    rill: Rill,
-    name: str = "",
-    headers: dict[str, str] | None = None,
-    q: str = "hello",
-    version: str = "HTTP/1.1",
-    timeout: float = 10,
-) -> Conversation:
-    """Ask GET /stream under the request id `name`."""
-    fields = {"X-Request-Id": name or name_request(), **(headers or {})}
-    return Conversation(rill.port, request_bytes("GET", f"/stream?q={q}", fields, version=version), timeout)
 
 
 def in_one_segment(event: bytes) -> wire.Step:
@@ -98,12 +85,14 @@ class Gauges(NamedTuple):
     clients: int
 
 
-def sockets_between(process: psutil.Process, port: int, mine: bool) -> int:
-    """How many connections a process has at its own `port` (`mine`), or to another's."""
-    return sum(
-        bool(each.raddr) and (each.laddr if mine else each.raddr).port == port
-        for each in process.net_connections("tcp4")
-    )
+def ports_to(process: psutil.Process, port: int) -> set[int]:
+    """The process's own ports of its connections to another's `port`."""
+    return {each.laddr.port for each in process.net_connections("tcp4") if each.raddr and each.raddr.port == port}
+
+
+def clients_of(process: psutil.Process, port: int) -> int:
+    """How many connections a process has at its own `port`."""
+    return sum(bool(each.raddr) and each.laddr.port == port for each in process.net_connections("tcp4"))
 
 
 def look_inside(rill: Rill) -> dict[str, Any]:
@@ -128,17 +117,9 @@ def read_gauges(rill: Rill, upstream_port: int) -> Gauges:
     """The gauges now; an answer that is still open counts as many greenlets too many."""
     inside = look_inside(rill)
     (worker,) = rill.workers()
-    kept = sockets_between(worker, upstream_port, mine=False)
+    kept = len(ports_to(worker, upstream_port))
     greenlets = inside["greenlets"] + (0 if inside["no_answer_open"] else 1000)
-    return Gauges(greenlets, worker.num_fds() - kept, sockets_between(worker, rill.port, mine=True))
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], timeout: float = 10) -> None:
-    """Wait until the condition holds, or fail with what `what` says then."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
+    return Gauges(greenlets, worker.num_fds() - kept, clients_of(worker, rill.port))
 
 
 def rest(rill: Rill, upstream: Upstream) -> Gauges:
@@ -153,15 +134,15 @@ def rest(rill: Rill, upstream: Upstream) -> Gauges:
 
 
 def wait_for_rest(rill: Rill, upstream: Upstream, before: Gauges, timeout: float = 10) -> None:
-    """Wait until no gauge is above what it was, and both sides count the same connections to the upstream."""
+    """Wait until no gauge is above what it was, and every connection that the upstream has is the worker's too."""
     seen: list[object] = []
 
     def is_back() -> bool:
         now = read_gauges(rill, upstream.port)
         (worker,) = rill.workers()
-        kept = (sockets_between(worker, upstream.port, mine=False), upstream.open_connections)
-        seen[:] = [now, kept]
-        return all(mine <= theirs for mine, theirs in zip(now, before, strict=True)) and kept[0] == kept[1]
+        lost = upstream.open_peer_ports - ports_to(worker, upstream.port)
+        seen[:] = [now, lost]
+        return all(mine <= theirs for mine, theirs in zip(now, before, strict=True)) and not lost
 
     wait_until(is_back, lambda: f"{seen} is not back at {before}", timeout)
 

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 from raw import answers, play, untroubled
-from server import Rill, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 
 @pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
+def service(share_rill: StartRill) -> Rill:
     """A server that passes on every feature of /v1/messages."""
-    with Rill({**rill_env(module_upstream), "RILL_UPSTREAM_FEATURES": "*"}) as running:
-        yield running
+    return share_rill(RILL_UPSTREAM_FEATURES="*")
 
 
 @pytest.fixture

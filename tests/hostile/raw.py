@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import upstream as wire
-from server import Conversation, Rill, request_bytes
+from conversation import Conversation, request_bytes
+from server import Rill
 
 STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
 # What no log of a healthy server holds.

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
+from conversation import Conversation, request_bytes
 from fast import KEY, SENDERS
 from raw import play
-from server import Conversation, Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 PACE_SECONDS = 0.05
-TOKENS = 60
+TOKENS = 20
 # The longest time between two tokens of another client's stream.
 GAP_SECONDS = 0.25
 SENDER = Path(__file__).parent / "fast.py"
@@ -29,11 +30,10 @@ PACED = (
 )
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """One worker that wants a key."""
-    with Rill({**rill_env(module_upstream), "RILL_API_KEYS": f"alice={KEY}"}) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """One worker that requires an API key."""
+    return share_rill(RILL_API_KEYS=f"alice={KEY}")
 
 
 @contextmanager
@@ -69,6 +69,7 @@ def play_paced(answer: wire.Answer) -> None:
         play(answer)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("names", [*([name] for name in SENDERS), list(SENDERS)], ids=[*SENDERS, "all together"])
 def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstream: Upstream, names: list[str]) -> None:
     upstream.always(play_paced)

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from conversation import request_bytes
 from raw import HANG_SECONDS, STATUS, Heard, connect, receive_rest, send, send_and_leave
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 from vectors import CLOSED, HELLO, READ, REFUSED
 
-USUAL, MANY = 1_500, 50_000
+USUAL, MANY = 500, 50_000
 CLIENTS = 8
 SEED = os.environ.get("HOSTILE_SEED", "rill")
 # Of all that begins with 5, only this is meant: a coding that nobody knows.

@@ -7,8 +7,9 @@ from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
+from conversation import request_bytes
 from raw import Heard, connect, receive_rest, send
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 
 CONNECTIONS = 5000
@@ -32,6 +33,7 @@ def connections(worker: psutil.Process, port: int) -> int:
     return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("descriptors")
 def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(rill: Rill, upstream: Upstream) -> None:
     (worker,) = rill.workers()

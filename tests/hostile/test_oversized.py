@@ -3,11 +3,11 @@
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 
 import pytest
+from conversation import request_bytes
 from raw import SECRET, TOKEN, exchange, prompts
-from server import Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 MAX_BODY = 4_194_304
@@ -20,13 +20,10 @@ PART = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\nhi\r\n'
 TEXT, ANTHROPIC, OPENAI = "/stream", "/v1/messages", "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server that wants a token."""
-    with Rill(
-        {**rill_env(module_upstream), "RILL_API_KEYS": f"alice={SECRET}", "RILL_UPSTREAM_FEATURES": "*"}
-    ) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server that requires an API key."""
+    return share_rill(RILL_API_KEYS=f"alice={SECRET}", RILL_UPSTREAM_FEATURES="*")
 
 
 def post(path: str, media_type: str, body: bytes) -> bytes:

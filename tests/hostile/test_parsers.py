@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from conversation import request_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw import Heard, exchange, play, untroubled
-from server import Rill, request_bytes
+from server import Rill
 from upstream import Upstream
 
 from rill.admission.auth import ApiKeys
@@ -27,8 +28,8 @@ from rill.prompt import Prompt
 from rill.settings import BadSettings, Settings, digest_of, read_settings
 from rill.upstream.sse_decoder import Decoder
 
-many = settings(deadline=None, max_examples=200)
-some = settings(deadline=None, max_examples=60)
+many = settings(max_examples=100)
+some = settings(max_examples=30)
 
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
@@ -267,10 +268,10 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
             return
     RateLimit(found.rate_limit).count("alice")
     assert all(name and len(digest) == 32 for name, digest in found.api_keys.items())
-    assert 1 <= found.max_tokens <= found.max_tokens_cap
-    assert found.check(None, None) == (found.model, found.max_tokens)
+    assert 1 <= found.default_max_tokens <= found.max_tokens
+    assert found.check(None, None) == (found.default_model, found.default_max_tokens)
     assert found.start_timeout_seconds > 0
-    assert found.drain_seconds < float("inf")
+    assert found.shutdown_grace_seconds < float("inf")
 
 
 # What the upstream says
@@ -414,9 +415,9 @@ def unharmed(service: Rill) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def answering(module_upstream: Upstream) -> None:
+def answering(shared_upstream: Upstream) -> None:
     """The upstream answers whatever an example asks."""
-    module_upstream.always(play)
+    shared_upstream.always(play)
 
 
 sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0"))

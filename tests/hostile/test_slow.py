@@ -2,14 +2,15 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
 import upstream as wire
-from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send, untroubled
-from server import Rill, request_bytes, rill_env
+from asking import wait_until
+from conversation import request_bytes
+from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send
+from server import Rill, StartRill
 from upstream import Upstream
 
 HEAD_SECONDS = 3  # 95 in gunicorn.conf.py; the mechanism is the same
@@ -20,11 +21,10 @@ LATE = 4.0
 AT_ONCE_SECONDS = 2.0
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
     """A server that waits three seconds for a head."""
-    with Rill(rill_env(module_upstream), ("--keep-alive", str(HEAD_SECONDS))) as running, untroubled(running):
-        yield running
+    return share_rill("--keep-alive", str(HEAD_SECONDS))
 
 
 def worker(rill: Rill) -> psutil.Process:
@@ -44,14 +44,6 @@ def held(rill: Rill, connected: socket.socket) -> bool:
     """Whether the worker still holds its side of the connection."""
     mine = connected.getsockname()[1]
     return any(each.raddr and each.raddr.port == mine for each in worker(rill).net_connections("tcp4"))
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
-    """Wait until the condition holds, or fail."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def serves_at_once(rill: Rill, q: str = "other") -> None:
@@ -168,6 +160,7 @@ def connect_and_never_read(rill: Rill) -> socket.socket:
     return deaf
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(120)
 def test_no_part_of_a_body_may_drip_on_and_nobody_may_be_deaf_for_ever(rill: Rill, upstream: Upstream) -> None:
     before = descriptors(rill, upstream)

@@ -4,22 +4,20 @@ A proxy in front decides where one request ends by its own reading; where ours d
 another's request. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
 """
 
-from collections.abc import Iterator
-
 import pytest
+from conversation import request_bytes
 from raw import exchange, prompts, send_and_leave
-from server import Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 from vectors import CLOSED, HIDDEN, READ, REFUSED, chunks
 
 REFUSALS = {400, 414, 417, 431, 501, 505}
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server that answers to any Host that is one."""
-    with Rill({**rill_env(module_upstream), "RILL_ALLOWED_HOSTS": "*"}) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server that answers to any valid Host."""
+    return share_rill(RILL_ALLOWED_HOSTS="*")
 
 
 @pytest.mark.parametrize("name", REFUSED)

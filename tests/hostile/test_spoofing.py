@@ -8,8 +8,9 @@ from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
+from conversation import request_bytes
 from raw import SECRET, TOKEN, Heard, exchange, play, prompts, untroubled
-from server import Rill, request_bytes, rill_env
+from server import Rill, StartRill
 from upstream import Upstream
 
 TRUSTING = {"FORWARDED_ALLOW_IPS": "*"}
@@ -20,18 +21,17 @@ COUNTED = {"RILL_RATE_LIMIT": f"{TIMES}/year"}
 _hosts = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def service(module_upstream: Upstream) -> Iterator[Rill]:
-    """A server that wants a token, and has no rate that is met."""
-    with Rill({**rill_env(module_upstream), **TRUSTING, "RILL_API_KEYS": f"alice={SECRET}"}) as running:
-        yield running
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """A server that requires an API key."""
+    return share_rill(**TRUSTING, RILL_API_KEYS=f"alice={SECRET}")
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda hops: f"{hops} proxies")
-def counted(request: pytest.FixtureRequest, module_upstream: Upstream) -> Iterator[tuple[Rill, int]]:
+@pytest.fixture(params=[0, 1, 2], ids=lambda hops: f"{hops} proxies")
+def counted(request: pytest.FixtureRequest, share_rill: StartRill) -> Iterator[tuple[Rill, int]]:
     """A server that lets each client ask three times, and how many proxies it believes."""
-    hops = {"RILL_TRUSTED_PROXIES": str(request.param)}
-    with Rill({**rill_env(module_upstream), **TRUSTING, **COUNTED, **hops}) as running, untroubled(running):
+    running = share_rill(**TRUSTING, **COUNTED, RILL_TRUSTED_PROXIES=str(request.param))
+    with untroubled(running):
         yield running, request.param
 
 

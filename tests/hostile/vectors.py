@@ -4,7 +4,7 @@ Each vector hides a second request behind or within the first. The cases are tho
 7.1 and 11) and of the public lists of smuggling: https://portswigger.net/web-security/request-smuggling
 """
 
-from server import request_bytes
+from conversation import request_bytes
 
 HIDDEN = request_bytes("GET", "/stream?q=smuggled")
 HELLO = b"5\r\nhello\r\n0\r\n\r\n"

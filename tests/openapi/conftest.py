@@ -1,11 +1,11 @@
 """The server that a campaign asks, on an offline model that answers at once, and the checks after each campaign."""
 
 import gc
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from asking import wait_until
 from offline_model import serve_offline_model
 from server import Rill
 
@@ -84,11 +84,3 @@ def descriptors(rill: Rill) -> int:
     """How many the one worker holds."""
     (worker,) = rill.workers()
     return worker.num_fds()
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Wait until the condition holds, or fail with what `what` says then."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)

@@ -4,21 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import schemathesis
 import upstream as wire
-from schemathesis.checks import CHECKS
-from server import ROOT, Rill, StartRill
+from server import Rill, StartRill
 from upstream import Upstream
 
-from rill.admission.auth import FAILURES_PER_WINDOW
+from rill.admission.auth import FAILURES
 
-DESCRIPTION = schemathesis.openapi.from_path(ROOT / "rill" / "openapi.json")
-AS_DESCRIBED = (
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_headers_conformance",
-    "response_schema_conformance",
-)
 QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
 ASKING: dict[str, dict[str, Any]] = {
     "GET /stream": {"query": {"q": "hello"}},
@@ -41,14 +32,13 @@ UPSTREAM_ERRORS = [
 
 def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None, **fields: Any) -> set[int]:
     """The status that a request gets, whether its client prefers JSON or not, with an answer that is as described."""
-    method, path = asked.split(" ")
-    statuses = set()
-    for accept in ("*/*", "application/json"):
-        case = DESCRIPTION[path][method].Case(**{**ASKING.get(asked, {}), **fields})
-        answer = case.call(rill.url, headers={"Connection": "close", "Accept": accept, **(headers or {})})
-        case.validate_response(answer, checks=CHECKS.get_by_names(AS_DESCRIBED))
-        statuses.add(answer.status_code)
-    return statuses
+    from campaign import status_as_described
+
+    sent = {**ASKING.get(asked, {}), **fields}
+    return {
+        status_as_described(rill.url, asked, {"Accept": accept, **(headers or {})}, **sent)
+        for accept in ("*/*", "application/json")
+    }
 
 
 @pytest.mark.parametrize(("code", "type", "status"), UPSTREAM_ERRORS)
@@ -66,8 +56,8 @@ def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Up
     assert statuses_of(service, "POST /stream") == {422}
 
 
-def test_an_upstream_that_does_not_begin_is_told_as_described(start_rill: StartRill, upstream: Upstream) -> None:
-    rill = start_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
+def test_an_upstream_that_does_not_begin_is_told_as_described(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
     for asked in ASKING:
         assert statuses_of(rill, asked) == {504}
@@ -83,9 +73,9 @@ def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, ups
 
 @pytest.mark.parametrize(("setting", "status"), [("RILL_MAX_STREAMS", 503), ("RILL_MAX_STREAMS_PER_CLIENT", 429)])
 def test_one_answer_too_many_is_refused_as_described(
-    start_rill: StartRill, upstream: Upstream, setting: str, status: int
+    share_rill: StartRill, upstream: Upstream, setting: str, status: int
 ) -> None:
-    rill = start_rill(**{setting: "1"})
+    rill = share_rill(**{setting: "1"})
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("held"), wire.close())
     with rill.ask("GET", "/stream?q=hello") as held:
         assert held.next_chunk() == b"a"
@@ -102,8 +92,8 @@ def test_a_client_without_a_token_is_refused_as_described(start_rill: StartRill)
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
-def test_what_may_not_be_asked_for_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_ALLOWED_MODELS=None)
+def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill) -> None:
+    rill = share_rill(RILL_ALLOWED_MODELS=None)
     for asked in ASKING:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
         assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
@@ -126,15 +116,15 @@ def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) ->
 
 def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
-    for _ in range(FAILURES_PER_WINDOW):
+    for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
     for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, each) == {429}
 
 
-def test_a_body_too_long_or_of_another_type_is_refused_as_described(start_rill: StartRill) -> None:
-    rill = start_rill(RILL_MAX_BODY_BYTES="4")
+def test_a_body_too_long_or_of_another_type_is_refused_as_described(share_rill: StartRill) -> None:
+    rill = share_rill(RILL_MAX_BODY_BYTES="4")
     for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
         assert statuses_of(rill, asked) == {413}
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}

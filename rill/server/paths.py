@@ -1,9 +1,9 @@
-"""What to tell a client that asks for a path that does not exist: the path that it probably means."""
+"""Advice for a path that does not exist, and the dialect of a path for reporting problems."""
 
 from rill.dialects import ANTHROPIC, OPENAI
 from rill.dialects.base import Dialect
 
-# What a path ends with -> the path that is meant; the first that fits counts.
+# The end of a path -> the path that is probably meant; the first match counts.
 MEANT = {
     "/messages": "/v1/messages",
     "/chat/completions": "/v1/chat/completions",
@@ -13,7 +13,7 @@ MEANT = {
     "/chat/stream": "/chat/stream",
     "/stream": "/stream",
 }
-# The paths that the AI SDK's useChat and useCompletion ask for by default.
+# The default paths of the AI SDK's useChat and useCompletion.
 AI_SDK = {
     "/api/chat": "new TextStreamChatTransport({ api: '/stream' }) as the transport of useChat",
     "/api/completion": "api: '/stream' and streamProtocol: 'text' for useCompletion",
@@ -21,7 +21,7 @@ AI_SDK = {
 
 
 def advice_for(path: str) -> str | None:
-    """Return a sentence that names the path which is meant; None where there is no telling."""
+    """Return a sentence that names the path which is probably meant; None if that is not known."""
     path = path.rstrip("/").lower()
     if path in AI_SDK:
         return f"There is nothing here. Use {AI_SDK[path]}."
@@ -34,7 +34,7 @@ def advice_for(path: str) -> str | None:
 
 
 def dialect_of(path: str, is_anthropic: bool) -> Dialect:
-    """Return the dialect in which a client that asks for a path under /v1/ is told what went wrong."""
+    """Return the dialect in which problems are reported at a path under /v1/."""
     path = path.rstrip("/")
     if path.endswith("/chat/completions"):
         return OPENAI

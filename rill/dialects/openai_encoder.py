@@ -1,0 +1,90 @@
+"""Answers and problems as OpenAI's chat completions: https://platform.openai.com/docs/api-reference/chat"""
+
+import json
+import time
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from rill.dialects.keep_alive import KeepAlive
+from rill.events import End, Event, Start, Text
+from rill.problems import Problem
+from rill.prompt import ReplyFormat
+
+FINISH_REASONS = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "content_filter"}
+
+
+class OpenAIEncoder:
+    """Writes one answer as chunks and [DONE]."""
+
+    def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
+        self._include_usage = reply.include_usage
+        self._keep_alive = KeepAlive()
+        self._base = {**_base(model, request_id), "object": "chat.completion.chunk"}
+        if reply.include_usage:
+            self._base["usage"] = None  # Of each chunk but the last.
+        # The chunks of an answer differ in their text only.
+        head, _, tail = self._chunk({"content": "\0"}).rpartition(b'"\\u0000"')
+        self._head, self._tail = head, tail
+
+    def encode(self, event: Event) -> bytes:
+        if isinstance(event, Text):
+            self._keep_alive.note_write()
+            return self._head + json.dumps(event.text).encode() + self._tail
+        if isinstance(event, Start):
+            return self._chunk({"role": "assistant", "content": ""})
+        if isinstance(event, End):
+            usage = self._data({"choices": [], "usage": usage_of(event)}) if self._include_usage else b""
+            return self._chunk({}, finish_reason_of(event)) + usage + b"data: [DONE]\n\n"
+        return self._keep_alive.comment()
+
+    def encode_error(self, problem: Problem) -> bytes | None:
+        return b"data: " + encode_problem(problem) + b"\n\n"
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        return self._data({"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]})
+
+    def _data(self, fields: dict[str, Any]) -> bytes:
+        return b"data: " + json.dumps({**self._base, **fields}).encode() + b"\n\n"
+
+
+def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
+    """Return the answer as one completion, and its end; raise what the reads raise."""
+    text, end = "", End(None, {})
+    for event in chain.from_iterable(reads):
+        if isinstance(event, Text):
+            text += event.text
+        elif isinstance(event, End):
+            end = event
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason_of(end)}
+    fields = {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
+    return json.dumps({**_base(model, request_id), **fields}).encode(), end
+
+
+def finish_reason_of(end: End) -> str:
+    """Return OpenAI's name of the stop_reason."""
+    return FINISH_REASONS.get(end.stop_reason or "", "stop")
+
+
+def usage_of(end: End) -> dict[str, int]:
+    """Return the usage in OpenAI's shape, in tokens; the prompt includes what a cache was read or written for."""
+    counts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    prompt = sum(_count(end.usage.get(name)) for name in counts)
+    completion = _count(end.usage.get("output_tokens"))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _count(tokens: Any) -> int:
+    """Return the count, 0 if a relay sent something else."""
+    return tokens if isinstance(tokens, int) else 0
+
+
+def encode_problem(problem: Problem, request_id: str = "") -> bytes:
+    """Return the problem in OpenAI's shape: https://platform.openai.com/docs/guides/error-codes"""
+    error = {"message": problem.detail, "type": problem.type, "param": None, "code": problem.name}
+    return json.dumps({"error": error}).encode()
+
+
+def _base(model: str, request_id: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}

@@ -1,0 +1,37 @@
+"""A real browser: Chromium without a window, driven by selenium."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+    "disable-sync disable-dev-shm-usage no-proxy-server"
+)
+# A host that the browser finds on this machine, and yet takes for another one: its pages have no clipboard without TLS.
+ELSEWHERE = "rill.test"
+# The name of another site, whose DNS answers with the loopback.
+REBOUND = "rebound.example"
+
+
+@contextmanager
+def start_chromium() -> Iterator[webdriver.Chrome]:
+    """Run Chromium, whose console can be read, while the context lasts; skip the test where there is none."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS.split(), f"host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1, MAP {REBOUND} 127.0.0.1"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    running = webdriver.Chrome(options, Service(DRIVER))
+    try:
+        yield running
+    finally:
+        running.quit()

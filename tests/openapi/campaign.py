@@ -1,0 +1,209 @@
+"""A campaign of requests that schemathesis makes from the description, each answer checked against it.
+
+Importing schemathesis takes seconds, so tests import this module when they run.
+"""
+
+import json
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import jsonschema_rs
+import schemathesis
+from requests import PreparedRequest
+from schemathesis.checks import CHECKS
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.failures import AcceptedNegativeData, Failure
+from schemathesis.core.transport import Response
+from schemathesis.engine import events, from_schema
+from schemathesis.generation.case import Case
+from schemathesis.hooks import HookContext
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.schemas import BaseSchema
+from server import ROOT
+from werkzeug.wrappers import Request
+
+DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
+AS_DESCRIBED = (
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+ANSWERED_SECONDS = 10
+# What refuses a bad request; 413 where it is bad by its length, 429 after too many without a valid token.
+REFUSALS = ["400", "401", "403", "405", "413", "414", "415", "429", "431"]
+# Where events are asked for, nothing else in a request with it is looked at.
+LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
+# What a request to each of them is once it is read.
+REQUESTS = {
+    "/stream": "Question",
+    "/chat/stream": "Question",
+    "/v1/messages": "AnthropicRequest",
+    "/v1/chat/completions": "OpenAIRequest",
+}
+NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}
+BOOLEANS = {"stream", "include_usage"}
+
+
+@dataclass
+class Outcome:
+    """What came of a campaign: its answers by status, and what was wrong with them."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return self.statuses.total()
+
+
+def configuration(url: str, headers: dict[str, str], examples: int, seed: int, soaked: bool) -> SchemathesisConfig:
+    """Every check and both kinds of data; nothing that was answered leads what is asked next, so a seed is enough.
+
+    A soak leaves out what only judges the description: whether it draws the line between good and bad data just where
+    the service does. Among very many requests some find a hair's breadth between the two.
+    """
+    alone = {"extra-data-sources": {"responses": False}}
+    return SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "base-url": url,
+            "headers": headers,
+            "continue-on-failure": True,
+            "request-timeout": ANSWERED_SECONDS,
+            "max-stream-events": 1_000_000,
+            "suppress-health-check": ["all"],
+            "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
+            "phases": {
+                "examples": alone,
+                "coverage": {**alone, "enabled": not soaked, "generate-duplicate-query-parameters": True},
+                "fuzzing": {**alone, "error-feedback": {"enabled": False}},
+                # No answer of one operation is an argument of another.
+                "stateful": {"enabled": False},
+            },
+            "checks": {
+                "max_response_time": float(ANSWERED_SECONDS),
+                "negative_data_rejection": {"enabled": not soaked, "expected-statuses": REFUSALS},
+                "positive_data_acceptance": {"enabled": not soaked},
+            },
+        }
+    )
+
+
+def without_last_event_id(node: Any) -> Any:
+    """A part of the description without that parameter."""
+    if isinstance(node, dict):
+        return {name: without_last_event_id(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [without_last_event_id(value) for value in node if value != LAST_EVENT_ID]
+    return node
+
+
+def load(description: dict[str, Any], configured: SchemathesisConfig) -> BaseSchema:
+    """The description, with what its schemas cannot say."""
+    schema = schemathesis.openapi.from_dict(description, config=configured)
+    schema.hook("map_body")(let_the_user_begin)
+    schema.hook("filter_failure")(is_fault)
+    return schema
+
+
+def let_the_user_begin(context: HookContext, body: Any) -> Any:
+    """Makes an assistant that speaks first the user, and 300.0, which JSON Schema takes for an integer, 300."""
+    if isinstance(body, dict):
+        first = first_spoken(body)
+        if first is not None and first.get("role") == "assistant":
+            first.clear()  # What an assistant may leave out, such as its content, the user may not.
+            first.update(role="user", content="Hello")
+        if first == {} and body["messages"]:
+            body["messages"].append({"role": "user", "content": "Hello"})
+        tokens = body.get("max_tokens")
+        if isinstance(tokens, float) and tokens.is_integer():
+            body["max_tokens"] = int(tokens)
+    return body
+
+
+def first_spoken(body: Any) -> dict[str, Any] | None:
+    """The first of the messages that is not the system's, {} where all are; None where there are no messages."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return None
+    spoken = (message for message in messages if message.get("role") not in ("system", "developer"))
+    return next(spoken, {})
+
+
+def is_fault(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
+    """Whether a failed check is a fault, and none of what a schema cannot say."""
+    if isinstance(failure, RejectedPositiveData):
+        first = first_spoken(case.body)
+        return first is None or first.get("role") == "user"
+    if isinstance(failure, AcceptedNegativeData):
+        return not is_good_as_read(case, response.request)
+    return True
+
+
+def is_good_as_read(case: Case, sent: PreparedRequest) -> bool:
+    """Whether a request that was meant to be bad is good once it is read: a list in a query is its first value."""
+    url, body = urlsplit(sent.url or ""), sent.body or b""
+    request = Request.from_values(
+        method=sent.method,
+        query_string=url.query,
+        data=body if isinstance(body, bytes) else body.encode(),
+        content_type=sent.headers.get("Content-Type"),
+    )
+    fields = request.args.to_dict()
+    if request.is_json:
+        with suppress(ValueError):
+            fields = json.loads(request.get_data())
+    elif request.mimetype == "text/plain":
+        fields["q"] = request.get_data(as_text=True)
+    else:
+        fields.update({name: value for name, value in request.form.to_dict().items() if name is not None})
+    reference = {"$ref": f"#/components/schemas/{REQUESTS[case.path]}", "components": DESCRIPTION["components"]}
+    return jsonschema_rs.is_valid(reference, as_read(fields))
+
+
+def as_read(fields: Any) -> Any:
+    """The fields with numbers and booleans that came as another type, such as "1" and true for 1, or 0 for false."""
+    if not isinstance(fields, dict):
+        return fields
+    read = {name: as_read(value) if name == "stream_options" else value for name, value in fields.items()}
+    for name in NUMBERS & read.keys():
+        with suppress(ValueError, TypeError):
+            read[name] = float(read[name])
+    return {name: None if name in BOOLEANS else value for name, value in read.items()}
+
+
+def campaign(schema: BaseSchema) -> Outcome:
+    """Sends all that schemathesis makes of the description."""
+    outcome = Outcome()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.NonFatalError):
+            outcome.faults.append(f"{event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            outcome.faults.append(repr(event.exception))
+        elif isinstance(event, events.ScenarioFinished):
+            answers = {case: each.response for case, each in event.recorder.interactions.items() if each.response}
+            outcome.statuses.update(answer.status_code for answer in answers.values())
+            for case, checks in event.recorder.checks.items():
+                failed = [check.failure_info for check in checks if check.failure_info]
+                outcome.faults += [f"{each.failure}\n{answers[case].content!r}\n{each.code_sample}" for each in failed]
+    return outcome
+
+
+def status_as_described(url: str, asked: str, headers: dict[str, str], **fields: Any) -> int:
+    """Send one request, such as GET /stream; return the status of a response that is as described, or raise."""
+    method, path = asked.split(" ")
+    case = whole_description()[path][method].Case(**fields)
+    answer = case.call(url, headers={"Connection": "close", **headers})
+    case.validate_response(answer, checks=CHECKS.get_by_names(AS_DESCRIBED))
+    return answer.status_code
+
+
+@cache
+def whole_description() -> Any:
+    """Return the description, as schemathesis reads it."""
+    return schemathesis.openapi.from_dict(DESCRIPTION)

@@ -1,0 +1,185 @@
+"""The server's side of one connection to the fake upstream: what comes in, what goes out, and when the peer leaves."""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import ssl
+import struct
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Ended(Exception):
+    """The answer is over before its script is; `outcome` says why."""
+
+    outcome = ""
+
+
+class Left(Ended):
+    """The peer closed or reset the connection."""
+
+    outcome = "left"
+
+
+class Cut(Ended):
+    """The script itself closed or reset the connection."""
+
+    outcome = "cut"
+
+
+class Abandoned(Ended):
+    """The test is over, so nobody waits for the rest."""
+
+    outcome = "abandoned"
+
+
+class Signal:
+    """Something that happens once, and wakes every thread that polls for it."""
+
+    def __init__(self) -> None:
+        # All pollers of a pipe see its write end close, and go on seeing it: one pipe wakes any number.
+        # It lives as long as anybody holds the signal, so that nobody polls a reused descriptor.
+        self._read, write = os.pipe()
+        self._fire = weakref.finalize(self, os.close, write)
+        weakref.finalize(self, os.close, self._read)
+
+    def fire(self) -> None:
+        """Let it happen; a second time changes nothing."""
+        self._fire()
+
+    @property
+    def fired(self) -> bool:
+        """Whether it has happened."""
+        return not self._fire.alive
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when it happens."""
+        return self._read
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came: `path` with its query, `headers` by lower-case name."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, read as JSON."""
+        return json.loads(self.body)
+
+
+class Connection:
+    """One accepted connection: reads requests, writes answers, and notices when the peer leaves."""
+
+    def __init__(self, accepted: socket.socket, peer_port: int, over: Signal) -> None:
+        self.socket = accepted
+        self.peer_port = peer_port
+        self.over = over  # interrupts every wait on this connection
+        self.closed_at: float | None = None
+        self.reset_on_close = False
+        self._peer_left = False
+        self._inbox = bytearray()
+
+    def begin(self, tls: ssl.SSLContext | None) -> None:
+        """Make the connection ready to be read, with its handshake where it is a TLS one."""
+        self.socket.settimeout(5)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            try:
+                self.socket = tls.wrap_socket(self.socket, server_side=True)
+            except OSError as refused:  # a peer that mistrusts the certificate leaves here
+                raise Left from refused
+        self.socket.setblocking(False)
+        self._receive()  # the handshake may have read further than its own end
+
+    def read_request(self) -> Request:
+        """Wait for the next request and return it whole."""
+        method, path, _ = self._take_line().decode("latin-1").split(" ", 2)
+        headers: dict[str, str] = {}
+        while line := self._take_line().decode("latin-1"):
+            name, value = line.split(":", 1)
+            headers[name.lower()] = value.strip()
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return Request(method, path, headers, b"".join(self._take_chunks()))
+        return Request(method, path, headers, self._take(int(headers.get("content-length", 0))))
+
+    def write(self, data: bytes) -> None:
+        """Send all of `data`, in one write where the socket has room; raise `Left` if the peer is gone."""
+        self._receive()
+        left = memoryview(data)
+        while left:
+            if self._peer_left:
+                raise Left
+            try:
+                left = left[self.socket.send(left) :]
+            except WOULD_BLOCK:
+                self.wait(writable=True)
+            except OSError as gone:
+                raise Left from gone
+
+    def wait(self, also: Signal | None = None, seconds: float | None = None, writable: bool = False) -> None:
+        """Wait once for the peer, a signal, or `seconds`; raise if the peer had left, or all is over."""
+        if self._peer_left:
+            raise Left
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN | (select.POLLOUT if writable else 0))
+        poll.register(self.over, select.POLLIN)
+        if also:
+            poll.register(also, select.POLLIN)
+        poll.poll(None if seconds is None else seconds * 1000)
+        if self.over.fired:
+            raise Abandoned
+        self._receive()
+
+    def close(self) -> None:
+        """Close: by RST if `reset_on_close`, else by FIN, with all that the peer has sent read before."""
+        if self.reset_on_close:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            self._receive()  # closing with unread bytes would be a RST
+            if isinstance(self.socket, ssl.SSLSocket):
+                with contextlib.suppress(OSError, ValueError):
+                    self.socket.unwrap()
+        self.socket.close()
+        self.closed_at = time.monotonic()
+
+    def _receive(self) -> None:
+        """Take in what has arrived, so that the peer's end is seen behind whatever it sent before."""
+        try:
+            while data := self.socket.recv(65536):
+                self._inbox += data
+        except WOULD_BLOCK:
+            return
+        except OSError:
+            pass
+        self._peer_left = True
+
+    def _take(self, size: int) -> bytes:
+        while len(self._inbox) < size:
+            self.wait()
+        taken = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        return taken
+
+    def _take_line(self) -> bytes:
+        while (end := self._inbox.find(b"\r\n")) < 0:
+            self.wait()
+        return self._take(end + 2)[:-2]
+
+    def _take_chunks(self) -> Iterator[bytes]:
+        while size := int(self._take_line().split(b";")[0], 16):
+            yield self._take(size)
+            self._take_line()
+        while self._take_line():
+            pass
