@@ -57,7 +57,7 @@ class _KeptConnections:
 
 
 class _Dialer(ConnectionPool):
-    """Connects to the first address that responds; one that does not, such as IPv6 without a route, delays only once."""
+    """Connects to the first address that responds; one that does not, such as unrouted IPv6, delays only once."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
