@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from certificates import make_certificate
+from fork_server import fork_server
 from server import Rill, StartRill, rill_env, with_changes
 from server_pool import ServerPool
 from upstream import Upstream
@@ -63,6 +64,14 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
     assert faults == [], "\n".join(faults)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """End the process that forks servers, if there is one."""
+    yield
+    if fork_server.cache_info().currsize:
+        fork_server().close()
+
+
 @pytest.fixture(scope="session")
 def servers(shared_upstream: Upstream) -> Iterator[ServerPool]:
     """The servers that the tests of this process share."""
@@ -102,7 +111,8 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
     with ExitStack() as running:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
-            return running.enter_context(Rill(with_changes(rill_env(upstream), env), arguments, bind=bind))
+            changed = with_changes(rill_env(upstream), env)
+            return running.enter_context(Rill(changed, arguments, bind=bind, forked=True))
 
         yield start
 

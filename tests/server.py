@@ -14,12 +14,15 @@ from typing import NamedTuple
 
 import psutil
 from conversation import Conversation, request_bytes
+from fork_server import Forked, fork_server
 from leaks import HEARD, Heard, Leak, find_leaks, heard_by
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60
 STOP_SECONDS = 40
+SETTINGS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "REDIS_URL", "DYNO")
+FORKED_APPS = ("wsgi:app", "probe:app", "failing:app")
 BUSY_PORT = "Connection in use"  # how gunicorn says it
 
 
@@ -54,10 +57,12 @@ class Rill:
         bind: bool = True,
         app: str = "wsgi:app",
         outputs: tuple[int | None, int] | None = None,
+        forked: bool = False,
     ) -> None:
         """`bind=False` names the port as a platform does, by PORT in the environment.
 
         `outputs` takes what goes to stdout and to stderr; `output()` has what goes to stdout only if that is None.
+        `forked` starts the server from a process that has imported it, unless that makes a difference.
         """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
@@ -66,6 +71,7 @@ class Rill:
         self.bind = bind
         self.app = app
         self.outputs = outputs
+        self.forked = forked and not outputs and root == ROOT and app in FORKED_APPS and is_read_late(env)
         self.port = 0
         self._stopped: Stopped | None = None
         self._begun = 0  # offset in bytes of what `output` returns
@@ -192,10 +198,16 @@ class Rill:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
         stdout, stderr = self.outputs or (None, subprocess.STDOUT)
         place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
+        arguments = [self.app, *place, *self.arguments]
+        env = self.env if self.bind else {**self.env, "PORT": str(self.port)}
+        self._process: Forked | subprocess.Popen[bytes]
+        if self.forked:
+            self._process = fork_server().start(arguments, env, self._output.fileno())
+            return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", self.app, *place, *self.arguments],
+            [sys.executable, "-m", "gunicorn", *arguments],
             cwd=self.root,
-            env=self.env if self.bind else {**self.env, "PORT": str(self.port)},
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=self._output if stdout is None else stdout,
             stderr=stderr,
@@ -237,6 +249,11 @@ class Rill:
             return process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == self.pid
         except ProcessLookupError:
             return False
+
+
+def is_read_late(env: Mapping[str, str]) -> bool:
+    """Whether all of the environment is read when the application is made, and nothing when a module is imported."""
+    return all(name in SETTINGS or name.startswith("RILL_") for name in env)
 
 
 StartRill = Callable[..., Rill]

@@ -56,14 +56,14 @@ def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def service(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    with Rill(house(REDIS_URL=redis.url)) as running:
+    with Rill(house(REDIS_URL=redis.url), forked=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
     """A second service on the same Redis."""
-    with Rill(house(REDIS_URL=redis.url)) as running:
+    with Rill(house(REDIS_URL=redis.url), forked=True) as running:
         yield running
 
 

@@ -31,7 +31,7 @@ SLOW = "/stream?q=rate%3D5+tokens%3D1000&max_tokens=1000"
 def offline_service(request: pytest.FixtureRequest) -> Iterator[Rill]:
     """The server of a test class, which says whether it needs a token."""
     tokens = {"RILL_API_KEYS": f"alice={TOKEN}"} if request.cls.needs_token else {}
-    with serve_offline_model() as url, Rill({**SETTINGS, **tokens, "ANTHROPIC_BASE_URL": url}) as running:
+    with serve_offline_model() as url, Rill({**SETTINGS, **tokens, "ANTHROPIC_BASE_URL": url}, forked=True) as running:
         yield running
 
 
