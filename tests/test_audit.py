@@ -23,7 +23,9 @@ UNKNOWN = '{"name": "gevent", "skip_reason": "no data"}'
     ],
     ids=["sound", "a hole", "unknown", "no data"],
 )
-def test_a_hole_fails_and_what_was_not_scanned_is_said(tmp_path: Path, found: str, code: int, words: str) -> None:
+def test_a_vulnerability_fails_the_audit_and_skipped_packages_are_reported(
+    tmp_path: Path, found: str, code: int, words: str
+) -> None:
     (tmp_path / "pip_audit.py").write_text(f"print({found!r})")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / "tests" / "audit.py")]

@@ -147,7 +147,7 @@ def test_a_listed_origin_may_read_every_answer(service: Rill, upstream: Upstream
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_listed_origin_may_read_every_refusal(service: Rill, upstream: Upstream, name: str) -> None:
+def test_a_listed_origin_may_read_every_rejection(service: Rill, upstream: Upstream, name: str) -> None:
     method, path, headers, body, expected = REFUSED[name]
     status, told, text = send(service, method, path, {**headers, "Origin": LOCAL}, body)
     assert (status, bool(text)) == (expected, True)
@@ -160,7 +160,7 @@ def test_a_listed_origin_may_read_every_refusal(service: Rill, upstream: Upstrea
 @pytest.mark.parametrize(
     ("code", "type", "status"), [(529, "overloaded_error", 503), (401, "authentication_error", 502)]
 )
-def test_a_listed_origin_may_read_what_the_upstream_refuses(
+def test_a_listed_origin_may_read_upstream_errors(
     service: Rill, upstream: Upstream, path: str, code: int, type: str, status: int
 ) -> None:
     upstream.always(wire.error(code, type, "no", {"x-should-retry": "false", "retry-after": "30"}))
@@ -171,7 +171,7 @@ def test_a_listed_origin_may_read_what_the_upstream_refuses(
     assert_open_to(APP, told)
 
 
-def test_a_listed_origin_may_read_that_it_asks_too_often(one: Rill, upstream: Upstream) -> None:
+def test_a_listed_origin_may_read_a_rate_limit_rejection(one: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     for path in ("/stream?q=hi", "/stream?q=hi", "/chat/stream?message=hi", COMPLETIONS):
         method, body = ("POST", CHAT) if path == COMPLETIONS else ("GET", b"")
@@ -185,7 +185,7 @@ def test_a_listed_origin_may_read_that_it_asks_too_often(one: Rill, upstream: Up
 
 
 @pytest.mark.parametrize("origin", [APP, LOCAL, IPV6], ids=["https", "a port", "IPv6"])
-def test_each_listed_origin_is_told_only_itself(service: Rill, origin: str) -> None:
+def test_each_listed_origin_receives_only_its_own_name(service: Rill, origin: str) -> None:
     _, told, _ = send(service, "GET", "/healthz", {"Origin": origin})
     assert_open_to(origin, told)
 
@@ -202,7 +202,7 @@ PREFLIGHTS = [
 
 
 @pytest.mark.parametrize(("path", "method", "wanted"), PREFLIGHTS)
-def test_a_preflight_of_a_listed_origin_needs_no_token_and_lets_its_headers_through(
+def test_a_preflight_of_a_listed_origin_needs_no_key_and_allows_its_headers(
     service: Rill, upstream: Upstream, path: str, method: str, wanted: str
 ) -> None:
     asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted, "Origin": APP}
@@ -218,7 +218,7 @@ def test_a_preflight_of_a_listed_origin_needs_no_token_and_lets_its_headers_thro
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "TRACE"])
-def test_a_preflight_for_another_method_is_not_granted(service: Rill, method: str) -> None:
+def test_a_preflight_does_not_allow_another_method(service: Rill, method: str) -> None:
     _, told, _ = send(service, "OPTIONS", "/stream", {"Access-Control-Request-Method": method, "Origin": APP})
     assert method.lower() not in members(told, "access-control-allow-methods")
 
@@ -227,7 +227,7 @@ def test_a_preflight_for_another_method_is_not_granted(service: Rill, method: st
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_another_origin_is_told_nothing(service: Rill, name: str) -> None:
+def test_an_unlisted_origin_gets_no_cors_headers(service: Rill, name: str) -> None:
     origin = STRANGERS[name]
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key", "Origin": origin}
     for method, path in (("GET", "/healthz"), ("GET", "/stream"), ("OPTIONS", "/stream"), ("GET", "/nowhere")):
@@ -236,14 +236,14 @@ def test_another_origin_is_told_nothing(service: Rill, name: str) -> None:
         assert "origin" in members(told, "vary")  # what is kept of this answer is not for those who may read it
 
 
-def test_a_request_of_no_page_at_all_is_told_of_no_origin(service: Rill) -> None:
+def test_a_request_without_an_origin_gets_no_cors_headers(service: Rill) -> None:
     for path in ("/healthz", "/stream"):
         _, told, _ = send(service, "GET", path, {})
         assert cors_names(told) == set()
         assert "origin" in members(told, "vary")
 
 
-def test_an_answer_depends_on_the_origin_even_where_only_one_is_listed(one: Rill) -> None:
+def test_a_response_varies_by_origin_even_if_only_one_is_listed(one: Rill) -> None:
     for origin, told_origin in ((APP, [APP]), ("https://other.example", None)):
         _, told, _ = send(one, "GET", "/healthz", {"Origin": origin})
         assert (told.get_all(ALLOWED_ORIGIN), "origin" in members(told, "vary")) == (told_origin, True)
@@ -253,9 +253,7 @@ def test_an_answer_depends_on_the_origin_even_where_only_one_is_listed(one: Rill
 
 
 @pytest.mark.parametrize("origin", [APP, "null", "http://anything.example:81"])
-def test_a_star_opens_to_every_origin_but_never_to_its_credentials(
-    anybody: Rill, upstream: Upstream, origin: str
-) -> None:
+def test_a_wildcard_allows_every_origin_but_never_credentials(anybody: Rill, upstream: Upstream, origin: str) -> None:
     upstream.always(*wire.answer("ok"))
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     for method, path, headers in (
@@ -269,7 +267,7 @@ def test_a_star_opens_to_every_origin_but_never_to_its_credentials(
         assert method == "OPTIONS" or "accept" in members(told, "vary")
 
 
-def test_where_nothing_is_set_no_origin_is_told_anything(share_rill: StartRill, upstream: Upstream) -> None:
+def test_without_cors_origins_no_response_has_cors_headers(share_rill: StartRill, upstream: Upstream) -> None:
     closed = share_rill()
     upstream.always(*wire.answer("ok"))
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key", "Origin": APP}
@@ -293,7 +291,7 @@ ASKED_BY_A_SITE = {
 
 
 @pytest.mark.parametrize("name", ASKED_BY_A_SITE)
-def test_a_page_of_another_site_is_not_billed_for(service: Rill, upstream: Upstream, name: str) -> None:
+def test_a_page_of_another_site_causes_no_billing(service: Rill, upstream: Upstream, name: str) -> None:
     method, headers = ASKED_BY_A_SITE[name]
     status, told, text = send(service, method, "/stream?q=hi", {**ALICE, **headers})
     assert (status, "RILL_CORS_ORIGINS" in text) == (403, True)
@@ -312,12 +310,14 @@ def test_a_page_of_another_site_is_not_billed_for(service: Rill, upstream: Upstr
     ],
     ids=["the page", "the address bar", "a link", "a listed origin", "no browser"],
 )
-def test_whoever_is_no_other_sites_page_may_ask(service: Rill, upstream: Upstream, headers: dict[str, str]) -> None:
+def test_a_request_that_is_not_from_another_site_is_served(
+    service: Rill, upstream: Upstream, headers: dict[str, str]
+) -> None:
     upstream.always(*wire.answer("ok"))
     assert send(service, "GET", "/stream?q=hi", {**ALICE, **headers})[0] == 200
 
 
-def test_where_every_origin_may_ask_any_page_may(anybody: Rill, upstream: Upstream) -> None:
+def test_with_a_wildcard_a_page_of_any_site_is_served(anybody: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     for name in ("an image", "a frame", "a sister site"):
         method, headers = ASKED_BY_A_SITE[name]

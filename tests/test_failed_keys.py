@@ -52,7 +52,7 @@ def test_too_many_failures_of_one_address_are_429_and_a_valid_key_still_works(
     assert statuses(rill, 1, "wrong", new_address()) == [401]
 
 
-def test_the_429_says_when_to_come_back_and_is_counted(start_rill: StartRill) -> None:
+def test_the_429_states_when_to_retry_and_is_counted(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS=f"alice={GOOD}")
     statuses(rill, FAILURES.amount, "wrong", "127.0.0.1")
     with rill.ask("GET", "/stream?q=hi", {"x-api-key": "wrong"}) as asked:
@@ -80,7 +80,7 @@ def name(tokens: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
     return 200
 
 
-def test_an_address_may_fail_again_when_its_window_is_over() -> None:
+def test_an_address_may_fail_again_after_its_window() -> None:
     clock = Clock()
     tokens = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, clock))
     assert [name(tokens, "wrong") for _ in range(FAILURES.amount)] == [401] * FAILURES.amount
@@ -89,7 +89,7 @@ def test_an_address_may_fail_again_when_its_window_is_over() -> None:
     assert name(tokens, "wrong") == 401
 
 
-def test_the_addresses_of_one_ipv6_network_fail_together() -> None:
+def test_addresses_of_one_ipv6_network_share_their_failures() -> None:
     tokens = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, Clock()))
     for number in range(FAILURES.amount):
         name(tokens, "wrong", f"2001:db8::{number:x}")

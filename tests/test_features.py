@@ -141,7 +141,7 @@ def test_a_feature_that_is_not_enabled_is_a_403_that_names_it_and_the_setting(na
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_feature_that_is_enabled_by_name_or_by_a_star_is_passed_on(name: str) -> None:
+def test_a_feature_that_is_enabled_by_name_or_wildcard_is_forwarded(name: str) -> None:
     fields, _, feature = FEATURES[name]
     for features in (f"other,{feature}", "*"):
         prompt = read(fields, features=features)
@@ -149,20 +149,20 @@ def test_a_feature_that_is_enabled_by_name_or_by_a_star_is_passed_on(name: str) 
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_another_feature_enables_nothing_else(name: str) -> None:
+def test_a_feature_enables_no_other(name: str) -> None:
     fields, _, feature = FEATURES[name]
     assert rejection(fields, features=f"{feature}s,x{feature}").status == 403
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_costs_no_more_than_its_tokens_needs_no_permission(name: str) -> None:
+def test_a_feature_that_costs_only_its_tokens_needs_no_permission(name: str) -> None:
     fields = HARMLESS[name]
     prompt = read(fields)
     assert fields.items() <= {**prompt.options, "messages": prompt.messages}.items()
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_a_nested_model_or_number_of_tokens_is_checked_even_where_all_is_enabled(name: str) -> None:
+def test_a_nested_model_or_max_tokens_is_checked_even_if_every_feature_is_enabled(name: str) -> None:
     problem = rejection(NESTED[name], features="*")
     assert problem.status in (400, 403)
     assert problem.detail.startswith(("model:", "max_tokens:"))
@@ -181,7 +181,7 @@ def test_a_nested_model_or_number_of_tokens_is_checked_even_where_all_is_enabled
         (inline(["web_search"]), "messages.1.content.1"),  # type: ignore[arg-type]
     ],
 )
-def test_what_has_no_readable_type_is_a_400(fields: dict[str, Any], words: str) -> None:
+def test_a_feature_without_a_valid_type_is_a_400(fields: dict[str, Any], words: str) -> None:
     problem = rejection(fields, features="*")
     assert problem.status == 400
     assert problem.detail.startswith(f"{words}: ")
@@ -200,7 +200,7 @@ def test_what_has_no_readable_type_is_a_400(fields: dict[str, Any], words: str) 
         " , ",
     ],
 )
-def test_a_harmless_beta_is_passed_on(betas: str) -> None:
+def test_a_harmless_beta_is_forwarded(betas: str) -> None:
     assert read({}, betas).headers == {"anthropic-beta": betas}
 
 
@@ -234,7 +234,7 @@ def test_any_other_beta_is_a_403_until_it_is_enabled(betas: str, feature: str) -
         assert read({}, betas, features).headers == {"anthropic-beta": betas}
 
 
-def test_a_long_name_of_a_feature_is_not_repeated_whole() -> None:
+def test_a_long_feature_name_is_shortened_in_the_message() -> None:
     assert len(rejection({"x" * 100_000: 1}).detail) < 400
     assert len(rejection(tool("x" * 100_000)).detail) < 400
 
@@ -271,7 +271,7 @@ def test_every_beta_that_the_sdk_knows_is_classified() -> None:
     assert HARMLESS_BETAS.isdisjoint(PERMITTED_BETAS)
 
 
-def test_a_harmless_tool_is_none_that_the_upstream_runs_for_money() -> None:
+def test_no_harmless_tool_is_billed_by_the_upstream() -> None:
     assert not HARMLESS_TOOLS & {"web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"}
 
 

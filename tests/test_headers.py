@@ -108,7 +108,7 @@ def there_is(path: str) -> bool:
     return file is None or (ROOT / "rill" / file).exists()
 
 
-def test_every_route_is_looked_at_here() -> None:
+def test_every_route_is_covered_here() -> None:
     routes = {f"{','.join(sorted(rule.methods - {'HEAD', 'OPTIONS'}))} {rule.rule}" for rule in rules()}
     asking = {name.removesuffix(" as events") for name in ASKING}
     assert routes == asking | {f"GET {path}" for path in [*FREE, "/drip"]}
@@ -168,7 +168,7 @@ def assert_promised(told: Told) -> None:
 
 
 @pytest.mark.parametrize("name", ASKING)
-def test_every_answer_may_not_be_stored_buffered_changed_or_shown_as_a_page(
+def test_no_answer_may_be_stored_buffered_changed_or_rendered_as_a_page(
     service: Rill, upstream: Upstream, name: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
@@ -179,7 +179,7 @@ def test_every_answer_may_not_be_stored_buffered_changed_or_shown_as_a_page(
 
 
 @pytest.mark.parametrize("path", FREE)
-def test_every_other_route_carries_the_same(service: Rill, path: str) -> None:
+def test_every_other_route_sends_the_same_headers(service: Rill, path: str) -> None:
     if not there_is(path):
         pytest.skip(f"{path} is not there yet")
     for method in ("GET", "HEAD", "OPTIONS"):
@@ -188,13 +188,13 @@ def test_every_other_route_carries_the_same(service: Rill, path: str) -> None:
         assert_promised(told)
 
 
-def test_the_drip_carries_the_same(service: Rill) -> None:
+def test_the_drip_sends_the_same_headers(service: Rill) -> None:
     with service.ask("GET", "/drip", ALICE) as asked:
         assert_promised(Told(asked.status, asked.headers, ""))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_every_refusal_carries_the_same(service: Rill, upstream: Upstream, name: str) -> None:
+def test_every_rejection_sends_the_same_headers(service: Rill, upstream: Upstream, name: str) -> None:
     method, path, headers, body, status = REFUSED[name]
     told = ask(service, path, headers, method, body)
     assert (told.status, bool(told.text.strip())) == (status, True)
@@ -204,7 +204,7 @@ def test_every_refusal_carries_the_same(service: Rill, upstream: Upstream, name:
 
 @pytest.mark.parametrize("name", ASKING)
 @pytest.mark.parametrize("step", [wire.error(529, "overloaded_error", "x", {"x-should-retry": "false"}), wire.reset()])
-def test_what_the_upstream_refuses_carries_the_same(service: Rill, upstream: Upstream, name: str, step: Step) -> None:
+def test_every_upstream_error_sends_the_same_headers(service: Rill, upstream: Upstream, name: str, step: Step) -> None:
     upstream.always(step)
     method, path, headers, body = ASKING[name]
     told = ask(service, path, {**ALICE, **headers}, method, body)
@@ -220,7 +220,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_request_is_told_so_in_words_that_nobody_keeps_or_guesses_at(service: Rill, name: str) -> None:
+def test_the_response_to_an_unparseable_request_may_not_be_stored_or_sniffed(service: Rill, name: str) -> None:
     told = send(service.port, UNREADABLE[name])
     assert told.status == int(name)
     assert told.headers["x-content-type-options"] == "nosniff"
@@ -228,7 +228,7 @@ def test_what_is_no_request_is_told_so_in_words_that_nobody_keeps_or_guesses_at(
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css"])
-def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline(service: Rill, path: str) -> None:
+def test_the_page_loads_nothing_from_other_origins_and_runs_no_inline_code(service: Rill, path: str) -> None:
     if not there_is(path):
         pytest.skip(f"{path} is not there yet")
     policy = directives(ask(service, path))
@@ -264,9 +264,7 @@ def test_a_prefetch_costs_nothing(open_house: Rill, upstream: Upstream, path: st
 
 
 @pytest.mark.parametrize("path", FREE)
-def test_a_route_that_asks_nothing_may_be_asked_any_number_of_times(
-    open_house: Rill, upstream: Upstream, path: str
-) -> None:
+def test_a_route_that_sends_nothing_upstream_has_no_rate_limit(open_house: Rill, upstream: Upstream, path: str) -> None:
     client = {"X-Forwarded-For": new_address()}
     if not there_is(path):
         pytest.skip(f"{path} is not there yet")
@@ -305,7 +303,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
+def test_a_rate_limit_rejection_states_the_limit_and_when_to_retry(
     open_house: Rill, upstream: Upstream, shape: str
 ) -> None:
     client = {"X-Forwarded-For": new_address()}
@@ -325,7 +323,7 @@ def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_asks_too_many_at_once_is_told_how_many_and_to_come_back(
+def test_a_concurrency_rejection_states_the_limit_and_when_to_retry(
     open_house: Rill, upstream: Upstream, shape: str
 ) -> None:
     client = {"X-Forwarded-For": new_address()}
@@ -369,7 +367,7 @@ RIGHT: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("way", RIGHT)
-def test_a_token_is_known_however_it_is_sent(service: Rill, upstream: Upstream, way: str) -> None:
+def test_an_api_key_is_accepted_however_it_is_sent(service: Rill, upstream: Upstream, way: str) -> None:
     upstream.always(*wire.answer("ok"))
     for path in ("/stream?q=hi", "/chat/stream?message=hi", "/v1/models"):
         assert ask(service, path, RIGHT[way]).status == 200
@@ -407,7 +405,7 @@ WRONG = {
 
 @pytest.mark.parametrize("way", ways(b""))
 @pytest.mark.parametrize("name", WRONG)
-def test_no_other_token_is_known_however_odd(service: Rill, upstream: Upstream, name: str, way: str) -> None:
+def test_no_other_api_key_is_accepted(service: Rill, upstream: Upstream, name: str, way: str) -> None:
     line = ways(WRONG[name])[way] + f"\r\nX-Forwarded-For: {new_address()}".encode()
     for path in (b"/stream?q=hi", b"/v1/models"):
         told = send(service.port, b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (path, line))
@@ -418,7 +416,7 @@ def test_no_other_token_is_known_however_odd(service: Rill, upstream: Upstream, 
     assert upstream.requests == []
 
 
-def test_a_token_of_seven_thousand_letters_is_a_401(service: Rill) -> None:
+def test_an_api_key_of_seven_thousand_characters_is_a_401(service: Rill) -> None:
     for header in ({"Authorization": "Bearer " + "w" * 7000}, {"x-api-key": "w" * 7000}):
         assert ask(service, "/stream?q=hi", {**header, **from_new_address()}).status == 401
 
@@ -438,14 +436,14 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_token_in_the_url_opens_nothing(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_api_key_in_the_url_is_not_accepted(service: Rill, upstream: Upstream, name: str) -> None:
     # A target with a user in it is not valid: https://www.rfc-editor.org/rfc/rfc9110#section-4.2.4
     assert ask(service, ELSEWHERE[name], from_new_address()).status == (400 if "@" in ELSEWHERE[name] else 401)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("header", ["Cookie", "Proxy-Authorization", "X-Auth-Token", "Api-Key", "Referer"])
-def test_a_token_in_any_other_header_or_in_the_body_opens_nothing(
+def test_an_api_key_in_another_header_or_in_the_body_is_not_accepted(
     service: Rill, upstream: Upstream, header: str
 ) -> None:
     value = {"Cookie": f"token={TOKEN}; x-api-key={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}"}.get(header, TOKEN)
@@ -455,7 +453,7 @@ def test_a_token_in_any_other_header_or_in_the_body_opens_nothing(
     assert upstream.requests == []
 
 
-def test_the_log_names_the_client_and_never_its_secret(service: Rill, upstream: Upstream) -> None:
+def test_the_log_names_the_client_and_never_contains_its_key(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     for number, (token, name) in enumerate([(TOKEN, "alice"), (HASHED, "bob")]):
         identity = f"named-{number}"
@@ -483,7 +481,7 @@ def logged(service: Rill, identity: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ASKING)
 @pytest.mark.parametrize("way", ["Bearer", "x-api-key", "Basic"])
-def test_the_clients_token_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
+def test_a_clients_api_key_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
     upstream.always(*wire.answer("ok"))
     method, path, headers, body = ASKING[name]
     everywhere = {"Cookie": f"t={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": TOKEN}
@@ -539,7 +537,7 @@ ECHOES = {
 
 @pytest.mark.parametrize("name", ASKING)
 @pytest.mark.parametrize("place", ECHOES)
-def test_the_services_key_never_reaches_a_client(service: Rill, upstream: Upstream, place: str, name: str) -> None:
+def test_the_upstream_key_never_reaches_a_client(service: Rill, upstream: Upstream, place: str, name: str) -> None:
     upstream.always(*ECHOES[place])
     method, path, headers, body = ASKING[name]
     told = ask(service, path, {**ALICE, **headers}, method, body)
@@ -550,7 +548,7 @@ def test_the_services_key_never_reaches_a_client(service: Rill, upstream: Upstre
 
 @pytest.mark.parametrize("place", [place for place in ECHOES if "stream" not in place and "first" not in place])
 @pytest.mark.parametrize("path", [MESSAGES, COMPLETIONS])
-def test_the_services_key_never_reaches_a_client_that_wants_the_answer_whole(
+def test_the_upstream_key_is_never_in_a_non_streamed_response(
     service: Rill, upstream: Upstream, place: str, path: str
 ) -> None:
     upstream.always(*ECHOES[place])
@@ -559,7 +557,7 @@ def test_the_services_key_never_reaches_a_client_that_wants_the_answer_whole(
     assert KEY not in told.whole()
 
 
-def test_the_services_key_is_in_no_log_wherever_a_relay_repeats_it(service: Rill, upstream: Upstream) -> None:
+def test_the_upstream_key_is_never_logged_even_if_a_relay_repeats_it(service: Rill, upstream: Upstream) -> None:
     since = len(service.output())
     for place, steps in ECHOES.items():
         upstream.always(*steps)
@@ -587,14 +585,16 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("first", "second"), TWINS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_one_client_share_its_rate(open_house: Rill, upstream: Upstream, first: str, second: str) -> None:
+def test_addresses_of_one_client_share_its_rate_limit(
+    open_house: Rill, upstream: Upstream, first: str, second: str
+) -> None:
     upstream.always(*wire.answer("ok"))
     asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [*[200] * RATE, 429]
 
 
 @pytest.mark.parametrize(("first", "second"), STRANGERS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_two_clients_have_a_rate_each(
+def test_addresses_of_two_clients_have_a_rate_limit_each(
     open_house: Rill, upstream: Upstream, first: str, second: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
@@ -602,7 +602,7 @@ def test_addresses_of_two_clients_have_a_rate_each(
     assert asked == [200] * (RATE + 1)
 
 
-def test_what_is_no_address_is_one_client_and_harms_nobody(open_house: Rill, upstream: Upstream) -> None:
+def test_invalid_addresses_are_one_client_and_do_not_affect_others(open_house: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     sent = ["unknown", "203.0.113.9:1234x", "fe80::1%eth0/../..", "a" * 3000, "_hidden", "\x7f"]
     asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]

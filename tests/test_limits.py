@@ -26,7 +26,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize(("rate", "times"), [("1/minute", 1), ("3/minute", 3), ("60/minute", 60), ("5 per hour", 5)])
-def test_a_client_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, times: int) -> None:
+def test_a_client_gets_as_many_requests_as_its_rate_limit_allows(rate: str, times: int) -> None:
     counted = RateLimit(rate)
     for _ in range(times):
         counted.count("alice")
@@ -36,7 +36,7 @@ def test_a_client_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, time
 
 
 @pytest.mark.parametrize(("rate", "longest"), [("1/minute", 60), ("2/hour", 3600), ("1/day", 86400)])
-def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) -> None:
+def test_a_rejection_states_the_limit_and_when_to_retry(rate: str, longest: int) -> None:
     counted = RateLimit(rate)
     for _ in range(int(rate[0])):
         counted.count("alice")
@@ -49,7 +49,7 @@ def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) 
 
 
 @pytest.mark.parametrize("rate", ["2/second;3/day", "3/day;2/second"])
-def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
+def test_each_of_several_limits_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
     counted = RateLimit(rate)
     counted.count("alice")
     counted.count("alice")
@@ -71,7 +71,7 @@ def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: st
     assert refused.value.retry_after > 1000
 
 
-def test_who_comes_back_when_told_to_is_let_in() -> None:
+def test_a_client_that_waits_for_retry_after_is_accepted() -> None:
     counted = RateLimit("5/second")
     with suppress(Problem):
         deque(map(counted.count, repeat("alice")), maxlen=0)
@@ -82,7 +82,7 @@ def test_who_comes_back_when_told_to_is_let_in() -> None:
     counted.count("alice")
 
 
-def test_a_request_that_one_quota_rejects_counts_for_none() -> None:
+def test_a_request_that_one_quota_rejects_counts_towards_none() -> None:
     counted = RateLimit("3/second;2/day")
     for _ in range(50):
         with suppress(Problem):
@@ -97,7 +97,7 @@ def test_a_request_that_one_quota_rejects_counts_for_none() -> None:
     pauses=st.lists(st.floats(0, 30, exclude_min=True), min_size=1, max_size=100),
     used=st.integers(1, 5),
 )
-def test_a_client_has_something_left_exactly_when_it_was_told_to(amount: int, pauses: list[float], used: int) -> None:
+def test_quota_is_available_exactly_after_the_reported_wait(amount: int, pauses: list[float], used: int) -> None:
     now = 1000.0
     window = SlidingWindow(Quota(amount, 10, "10 seconds"), lambda: now)
     for pause in pauses:
@@ -136,7 +136,7 @@ def test_expired_counts_are_forgotten() -> None:
         (2.1, 9, 9),
     ],
 )
-def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, current: int, previous: int) -> None:
+def test_redis_and_a_worker_count_alike(redis: RedisServer, elapsed: float, current: int, previous: int) -> None:
     quota, free = Quota(5, 1000, "1000 seconds"), Quota(7, 86400, "day")
     with redis.client() as client:
         client.flushall()
@@ -156,7 +156,7 @@ def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, curre
             assert 0 < client.ttl("rill:alice") <= 2 * 86400
 
 
-def test_each_client_is_counted_apart() -> None:
+def test_each_client_is_counted_separately() -> None:
     counted = RateLimit("1/minute")
     counted.count("alice")
     counted.count("bob")
@@ -164,7 +164,7 @@ def test_each_client_is_counted_apart() -> None:
         counted.count("alice")
 
 
-def test_a_refused_request_is_not_counted_again() -> None:
+def test_a_rejected_request_is_not_counted() -> None:
     counted = RateLimit("2/second")
     for _ in range(1000):
         with suppress(Problem):
@@ -173,7 +173,7 @@ def test_a_refused_request_is_not_counted_again() -> None:
     counted.count("alice")
 
 
-def test_a_great_many_clients_are_each_counted() -> None:
+def test_thousands_of_clients_are_each_counted() -> None:
     counted = RateLimit("1/hour")
     for number in range(3000):
         counted.count(f"client {number}")
@@ -182,7 +182,7 @@ def test_a_great_many_clients_are_each_counted() -> None:
             counted.count(f"client {number}")
 
 
-def test_no_more_answers_at_once_than_there_are_places() -> None:
+def test_concurrent_answers_never_exceed_the_slots() -> None:
     slots = ConcurrencyLimit(total=2, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("bob"):
         with pytest.raises(Problem) as refused, slots.hold_slot("carol"):
@@ -193,7 +193,7 @@ def test_no_more_answers_at_once_than_there_are_places() -> None:
     slots.check_capacity()
 
 
-def test_no_more_answers_at_once_for_one_client_than_its_share() -> None:
+def test_concurrent_answers_of_one_client_never_exceed_its_slots() -> None:
     slots = ConcurrencyLimit(total=10, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("alice"):
         with pytest.raises(Problem) as refused, slots.hold_slot("alice"):
@@ -204,7 +204,7 @@ def test_no_more_answers_at_once_for_one_client_than_its_share() -> None:
             slots.check_capacity()
 
 
-def test_a_place_is_free_again_however_its_answer_ended() -> None:
+def test_a_slot_is_released_at_every_outcome() -> None:
     slots = ConcurrencyLimit(total=1, per_client=1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), slots.hold_slot("alice"):
@@ -216,7 +216,7 @@ def test_a_place_is_free_again_however_its_answer_ended() -> None:
     slots.check_capacity()
 
 
-def test_a_refused_place_takes_none() -> None:
+def test_a_rejected_request_costs_no_slot() -> None:
     slots = ConcurrencyLimit(total=2, per_client=1)
     with slots.hold_slot("alice"):
         for _ in range(5):

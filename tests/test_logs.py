@@ -52,7 +52,7 @@ def line_about(rill: Rill, name: str) -> dict[str, Any]:
 # The line of an answer
 
 
-def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill, upstream: Upstream) -> None:
+def test_a_log_line_has_exactly_the_documented_fields(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, *WHOLE)
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
         asked.read_rest()
@@ -80,7 +80,7 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     }
 
 
-def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, upstream: Upstream) -> None:
+def test_a_request_that_the_upstream_rejects_has_the_same_fields(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, *WHOLE)
     upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
     for name in ("good", "bad"):
@@ -101,7 +101,7 @@ def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, ups
     ],
     ids=["cut", "error"],
 )
-def test_what_the_upstream_broke_off_is_not_said_to_be_cancelled(
+def test_an_answer_that_the_upstream_ends_early_is_not_logged_as_cancelled(
     rill: Rill, upstream: Upstream, rest: tuple[Step, ...], outcome: str
 ) -> None:
     upstream.script(*BEGUN, *rest)
@@ -116,7 +116,7 @@ def every(seconds: float, event: bytes) -> tuple[Step, ...]:
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
-def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
+def test_an_answer_that_exceeds_a_deadline_is_logged_as_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill
     assert [line["cancelled"] for line in told.values()] == [True] * 3
 
 
-def test_the_line_of_an_answer_whose_client_left_says_that_it_was_broken_off(rill: Rill, upstream: Upstream) -> None:
+def test_an_answer_whose_client_disconnects_is_logged_as_cancelled(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "left"}) as asked:
         assert asked.next_chunk() == b"some "
@@ -144,7 +144,7 @@ def test_the_line_of_an_answer_whose_client_left_says_that_it_was_broken_off(ril
     assert (line["outcome"], line["cancelled"], line["status"], line["bytes"]) == ("client_disconnected", True, 200, 5)
 
 
-def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_after_the_last_event_is_a_completed_answer(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, WHOLE[0], wire.silence())  # the body's end, which Rill waits for a moment, never comes
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "behind"}) as asked:
         asked.read_until(b"[DONE]\n\n")
@@ -152,7 +152,7 @@ def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstrea
     assert (line["outcome"], line["cancelled"]) == ("completed", False)
 
 
-def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
+def test_ttft_is_measured_from_the_request(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *WHOLE)
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "held"}) as asked:
         asked.read_until(b"\n\n")
@@ -165,7 +165,7 @@ def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstr
     assert line["duration_ms"] >= line["ttft_ms"] >= held * 1000 - 1
 
 
-def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream: Upstream) -> None:
+def test_an_answer_without_text_has_no_ttft(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "mute"}) as asked:
         asked.read_rest()
@@ -176,7 +176,7 @@ def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream
 # All that is written
 
 
-def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
+def test_a_server_logs_its_start_its_answers_and_its_stop_and_nothing_else(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     rill = start_rill()
@@ -234,7 +234,7 @@ def on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
     os.close(terminal)
 
 
-def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
+def test_log_lines_on_a_terminal_are_human_readable(upstream: Upstream) -> None:
     upstream.script(*BEGUN, *WHOLE)
     with on_terminal(upstream) as (terminal, port):
         curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary"]
@@ -297,7 +297,7 @@ def fail(words: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
-def test_an_error_inside_is_logged_with_its_place_and_without_its_words(
+def test_an_internal_error_is_logged_with_its_location_and_without_its_message(
     logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
 ) -> None:
     written = stream()
@@ -314,7 +314,7 @@ def test_an_error_inside_is_logged_with_its_place_and_without_its_words(
     assert said.count("\n") == 1 if stream is StringIO else said.count("\n") > 1
 
 
-def test_a_line_break_in_what_is_logged_makes_no_second_line(logs: Callable[[StringIO], logging.Logger]) -> None:
+def test_a_line_break_in_a_message_makes_no_second_line(logs: Callable[[StringIO], logging.Logger]) -> None:
     written = StringIO()
     logs(written).warning("a model named %s", 'x"\n{"event": "answer"}')
     assert written.getvalue().count("\n") == 1
@@ -326,7 +326,7 @@ UNSAFE = "\x00\x07\x08\x1b\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2028\u2029
 
 
 @pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
-def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
+def test_a_field_that_a_client_chooses_cannot_control_a_terminal(
     logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
 ) -> None:
     written = stream()
@@ -342,7 +342,7 @@ def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
         assert "\\u202e" in said
 
 
-def test_a_model_with_terminal_escapes_reaches_no_terminal(upstream: Upstream) -> None:
+def test_terminal_escapes_in_a_model_name_never_reach_a_terminal(upstream: Upstream) -> None:
     upstream.always(*BEGUN, *WHOLE)
     model = quote(f"]0;owned{UNSAFE[:-1]}")
     with on_terminal(upstream) as (terminal, port):
@@ -370,7 +370,7 @@ STEERING = {
 }
 
 
-def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> None:
+def test_gunicorns_log_contains_no_terminal_escape(start_rill: StartRill) -> None:
     rill = start_rill("--log-level", "debug", "--access-logfile", "-", "--capture-output")
     for request in STEERING.values():
         with Conversation(rill.port, request.encode()) as asked:
@@ -381,9 +381,7 @@ def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> 
 
 
 @pytest.mark.parametrize("name", VERBOSE_LIBRARIES)
-def test_libraries_that_would_log_prompts_are_kept_from_it(
-    logs: Callable[[StringIO], logging.Logger], name: str
-) -> None:
+def test_libraries_that_would_log_prompts_are_silenced(logs: Callable[[StringIO], logging.Logger], name: str) -> None:
     logging.getLogger(name).setLevel(logging.DEBUG)
     logs(StringIO())
     assert not logging.getLogger(name).isEnabledFor(logging.INFO)

@@ -129,7 +129,7 @@ def series(**labels: str) -> frozenset[tuple[str, str]]:
 
 @DIALECTS
 @pytest.mark.parametrize("outcome", REST)
-def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
+def test_an_answer_is_counted_once_with_its_outcome_its_tokens_and_its_bytes(
     rill: Rill, upstream: Upstream, dialect: str, outcome: str
 ) -> None:
     upstream.script(*BEGUN, *REST[outcome])
@@ -148,7 +148,7 @@ def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
 
 
 @DIALECTS
-def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
+def test_a_disconnect_is_counted_as_client_disconnected(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.script(*HELD)
     with counted(rill) as added:
         with ask(rill, dialect, ALICE) as asked:
@@ -160,7 +160,7 @@ def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Up
     assert added.of("rill_upstream_errors_total") == 0
 
 
-def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
+def test_a_silent_upstream_is_counted_as_idle_timeout_in_every_dialect_with_or_without_pings(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     rill, names = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
@@ -179,7 +179,7 @@ def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_
     assert added.named("rill_upstream_errors_total") == {series(type="idle_timeout"): 8}
 
 
-def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
+def test_a_non_streamed_answer_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
     message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
     with counted(rill) as added, ask(rill, "anthropic", ALICE, stream=False) as asked:
@@ -216,7 +216,7 @@ def test_an_answer_without_text_has_no_time_to_first_token(rill: Rill, upstream:
     assert added.of("rill_time_to_first_token_seconds_count") == 0
 
 
-def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(rill: Rill, upstream: Upstream) -> None:
+def test_time_to_first_token_ends_at_the_first_text_not_at_the_first_event(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *REST["completed"])
     with counted(rill) as added, ask(rill, "sse", ALICE) as asked:
         assert asked.read_until(b"\n\n")
@@ -246,7 +246,7 @@ def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream)
         wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
 
 
-def test_an_open_answer_is_counted_until_its_client_leaves(rill: Rill, upstream: Upstream) -> None:
+def test_an_open_answer_is_counted_until_its_client_disconnects(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD)
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
     with ask(rill, "sse", ALICE) as asked:
@@ -282,7 +282,7 @@ def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
     return found
 
 
-def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstream: Upstream) -> None:
+def test_each_of_two_workers_reports_the_sum_of_both(pair: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
     first, second = pair.wait_for_workers(2)
     with counted(pair, 3) as added:
@@ -302,9 +302,7 @@ def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstrea
     assert told[0] == told[1] >= 3
 
 
-def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted(
-    pair: Rill, upstream: Upstream
-) -> None:
+def test_a_killed_workers_totals_remain_and_its_open_answers_are_removed(pair: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
     first, second = pair.wait_for_workers(2)
     before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") == 0)
@@ -341,7 +339,7 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
     ],
     ids=["529", "429", "401", "500", "nothing came", "cut", "reset", "error event", "no JSON"],
 )
-def test_an_error_of_the_upstream_is_counted_by_its_type(
+def test_an_upstream_error_is_counted_by_its_type(
     rill: Rill, upstream: Upstream, steps: tuple[Step, ...], type: str
 ) -> None:
     upstream.script(*steps)
@@ -352,7 +350,7 @@ def test_an_error_of_the_upstream_is_counted_by_its_type(
     assert added.named("rill_requests_rejected_total") == ({series(reason=f"upstream_{type}"): 1} if refused else {})
 
 
-def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, upstream: Upstream) -> None:
+def test_an_upstream_error_about_the_prompt_has_its_own_type(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
     with counted(rill) as added, ask(rill, "text", ALICE) as asked:
         assert asked.status == 400
@@ -371,7 +369,7 @@ def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, 
         ("PUT", "/stream", ALICE, b"", 405, "method_not_allowed"),
     ],
 )
-def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
+def test_a_rejected_request_is_counted_by_its_reason(
     rill: Rill, method: str, path: str, headers: dict[str, str], body: bytes, status: int, cause: str
 ) -> None:
     before = scrape(rill)
@@ -381,7 +379,7 @@ def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
     assert added == {("rill_requests_rejected_total", series(reason=cause)): 1}
 
 
-def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
+def test_a_lack_of_slots_is_counted_as_at_capacity_or_as_rate_limited(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
     wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
     with counted(rill, 4) as added, ask(rill, "text", ALICE) as first, ask(rill, "text", BOB) as second:
@@ -400,7 +398,7 @@ def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Ri
     }
 
 
-def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_rate_limited_request_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
     rill = start_rill(RILL_RATE_LIMIT="2/hour")
     statuses = []
@@ -416,13 +414,13 @@ def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upst
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "secret-of-mallory"}])
-def test_the_numbers_are_for_those_who_may_ask(rill: Rill, headers: dict[str, str]) -> None:
+def test_metrics_require_an_api_key(rill: Rill, headers: dict[str, str]) -> None:
     with rill.ask("GET", "/metrics", headers) as asked:
         assert asked.status == 401
         assert b"rill_" not in asked.read_rest()
 
 
-def test_the_numbers_are_told_to_a_scraper_that_sends_a_bearer_token(rill: Rill) -> None:
+def test_a_scraper_may_send_its_api_key_as_a_bearer_token(rill: Rill) -> None:
     assert scrape(rill, {"Authorization": "Bearer secret-of-bob"}).of("rill_streams_active") >= 0
 
 
@@ -439,7 +437,7 @@ def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, ups
     }
 
 
-def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream: Upstream) -> None:
+def test_many_models_and_many_addresses_create_no_new_series(pair: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, *REST["completed"])
 
     def ask_from(number: int) -> None:
@@ -462,7 +460,7 @@ def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream:
     assert after.keys() == before.keys()
 
 
-def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
+def test_no_prompt_answer_or_key_is_in_the_metrics_or_their_files(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     rill = start_rill(
@@ -489,7 +487,7 @@ def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
         assert secret not in kept
 
 
-def test_without_gunicorn_the_numbers_are_those_of_the_process() -> None:
+def test_without_gunicorn_the_metrics_are_those_of_the_process() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
     telemetry = Telemetry(named=False, models=[MODEL])
     telemetry.count_rejection(Problem("at_capacity"))
@@ -518,7 +516,7 @@ def metric_of(name: str) -> str:
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
-def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstream) -> None:
+def test_the_metrics_table_matches_the_service(rill: Rill, upstream: Upstream) -> None:
     served: dict[str, set[str]] = {}
     for name, labels in labels_by_name(rill, upstream).items():
         served.setdefault(metric_of(name), set()).update(labels - {"le"})
@@ -527,7 +525,7 @@ def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstr
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
 
 
-def test_the_types_of_upstream_errors_are_all_that_there_are() -> None:
+def test_every_upstream_error_type_is_documented() -> None:
     (row,) = re.findall(r"^\| `rill_upstream_errors_total` \| `type` \| (.*) \|$", WATCHING, re.MULTILINE)
     names = {*UPSTREAM_TYPES.values(), *UPSTREAM_STATUSES.values(), "model_not_found", "start_timeout", "idle_timeout"}
     known = {name.removeprefix("upstream_") for name in {*KINDS} if name.startswith("upstream_") or name in names}
@@ -540,7 +538,7 @@ STARTED_OUTCOMES = {*CANCELLATION_REASONS, *UPSTREAM_OUTCOMES, "completed", "ups
 }
 
 
-def test_the_table_of_endings_is_that_of_the_service() -> None:
+def test_the_outcomes_table_matches_the_service() -> None:
     section = WATCHING.split("## Outcomes")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_OUTCOMES
 
@@ -562,7 +560,7 @@ def expressions() -> dict[str, str]:
 WORDS = {"by", "sum", "rate", "histogram_quantile", "le", "increase", "scalar"}
 
 
-def test_alerts_and_dashboard_ask_only_for_what_the_service_tells(rill: Rill, upstream: Upstream) -> None:
+def test_alerts_and_dashboard_use_only_existing_metrics(rill: Rill, upstream: Upstream) -> None:
     served = labels_by_name(rill, upstream)
     known = {label for labels in served.values() for label in labels}
     asked = expressions()
@@ -580,7 +578,7 @@ def test_alerts_and_dashboard_ask_only_for_what_the_service_tells(rill: Rill, up
         assert others <= WORDS, place
 
 
-def test_alerts_and_dashboard_name_only_endings_and_causes_that_there_are() -> None:
+def test_alerts_and_dashboard_use_only_existing_outcomes_and_reasons() -> None:
     named = set()
     for place, expression in expressions().items():
         for label, known in (("outcome", STARTED_OUTCOMES | set(KINDS)), ("reason", set(KINDS))):
@@ -606,7 +604,7 @@ def test_the_dashboard_can_be_imported() -> None:
         assert 0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"]
 
 
-def test_every_alert_says_how_long_how_bad_and_what_to_do() -> None:
+def test_every_alert_has_a_duration_a_severity_and_a_remedy() -> None:
     (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
     assert len(group["rules"]) >= 3
     for rule in group["rules"]:

@@ -84,7 +84,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_prompt_arrives_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+def test_a_prompt_arrives_unchanged(service: Rill, upstream: Upstream, way: str) -> None:
     sent = receive(service, upstream, WAYS[way])
     assert sent == {**DEFAULTS, "messages": [{"role": "user", "content": PROMPT}]}
 
@@ -99,14 +99,14 @@ CURL = {
 
 
 @pytest.mark.parametrize("way", CURL)
-def test_curl_sends_a_prompt_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+def test_curl_sends_a_prompt_unchanged(service: Rill, upstream: Upstream, way: str) -> None:
     upstream.script(*wire.answer("ok"))
     command = ["curl", "--silent", "--fail", "--max-time", "10", *CURL[way], f"{service.url}/stream"]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"ok"
     assert upstream.requests[0].json["messages"] == [{"role": "user", "content": PROMPT}]
 
 
-def test_the_message_of_chat_stream_arrives_exactly_as_meant(service: Rill, upstream: Upstream) -> None:
+def test_the_message_of_chat_stream_arrives_unchanged(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     with service.ask("GET", f"/chat/stream?{urlencode({'message': PROMPT, **OPTIONS})}") as told:
         assert told.status == 200
@@ -115,7 +115,7 @@ def test_the_message_of_chat_stream_arrives_exactly_as_meant(service: Rill, upst
     assert upstream.requests[0].json == expected
 
 
-def test_content_blocks_of_the_messages_api_arrive_as_they_are(service: Rill, upstream: Upstream) -> None:
+def test_content_blocks_of_the_messages_api_arrive_unchanged(service: Rill, upstream: Upstream) -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
     blocks = [image, {"type": "text", "text": PROMPT, "cache_control": {"type": "ephemeral"}}]
     messages = [{"role": "user", "content": blocks}]
@@ -175,7 +175,7 @@ def test_options_reach_the_upstream(service: Rill, upstream: Upstream, way: str)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("temperature", 1), ("max_tokens", 1)])
-def test_an_option_at_its_bound_reaches_the_upstream(
+def test_an_option_at_its_limit_reaches_the_upstream(
     service: Rill, upstream: Upstream, name: str, value: float
 ) -> None:
     assert receive(service, upstream, by_json({"q": "hi", name: value}))[name] == value
@@ -193,7 +193,7 @@ def test_unknown_fields_of_queries_and_forms_are_ignored(service: Rill, upstream
     assert receive(service, upstream, asked) == expected
 
 
-def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
+def test_defaults_of_the_settings_reach_the_upstream_if_a_request_has_no_options(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     own = {"system": "Sei kurz. 短く。", "model": "claude-haiku-5", "max_tokens": 123}
@@ -207,7 +207,7 @@ def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
     assert receive(service, upstream, asked) == {"stream": True, **OPTIONS, "messages": messages}
 
 
-def test_the_upstream_is_asked_by_the_official_sdk(service: Rill, upstream: Upstream) -> None:
+def test_upstream_requests_are_sent_by_the_official_sdk(service: Rill, upstream: Upstream) -> None:
     receive(service, upstream, Asked("GET", "/stream?q=hi"))
     (request,) = upstream.requests
     assert (request.method, request.path.split("?")[0]) == ("POST", "/v1/messages")

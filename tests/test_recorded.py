@@ -68,7 +68,7 @@ def test_plain_text_is_exactly_the_recorded_text(service: Rill, upstream: Upstre
 
 @pytest.mark.parametrize("size", [0, 1, 7])
 @pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name]["outcome"] == "completed"])
-def test_server_sent_events_bring_the_recorded_text_and_its_end(
+def test_server_sent_events_contain_the_recorded_text_and_its_end(
     service: Rill, upstream: Upstream, name: str, size: int
 ) -> None:
     upstream.script(*replay_by(name, size))
@@ -94,7 +94,7 @@ def test_a_recorded_refusal_is_a_422_with_its_explanation(service: Rill, upstrea
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_a_recorded_error_in_mid_answer_cuts_plain_text_after_its_text(
+def test_a_recorded_error_in_mid_answer_aborts_plain_text_after_its_text(
     service: Rill, upstream: Upstream, size: int
 ) -> None:
     upstream.script(*replay_by("error_event", size))

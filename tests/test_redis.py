@@ -148,12 +148,12 @@ def test_two_services_with_one_redis_share_the_count_of_an_address(service: Rill
     assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
 
 
-def test_addresses_that_are_one_client_are_one_in_redis_too(service: Rill, another: Rill) -> None:
+def test_addresses_of_one_client_share_a_count_in_redis_too(service: Rill, another: Rill) -> None:
     assert statuses([service], "2001:db8:1:2::1", RATE) == ALLOWED
     assert statuses([another], "2001:db8:1:2:ffff::9", 1) == [429]
 
 
-def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: RedisServer) -> None:
+def test_two_workers_share_the_count_of_an_api_key_by_its_name(crowd: Rill, redis: RedisServer) -> None:
     before = redis.kept()
     assert statuses([crowd], "wonder-land", RATE + 5) == ALLOWED + [429] * 5
     assert statuses([crowd], "builder-bob", RATE + 1) == [*ALLOWED, 429]
@@ -164,7 +164,7 @@ def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: 
     assert b"wonder-land" not in kept
 
 
-def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, another: Rill) -> None:
+def test_a_rejection_counted_in_redis_states_when_to_retry(service: Rill, another: Rill) -> None:
     client = new_address()
     statuses([service], client, RATE)
     with another.ask("GET", "/stream?q=hi", {"X-Forwarded-For": client}) as refused:
@@ -174,7 +174,7 @@ def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, anot
         assert f"{RATE} per hour" in refused.read_rest().decode()
 
 
-def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer) -> None:
+def test_every_count_in_redis_expires(service: Rill, redis: RedisServer) -> None:
     warm(service)
     with redis.client() as client:
         assert all(client.ttl(key) > 0 for key in client.scan_iter())
@@ -190,7 +190,7 @@ def test_a_service_without_redis_url_counts_alone(start_rill: StartRill, redis: 
 # Redis lost
 
 
-def test_redis_killed_and_back_under_load_fails_nobody_and_is_told_once(
+def test_a_redis_outage_under_load_fails_no_request_and_is_logged_once(
     service: Rill, another: Rill, redis: RedisServer
 ) -> None:
     since, told = warm(service), list[Told]()
@@ -214,7 +214,7 @@ def test_redis_killed_and_back_under_load_fails_nobody_and_is_told_once(
     assert "Traceback" not in service.output()
 
 
-def test_a_redis_that_hangs_costs_a_moment_and_then_nothing(service: Rill, redis: RedisServer) -> None:
+def test_a_hanging_redis_delays_requests_only_briefly(service: Rill, redis: RedisServer) -> None:
     since, told = warm(service), list[Told]()
     with load(service, told, threads=12):
         wait_until(lambda: len(told) > 20, lambda: "nobody is answered")
@@ -233,7 +233,7 @@ def test_a_redis_that_hangs_costs_a_moment_and_then_nothing(service: Rill, redis
     assert (service.output()[since:].count(LOST), service.output()[since:].count(BACK)) == (1, 1)
 
 
-def test_many_starts_at_once_keep_few_connections_and_leak_none(
+def test_many_concurrent_requests_keep_few_connections_and_leak_none(
     service: Rill, upstream: Upstream, redis: RedisServer
 ) -> None:
     since = warm(service)
@@ -292,20 +292,18 @@ def assert_counts_alone(redis: RedisServer, service: Rill, *passwords: str) -> N
     assert not [each for each in passwords if each in service.output()]
 
 
-def test_a_redis_at_a_socket_file_counts(house: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+def test_a_redis_at_a_unix_socket_keeps_the_counts(house: Callable[..., dict[str, str]], tmp_path: Path) -> None:
     with RedisServer(tmp_path, PASSWORD, socket_file=True) as redis, Rill(house(REDIS_URL=redis.url)) as service:
         assert_counts_in(redis, service)
 
 
-def test_a_wrong_password_is_a_redis_that_is_lost(house: Callable[..., dict[str, str]], redis: RedisServer) -> None:
+def test_a_wrong_password_is_treated_as_a_lost_redis(house: Callable[..., dict[str, str]], redis: RedisServer) -> None:
     wrong = "close-sesame-4712"
     with Rill(house(REDIS_URL=redis.url_with(wrong))) as service:
         assert_counts_alone(redis, service, wrong, PASSWORD)
 
 
-def test_a_certificate_that_nobody_signed_is_not_trusted(
-    house: Callable[..., dict[str, str]], tls_redis: RedisServer
-) -> None:
+def test_a_self_signed_certificate_is_not_trusted(house: Callable[..., dict[str, str]], tls_redis: RedisServer) -> None:
     with Rill(house(REDIS_URL=tls_redis.url)) as service:
         assert_counts_alone(tls_redis, service, PASSWORD)
 
@@ -315,7 +313,7 @@ def test_a_certificate_that_nobody_signed_is_not_trusted(
     [("?ssl_cert_reqs=none", {}), ("", {"DYNO": "web.1"})],
     ids=["where that is said", "where the platform is known for it"],
 )
-def test_a_certificate_that_nobody_signed_is_taken(
+def test_a_self_signed_certificate_is_accepted_without_verification(
     house: Callable[..., dict[str, str]], tls_redis: RedisServer, query: str, more: dict[str, str]
 ) -> None:
     with Rill(house(REDIS_URL=f"{tls_redis.url}{query}", **more)) as service:

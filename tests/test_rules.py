@@ -45,7 +45,7 @@ def test_the_import_rule_holds() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_importing_a_room_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
+def test_importing_a_module_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
     env = {
         "RILL_MAX_STREAMS": "no number",
         "RILL_RATE_LIMIT": "no rate",

@@ -179,7 +179,7 @@ def streams_table() -> Iterator[str]:
         yield f"| {' | '.join([*cells, f'{min(large.values()):,.0f}', ends[1]])} |"
 
 
-def test_the_table_of_streams_is_what_the_costs_give() -> None:
+def test_the_table_of_streams_matches_the_costs() -> None:
     assert table_of(PAGE, "| tokens/s per stream")[2:] == list(streams_table())
 
 
@@ -213,11 +213,11 @@ def sized(item: str, source: str, values: Iterable[float]) -> str:
     return f"| {item} | {' | '.join(f'{value:,.0f}' for value in values)} | {source} |"
 
 
-def test_the_table_of_sizes_is_what_the_simulation_and_the_costs_give(simulated: list[str]) -> None:
+def test_the_table_of_sizes_matches_the_simulation_and_the_costs(simulated: list[str]) -> None:
     assert table_of(PAGE, "| | 1,000 open")[2:] == list(sizes_table(simulated))
 
 
-def test_the_sentences_of_the_page_are_of_the_same_run(simulated: list[str]) -> None:
+def test_the_sentences_of_the_page_match_the_same_simulation(simulated: list[str]) -> None:
     page, rows = " ".join(PAGE.split()), [[cell.strip() for cell in line.split("|")[1:-1]] for line in simulated]
     machines = {routing: int(count) for size, event, routing, count, *_ in rows if (size, event) == ("5,000", "none")}
     few, many = machines[TWO_CHOICES], machines[RANDOM]
@@ -260,7 +260,7 @@ def script_calls(redis: RedisServer) -> int:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
 
-def test_redis_is_asked_once_a_request_however_long_the_answer(
+def test_each_request_calls_redis_once_however_long_its_answer(
     redis: RedisServer, upstream: Upstream, start_rill: StartRill
 ) -> None:
     rill = start_rill(REDIS_URL=redis.url)
@@ -274,9 +274,7 @@ def test_redis_is_asked_once_a_request_however_long_the_answer(
     assert script_calls(redis) == before + 2
 
 
-def test_redis_is_asked_once_for_a_rejected_request_too(
-    redis: RedisServer, upstream: Upstream, start_rill: StartRill
-) -> None:
+def test_a_rejected_request_calls_redis_once_too(redis: RedisServer, upstream: Upstream, start_rill: StartRill) -> None:
     rill = start_rill(REDIS_URL=redis.url, RILL_RATE_LIMIT="1/hour;2/day")
     upstream.always(*wire.answer("one"))
     ask(rill)

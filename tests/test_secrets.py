@@ -273,7 +273,7 @@ def tell(service: Rill, request: bytes) -> tuple[int | None, str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_secret_is_in_any_output_header_or_refusal(service: Rill, upstream: Upstream, name: str) -> None:
+def test_no_secret_is_in_any_output_header_or_error_message(service: Rill, upstream: Upstream, name: str) -> None:
     case, before = CASES[name], len(service.output())
     upstream.always(*case.steps)
     status, headers, body = tell(service, case.request)
@@ -284,7 +284,7 @@ def test_nothing_secret_is_in_any_output_header_or_refusal(service: Rill, upstre
         assert find_leaks(body, told) == []
 
 
-def test_the_secrets_were_at_work(start_rill: StartRill, upstream: Upstream) -> None:
+def test_the_secrets_are_in_use(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(**ENV)
     upstream.always(*wire.answer(ANSWER))
     status, _, body = tell(service, ASKING["query"])
@@ -312,7 +312,9 @@ def fail():
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
-def test_a_fault_is_logged_by_its_place_and_never_by_its_words(faulty: Rill, upstream: Upstream, accept: str) -> None:
+def test_an_internal_error_is_logged_with_its_location_and_never_with_its_message(
+    faulty: Rill, upstream: Upstream, accept: str
+) -> None:
     before = len(faulty.output())
     status, headers, body = tell(faulty, get(f"/fault?{QUERY}", {"Accept": accept}))
     assert status == 500
@@ -361,7 +363,7 @@ app.wsgi_app = tell_all
 """
 
 
-def test_a_server_of_any_test_that_says_what_it_must_not_fails_that_test(upstream: Upstream, tmp_path: Path) -> None:
+def test_a_server_that_writes_a_secret_fails_its_test(upstream: Upstream, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
     upstream.always(*wire.answer(ANSWER))
     loud = Rill({**rill_env(upstream), **ENV}, ("--pythonpath", str(tmp_path)), app="loud:app")
@@ -383,7 +385,7 @@ def test_a_server_of_any_test_that_says_what_it_must_not_fails_that_test(upstrea
         assert f"the {kind} {secret!r}" in told
 
 
-def test_a_server_that_does_not_start_is_looked_over_too(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_searched_for_secrets_too(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text("import os\nraise RuntimeError(os.environ['ANTHROPIC_API_KEY'])")
     loud = Rill({"ANTHROPIC_API_KEY": KEY}, ("--pythonpath", str(tmp_path)), app="loud:app")
     with pytest.raises(Leak, match="service's key"), loud:
@@ -391,7 +393,7 @@ def test_a_server_that_does_not_start_is_looked_over_too(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("secret", CANARIES)
-def test_a_secret_is_found_in_every_form_in_which_a_line_may_hold_it(secret: str) -> None:
+def test_a_secret_is_found_in_every_encoding(secret: str) -> None:
     lines = [
         *[secret, json.dumps(secret), repr(secret), f"q={quote(secret)}&x", secret.encode().hex()],
         *[b64encode(f"{'x' * before}{secret} and more".encode()).decode() for before in range(6)],

@@ -113,9 +113,7 @@ REJECTED_PARTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("what", REJECTED_PARTS)
-def test_a_part_that_cannot_be_carried_over_is_rejected_by_its_path(
-    service: Rill, upstream: Upstream, what: str
-) -> None:
+def test_a_part_that_cannot_be_forwarded_is_rejected_by_its_path(service: Rill, upstream: Upstream, what: str) -> None:
     part, named = REJECTED_PARTS[what]
     words = reject(service, upstream, "/stream", {"messages": [parts(part, {"type": "text", "text": "hi"})]})
     assert [word for word in named if word not in words] == []
@@ -129,7 +127,7 @@ def test_a_file_in_a_message_that_is_not_the_users_is_rejected(service: Rill, up
     assert "messages.0.content:" in reject(service, upstream, "/stream", {"messages": [block, HI]})
 
 
-def test_a_further_turn_of_a_chat_is_not_hindered_by_what_the_page_shows(service: Rill, upstream: Upstream) -> None:
+def test_parts_that_only_a_page_shows_do_not_prevent_a_further_turn(service: Rill, upstream: Upstream) -> None:
     shown = [
         {"type": "step-start"},
         {"type": "reasoning", "text": "hm", "state": "done"},
@@ -158,9 +156,7 @@ def test_a_system_message_beside_a_system_prompt_is_added_to_it(service: Rill, u
     assert receive(service, upstream, "/stream", fields)["system"] == "One.\n\nTwo."
 
 
-def test_the_options_of_a_query_count_beside_a_json_body_which_overrides_them(
-    service: Rill, upstream: Upstream
-) -> None:
+def test_the_options_of_a_query_apply_and_a_json_body_overrides_them(service: Rill, upstream: Upstream) -> None:
     sent = receive(service, upstream, "/stream?max_tokens=5&system=Brief.", {"q": "hi", "system": "Long."})
     assert (sent["max_tokens"], sent["system"], sent["messages"]) == (5, "Long.", [HI])
 
@@ -216,7 +212,7 @@ def test_a_field_that_would_change_a_completion_is_rejected_by_name(
     assert instead in words
 
 
-def test_what_means_the_same_in_both_apis_is_carried_over(service: Rill, upstream: Upstream) -> None:
+def test_fields_with_the_same_meaning_in_both_apis_are_forwarded(service: Rill, upstream: Upstream) -> None:
     cached = {"type": "text", "text": "long", "cache_control": {"type": "ephemeral"}}
     messages = [{"role": "system", "content": [cached]}, {"role": "user", "content": [cached]}]
     fields = {"messages": messages, "top_k": 5, "reasoning_effort": "none", "stream": True}
@@ -269,12 +265,14 @@ PATHS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("what", PATHS)
-def test_a_wrong_field_is_named_by_its_path_in_the_clients_json(service: Rill, upstream: Upstream, what: str) -> None:
+def test_an_invalid_field_is_named_by_its_path_in_the_clients_json(
+    service: Rill, upstream: Upstream, what: str
+) -> None:
     message, path = PATHS[what]
     assert reject(service, upstream, CHAT, {"messages": [HI, message]}).startswith(f"messages.1.{path}: ")
 
 
-def test_a_wrong_field_of_stream_is_named_by_its_path_as_well(service: Rill, upstream: Upstream) -> None:
+def test_an_invalid_field_of_stream_is_named_by_its_path_as_well(service: Rill, upstream: Upstream) -> None:
     for content in (7, ["a"]):
         words = reject(service, upstream, "/stream", {"messages": [{"role": "user", "content": content}]})
         assert words.startswith("messages.0.content")
@@ -282,7 +280,7 @@ def test_a_wrong_field_of_stream_is_named_by_its_path_as_well(service: Rill, ups
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
-def test_each_chunk_but_the_last_has_a_null_usage_where_usage_was_asked_for(
+def test_each_chunk_but_the_last_has_a_null_usage_if_usage_was_requested(
     service: Rill, upstream: Upstream, include_usage: bool
 ) -> None:
     upstream.script(*wire.answer("a", "b"))

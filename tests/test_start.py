@@ -69,14 +69,14 @@ def assert_sound(service: Rill) -> None:
 # Offline
 
 
-def test_an_offline_start_says_in_one_line_that_it_is_and_how_to_give_a_key(offline: Rill) -> None:
+def test_an_offline_start_logs_one_line_that_states_how_to_set_a_key(offline: Rill) -> None:
     said = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
     assert len(said) == 1
     assert "Offline" in said[0]
     assert "ANTHROPIC_API_KEY" in said[0]
 
 
-def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
+def test_the_offline_answer_passes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
     answer = read(offline, f"/stream?q={quote('你好 & 1+1 rate=0')}", {"X-Request-Id": "offline-1"})
     assert "你好 & 1+1" in answer
     assert "claude-sonnet-5-5" in answer
@@ -86,7 +86,7 @@ def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: R
     assert line["output_tokens"] > 0
 
 
-def test_offline_honours_max_tokens_and_says_the_same_twice(offline: Rill) -> None:
+def test_offline_answers_respect_max_tokens_and_are_deterministic(offline: Rill) -> None:
     first, second = (read(offline, "/stream?q=hi&max_tokens=5") for _ in range(2))
     assert first == second
     assert len(first) < 60
@@ -102,11 +102,11 @@ def test_an_answer_is_one_log_line(offline: Rill) -> None:
 # Where it listens, and for whom
 
 
-def test_it_listens_on_the_loopback_where_no_port_is_set(offline: Rill) -> None:
+def test_without_port_the_server_listens_on_the_loopback(offline: Rill) -> None:
     assert addresses(offline) == {"127.0.0.1"}
 
 
-def test_port_makes_it_listen_on_every_address() -> None:
+def test_port_makes_the_server_listen_on_every_address() -> None:
     with Rill(OFFLINE, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
         assert "offline model" in read(service, "/stream?q=rate%3D0")
@@ -124,7 +124,7 @@ PUBLIC = {
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
+def test_a_public_server_without_client_keys_does_not_start(name: str) -> None:
     arguments, env = PUBLIC[name]
     output = refuse({"ANTHROPIC_API_KEY": KEY, **env}, *arguments, bind=bool(arguments))
     (line,) = [line for line in output.splitlines() if line.startswith("rill:")]
@@ -141,7 +141,9 @@ def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
         ("ANTHROPIC_AUTH_TOKEN", {"RILL_ALLOW_ANONYMOUS": "1"}),
     ],
 )
-def test_a_key_is_served_to_everybody_where_that_is_said(upstream: Upstream, token: str, leave: dict[str, str]) -> None:
+def test_a_public_server_starts_with_client_keys_or_with_anonymous_access(
+    upstream: Upstream, token: str, leave: dict[str, str]
+) -> None:
     upstream.script(*wire.answer("ok"))
     with Rill({token: KEY, "ANTHROPIC_BASE_URL": upstream.url, **leave}, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
@@ -150,7 +152,7 @@ def test_a_key_is_served_to_everybody_where_that_is_said(upstream: Upstream, tok
         assert KEY not in service.output()
 
 
-def test_a_key_is_served_on_the_loopback_as_it_is(upstream: Upstream) -> None:
+def test_a_loopback_server_starts_without_client_keys(upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     with Rill({"ANTHROPIC_AUTH_TOKEN": KEY, "ANTHROPIC_BASE_URL": upstream.url}) as service:
         assert read(service, "/stream?q=hi") == "ok"
@@ -169,7 +171,7 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_it(name: str, valu
     assert name in output
 
 
-def test_a_start_without_a_key_says_what_to_set() -> None:
+def test_a_start_without_an_upstream_key_states_what_to_set() -> None:
     output = refuse({})
     assert len(output.splitlines()) == 1
     assert {"ANTHROPIC_API_KEY", "RILL_OFFLINE=1"} <= set(re.findall(r"[\w=]+", output))
@@ -185,7 +187,7 @@ def test_two_workers_answer() -> None:
         assert_sound(service)
 
 
-def test_behind_a_platforms_router_clients_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
+def test_behind_a_platforms_router_clients_are_distinguished(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(DYNO="web.1", RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []
@@ -195,7 +197,7 @@ def test_behind_a_platforms_router_clients_are_told_apart(start_rill: StartRill,
     assert statuses == [200, 200, 429]
 
 
-def test_without_a_router_nobody_chooses_his_address(start_rill: StartRill, upstream: Upstream) -> None:
+def test_without_a_router_no_client_chooses_its_address(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []

@@ -104,7 +104,7 @@ FAULTS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("path", FAULTS, ids=lambda path: path[:40])
-def test_a_query_that_cannot_be_asked_is_a_400_that_names_the_field_and_its_bounds(
+def test_an_invalid_query_is_a_400_that_names_the_field_and_its_range(
     service: Rill, upstream: Upstream, path: str
 ) -> None:
     told = ask(service, "GET", path)
@@ -148,9 +148,7 @@ BODIES: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_cannot_be_asked_is_a_400_that_names_the_field(
-    service: Rill, upstream: Upstream, name: str
-) -> None:
+def test_an_invalid_body_is_a_400_that_names_the_field(service: Rill, upstream: Upstream, name: str) -> None:
     media_type, body, words = BODIES[name]
     told = ask(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
     assert told.status == 400
@@ -160,7 +158,7 @@ def test_a_body_that_cannot_be_asked_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 64001}, {"temperature": 2}, {"temperature": -1}])
-def test_a_number_out_of_bounds_is_told_both_its_bounds(
+def test_a_number_out_of_range_is_a_400_that_names_the_range(
     service: Rill, upstream: Upstream, fields: dict[str, Any]
 ) -> None:
     told = post_json(service, {"q": "hi", **fields})
@@ -196,7 +194,7 @@ TOLERABLE = {
 
 
 @pytest.mark.parametrize("name", TOLERABLE)
-def test_an_odd_request_never_gives_a_5xx(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_unusual_request_never_gets_a_5xx(service: Rill, upstream: Upstream, name: str) -> None:
     upstream.always(*wire.answer("ok"))
     told = read(Conversation(service.port, TOLERABLE[name]))
     assert told.status is not None
@@ -216,7 +214,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_http_request_is_told_so_in_plain_text(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_unparseable_request_gets_a_plain_text_error(service: Rill, upstream: Upstream, name: str) -> None:
     request, status = UNREADABLE[name]
     with Conversation(service.port, request) as asked:
         assert asked.status is not None
@@ -229,13 +227,13 @@ def test_what_is_no_http_request_is_told_so_in_plain_text(service: Rill, upstrea
     assert upstream.requests == []
 
 
-def test_a_broken_chunk_in_a_body_is_a_400(service: Rill, upstream: Upstream) -> None:
+def test_an_invalid_chunk_in_a_body_is_a_400(service: Rill, upstream: Upstream) -> None:
     request = request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked"}) + b"2\r\nhi\r\nzz\r\n"
     assert read(Conversation(service.port, request)).status == 400
     assert upstream.requests == []
 
 
-def test_a_body_broken_off_before_its_length_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
+def test_a_truncated_body_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
     with Conversation(service.port, request_bytes("POST", "/stream", {"Content-Length": "50"}, b"hello")) as asked:
         asked.half_close()
         asked.read_rest()
@@ -260,7 +258,7 @@ FORMS = {
 
 @pytest.mark.parametrize("accept", FORMS)
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
-def test_a_problem_is_told_in_the_form_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
+def test_a_problem_has_the_media_type_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
     told = ask(service, "GET", path, {"Accept": accept})
     assert told.status == (404 if path == "/nowhere" else 400)
     assert told.headers["content-type"] == FORMS[accept]
@@ -274,7 +272,7 @@ def test_a_problem_is_told_in_the_form_that_the_client_accepts(service: Rill, pa
 
 
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
-def test_a_problem_says_that_its_form_was_negotiated(service: Rill, path: str) -> None:
+def test_a_problem_varies_by_accept(service: Rill, path: str) -> None:
     assert ask(service, path=path).headers["vary"] == "Accept"
 
 
@@ -290,7 +288,7 @@ PREFERENCES = {
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("accept", PREFERENCES)
-def test_an_answer_is_server_sent_events_where_accept_prefers_them(
+def test_an_answer_is_server_sent_events_if_accept_prefers_them(
     service: Rill, upstream: Upstream, method: str, accept: str
 ) -> None:
     upstream.script(*wire.answer("ok"))
@@ -299,7 +297,7 @@ def test_an_answer_is_server_sent_events_where_accept_prefers_them(
     assert told.headers["vary"] == "Accept"
 
 
-def test_a_sane_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
+def test_a_valid_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     identity = "9f/8-a.b:C_d+e="
     assert ask(service, headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
@@ -328,7 +326,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("way", SECRETS)
-def test_a_token_opens_the_door_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
+def test_an_api_key_is_accepted_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
     upstream.script(*wire.answer("ok"))
     assert ask(strict, headers=SECRETS[way]).text == "ok"
 
@@ -349,7 +347,9 @@ WRONG_SECRETS = {
 
 
 @pytest.mark.parametrize("way", WRONG_SECRETS)
-def test_no_or_a_wrong_token_is_a_401_that_says_how_to_send_one(strict: Rill, upstream: Upstream, way: str) -> None:
+def test_a_missing_or_wrong_api_key_is_a_401_that_states_how_to_send_one(
+    strict: Rill, upstream: Upstream, way: str
+) -> None:
     told = ask(strict, headers=WRONG_SECRETS[way])
     assert told.status == 401
     assert {"Bearer", "x-api-key", "Basic"} <= set(re.findall(r"[\w-]+", told.text))
@@ -358,12 +358,12 @@ def test_no_or_a_wrong_token_is_a_401_that_says_how_to_send_one(strict: Rill, up
 
 
 @pytest.mark.parametrize("path", [f"{ASK}&token=wonder-land", f"{ASK}&api_key=wonder-land", "/chat/stream?message=hi"])
-def test_a_token_in_the_url_opens_nothing(strict: Rill, upstream: Upstream, path: str) -> None:
+def test_an_api_key_in_the_url_is_not_accepted(strict: Rill, upstream: Upstream, path: str) -> None:
     assert ask(strict, path=path).status == 401
     assert upstream.requests == []
 
 
-def test_health_needs_no_token(strict: Rill) -> None:
+def test_health_needs_no_api_key(strict: Rill) -> None:
     assert [ask(strict, path=path).status for path in ("/healthz", "/readyz")] == [200, 200]
 
 
@@ -375,7 +375,7 @@ def test_another_model_is_a_403_that_names_the_allowed_ones(strict: Rill, upstre
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
-def test_an_allowed_model_may_be_asked(strict: Rill, upstream: Upstream, model: str) -> None:
+def test_an_allowed_model_is_accepted(strict: Rill, upstream: Upstream, model: str) -> None:
     upstream.script(*wire.answer("ok"))
     assert ask(strict, path=f"{ASK}&model={model}", headers=ALICE).status == 200
     assert upstream.requests[0].json["model"] == model
@@ -391,7 +391,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize(("method", "path", "allowed"), METHODS)
-def test_a_wrong_method_is_a_405_that_lists_the_right_ones(
+def test_a_wrong_method_is_a_405_that_lists_the_allowed_ones(
     service: Rill, upstream: Upstream, method: str, path: str, allowed: set[str]
 ) -> None:
     told = ask(service, method, path)
@@ -402,14 +402,14 @@ def test_a_wrong_method_is_a_405_that_lists_the_right_ones(
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/stream/", "/Stream?q=hi"])
-def test_an_unknown_path_is_a_404_that_says_what_there_is(service: Rill, upstream: Upstream, path: str) -> None:
+def test_an_unknown_path_is_a_404_that_names_an_existing_one(service: Rill, upstream: Upstream, path: str) -> None:
     told = ask(service, path=path)
     assert (told.status, "/stream" in told.text) == (404, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("media_type", ["application/xml", "image/png", "text/html"])
-def test_another_media_type_is_a_415_that_lists_the_right_ones(
+def test_another_media_type_is_a_415_that_lists_the_supported_ones(
     service: Rill, upstream: Upstream, media_type: str
 ) -> None:
     told = ask(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
@@ -432,21 +432,23 @@ def with_length(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("send", [with_length, chunked])
 @pytest.mark.parametrize("size", [1001, 1002, 5000, 300_000])
-def test_a_body_too_long_is_a_413_that_names_the_bound(strict: Rill, upstream: Upstream, send: Any, size: int) -> None:
+def test_a_body_that_is_too_long_is_a_413_that_names_the_limit(
+    strict: Rill, upstream: Upstream, send: Any, size: int
+) -> None:
     told = read(Conversation(strict.port, send(b"a" * size)))
     assert (told.status, "1000" in told.text) == (413, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("send", [with_length, chunked])
-def test_a_body_of_the_greatest_length_is_asked(strict: Rill, upstream: Upstream, send: Any) -> None:
+def test_a_body_of_the_maximum_length_is_accepted(strict: Rill, upstream: Upstream, send: Any) -> None:
     upstream.script(*wire.answer("ok"))
     assert read(Conversation(strict.port, send(b"a" * 1000))).text == "ok"
     assert upstream.requests[0].json["messages"][0]["content"] == "a" * 1000
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
-def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstream: Upstream, connection: str) -> None:
+def test_a_client_that_sends_far_too_much_still_gets_the_413(strict: Rill, upstream: Upstream, connection: str) -> None:
     url = f"{strict.url}/stream"
     command = [
         "curl",
@@ -466,7 +468,7 @@ def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstrea
     assert upstream.requests == []
 
 
-def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
+def test_a_server_at_capacity_is_a_503_with_retry_after_until_a_slot_is_free(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     service = share_rill(RILL_MAX_STREAMS="1")
@@ -483,7 +485,7 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
     assert ask(service).text == "two"
 
 
-def test_a_client_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
+def test_a_client_with_too_many_concurrent_answers_gets_a_429_that_names_the_limit(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     service = share_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
@@ -496,7 +498,9 @@ def test_a_client_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
         assert ask(service, headers={"x-api-key": "b"}).text == "for bob"
 
 
-def test_a_client_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_client_over_its_rate_limit_gets_a_429_that_names_the_limit(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
     service = start_rill(RILL_RATE_LIMIT="2/minute", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.always(*wire.answer("ok"))
     assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
@@ -604,7 +608,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_the_upstream_refuses_is_told_by_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_upstream_error_has_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
     refusal = REFUSALS[name]
     upstream.always(refusal.step)
     told = ask(service)
@@ -616,7 +620,7 @@ def test_what_the_upstream_refuses_is_told_by_a_true_status(service: Rill, upstr
 
 @pytest.mark.parametrize("name", ["400", "401", "429", "529", "HTML 502"])
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
-def test_server_sent_events_tell_a_refusal_by_the_same_status(
+def test_an_upstream_error_has_the_same_status_for_server_sent_events(
     service: Rill, upstream: Upstream, path: str, name: str
 ) -> None:
     upstream.always(REFUSALS[name].step)
@@ -625,7 +629,9 @@ def test_server_sent_events_tell_a_refusal_by_the_same_status(
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
-def test_the_key_is_not_told_even_where_the_upstream_repeats_it(service: Rill, upstream: Upstream, code: int) -> None:
+def test_the_upstream_key_is_not_sent_even_if_the_upstream_repeats_it(
+    service: Rill, upstream: Upstream, code: int
+) -> None:
     message = f"Bad header: Authorization: Bearer {KEY}"
     upstream.always(wire.error(code, "invalid_request_error", message, {**ONCE, "x-debug": KEY}))
     assert ask(service).status in (400, 413)  # `ask` looks for the key
@@ -633,7 +639,7 @@ def test_the_key_is_not_told_even_where_the_upstream_repeats_it(service: Rill, u
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate"])
 @pytest.mark.parametrize("code", [400, 500])
-def test_an_error_that_is_not_compressed_as_it_says_is_a_502(
+def test_an_error_with_a_wrong_content_encoding_is_a_502(
     service: Rill, upstream: Upstream, code: int, coding: str
 ) -> None:
     upstream.always(wire.status(code, {"content-encoding": coding, **ONCE}, b"plain, after all"))
@@ -650,7 +656,7 @@ def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int
     assert len(upstream.requests) == 1
 
 
-def test_an_upstream_that_cannot_be_reached_is_a_502(start_rill: StartRill) -> None:
+def test_an_unreachable_upstream_is_a_502(start_rill: StartRill) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     told = ask(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
@@ -658,7 +664,7 @@ def test_an_upstream_that_cannot_be_reached_is_a_502(start_rill: StartRill) -> N
     assert str(port) not in told.text
 
 
-def test_an_upstream_that_breaks_off_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
+def test_an_upstream_reset_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.reset())
     assert ask(service).status == 502
 
@@ -676,7 +682,7 @@ ERRORS_FIRST = [
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
 @pytest.mark.parametrize(("type", "status"), ERRORS_FIRST)
-def test_an_error_event_before_anything_else_is_told_by_its_true_status(
+def test_an_error_event_that_comes_first_is_a_true_status(
     service: Rill, upstream: Upstream, type: str, status: int, headers: dict[str, str]
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error(type, "theirs")), wire.end())
@@ -685,7 +691,7 @@ def test_an_error_event_before_anything_else_is_told_by_its_true_status(
     assert ("retry-after" in told.headers) == (status in (429, 503))
 
 
-def test_an_error_event_before_the_first_text_is_told_by_its_true_status(service: Rill, upstream: Upstream) -> None:
+def test_an_error_event_before_the_first_text_is_a_true_status(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error()), wire.end())
     assert ask(service).status == 503
 
@@ -703,13 +709,13 @@ def test_a_refusal_with_no_text_is_a_422_with_its_explanation(service: Rill, ups
     assert (told.status, told.text) == (422, f"{explanation}\n")
 
 
-def test_a_refusal_that_explains_nothing_still_is_a_422_with_words(service: Rill, upstream: Upstream) -> None:
+def test_a_refusal_without_an_explanation_is_a_422_with_a_message(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
     told = ask(service)
     assert (told.status, "refused" in told.text) == (422, True)
 
 
-def test_an_answer_with_no_text_that_is_no_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
+def test_an_answer_with_no_text_that_is_not_a_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("end_turn", 0)), wire.end())
     told = ask(service)
     assert (told.status, told.text) == (200, "")
@@ -729,7 +735,7 @@ def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
     assert len(upstream.requests) == 1
 
 
-def test_an_upstream_that_only_pings_has_not_begun_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
+def test_an_upstream_that_only_pings_has_not_started_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
     pings = [step for _ in range(100) for step in (wire.send(wire.ping()), wire.pause(0.05))]
     upstream.script(wire.head(), *pings, wire.silence())
     assert ask(hasty).status == 504
@@ -746,7 +752,7 @@ def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: 
         assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
 
 
-def test_a_model_that_began_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
+def test_a_model_that_starts_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     begun = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
     said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
@@ -760,7 +766,7 @@ def test_a_model_that_began_in_the_packet_of_the_headers_gets_its_200_in_time(ha
         assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
 
 
-def test_a_model_that_goes_on_thinking_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
+def test_a_model_that_thinks_beyond_the_start_timeout_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
     thoughts = [step for _ in range(40) for step in (wire.send(wire.thinking("hm")), wire.pause(0.05))]
     begin = wire.start() + wire.block_start(type="thinking")
     said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
@@ -784,7 +790,7 @@ def test_a_long_retry_after_reaches_the_client_in_under_a_second(
 
 
 @pytest.mark.parametrize("retry_after", ["0", "1"])
-def test_a_short_retry_after_is_waited_for_and_the_request_is_sent_again(
+def test_a_short_retry_after_is_waited_for_and_the_request_is_retried(
     service: Rill, upstream: Upstream, retry_after: str
 ) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "later", {"retry-after": retry_after}))
@@ -797,34 +803,34 @@ def test_a_short_retry_after_is_waited_for_and_the_request_is_sent_again(
 @pytest.mark.parametrize(
     "step", [wire.error(500, "api_error", "x"), wire.error(529, "overloaded_error", "x"), wire.reset()]
 )
-def test_what_passes_by_itself_is_tried_again(service: Rill, upstream: Upstream, step: Step) -> None:
+def test_a_temporary_failure_is_retried(service: Rill, upstream: Upstream, step: Step) -> None:
     upstream.script(step)
     upstream.script(*wire.answer("second time"))
     assert ask(service).text == "second time"
     assert len(upstream.requests) == 2
 
 
-def test_a_request_is_tried_three_times_at_most(service: Rill, upstream: Upstream) -> None:
+def test_a_request_is_sent_three_times_at_most(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "0"}))
     assert ask(service).status == 503
     assert len(upstream.requests) == 3
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 413])
-def test_what_does_not_pass_by_itself_is_not_tried_again(service: Rill, upstream: Upstream, code: int) -> None:
+def test_a_permanent_failure_is_not_retried(service: Rill, upstream: Upstream, code: int) -> None:
     upstream.always(wire.error(code, "some_error", "x"))
     assert ask(service).status >= 400
     assert len(upstream.requests) == 1
 
 
-def test_nothing_is_tried_again_where_the_wait_does_not_fit_in_the_time(hasty: Rill, upstream: Upstream) -> None:
+def test_a_retry_that_would_exceed_the_start_timeout_is_not_attempted(hasty: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "1"}))
     told = ask(hasty)
     assert (told.status, told.headers["retry-after"]) == (503, "1")
     assert len(upstream.requests) == 1
 
 
-def test_a_failure_after_the_first_byte_is_never_tried_again(service: Rill, upstream: Upstream) -> None:
+def test_a_failure_after_the_first_byte_is_never_retried(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("seen"), wire.reset())
     upstream.always(*wire.answer("second time"))
     with service.ask("GET", ASK) as asked:
@@ -834,7 +840,7 @@ def test_a_failure_after_the_first_byte_is_never_tried_again(service: Rill, upst
     assert len(upstream.requests) == 1
 
 
-def test_the_upstreams_key_is_in_no_log(service: Rill, upstream: Upstream) -> None:
+def test_the_upstream_key_is_never_logged(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(401, "authentication_error", f"invalid key {KEY}"))
     assert ask(service).status == 502
     assert KEY not in service.output()

@@ -74,7 +74,7 @@ def assert_told(told: str, *patterns: str) -> None:
 # Whole answers
 
 
-def test_the_text_is_printed_as_it_comes_and_what_it_was_goes_to_stderr(upstream: Upstream) -> None:
+def test_the_text_is_printed_as_it_arrives_and_statistics_go_to_stderr(upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.gate("second"), *WHOLE)
     with asking(upstream, "hi") as process:
         read(process, b"first ")
@@ -84,7 +84,7 @@ def test_the_text_is_printed_as_it_comes_and_what_it_was_goes_to_stderr(upstream
     assert_told(told.decode(), statistics("first second"))
 
 
-def test_a_prompt_from_stdin_goes_up_with_the_options(upstream: Upstream) -> None:
+def test_a_prompt_from_stdin_is_sent_with_the_options(upstream: Upstream) -> None:
     upstream.script(*wire.answer("well"))
     options = ["--system", "Be brief: 简短", "--model", "claude-opus-5", "--max-tokens", "77"]
     code, written, _ = run(upstream, "-", *options, stdin="two\nlines, ünd 你好\n".encode())
@@ -99,14 +99,14 @@ def test_a_prompt_from_stdin_goes_up_with_the_options(upstream: Upstream) -> Non
     }
 
 
-def test_text_of_every_script_passes_where_the_locale_is_c(upstream: Upstream) -> None:
+def test_text_of_every_script_is_printed_in_the_c_locale(upstream: Upstream) -> None:
     upstream.script(*wire.answer("é 你好 ", "😀"))
     code, written, _ = run(upstream, "ñ 世界 🎉", LANG=None, LC_ALL="C")
     assert (code, written) == (0, "é 你好 😀\n")
     assert upstream.requests[0].json["messages"] == [{"role": "user", "content": "ñ 世界 🎉"}]
 
 
-def test_what_the_terminal_has_no_character_for_ends_no_answer(upstream: Upstream) -> None:
+def test_a_character_that_the_terminal_cannot_encode_is_replaced(upstream: Upstream) -> None:
     upstream.script(*wire.answer("né 你 ", "on"))
     code, written, told = run(upstream, "hi", PYTHONIOENCODING="ascii")
     assert (code, written) == (0, "n? ? on\n")
@@ -126,7 +126,7 @@ def test_the_offline_model_answers_without_any_network(upstream: Upstream) -> No
 # Answers that are not whole
 
 
-def test_a_cut_answer_exits_with_3_after_all_that_came(upstream: Upstream) -> None:
+def test_a_truncated_answer_exits_with_3_after_its_text(upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.close())
     code, written, told = run(upstream, "hi")
     assert (code, written) == (3, "first \n")
@@ -145,7 +145,7 @@ REFUSAL = wire.stop("refusal", 0, stop_details={"type": "refusal", "explanation"
     ],
     ids=["400", "cut before its text", "the model refuses"],
 )
-def test_no_answer_exits_with_1_and_says_why(upstream: Upstream, steps: tuple[Step, ...], words: str) -> None:
+def test_a_failed_request_exits_with_1_and_a_message(upstream: Upstream, steps: tuple[Step, ...], words: str) -> None:
     upstream.script(*steps)
     code, written, told = run(upstream, "hi")
     assert (code, written) == (1, "")
@@ -167,7 +167,7 @@ def test_ctrl_c_exits_with_130_and_closes_the_upstream(upstream: Upstream, begun
     assert_told(told.decode(), r"Interrupted\.\n", unfinished("first " if begun else ""))
 
 
-def test_a_reader_that_has_enough_ends_the_answer_and_the_upstreams(upstream: Upstream) -> None:
+def test_a_closed_pipe_ends_the_answer_and_the_upstream_request(upstream: Upstream) -> None:
     more = [step for _ in range(100) for step in (wire.send(wire.text("more " * 100)), wire.pause(0.01))]
     upstream.script(*BEGUN, wire.gate("more"), *more, wire.silence())
     with asking(upstream, "hi") as process:
@@ -191,7 +191,7 @@ def test_a_wrong_option_exits_with_2(upstream: Upstream) -> None:
     assert upstream.requests == []
 
 
-def test_without_a_key_one_line_says_what_to_set(upstream: Upstream) -> None:
+def test_without_a_key_one_line_states_what_to_set(upstream: Upstream) -> None:
     code, written, told = run(upstream, "hi", ANTHROPIC_API_KEY=None)
     assert (code, written) == (1, "")
     assert_told(told, r"rill: set ANTHROPIC_API_KEY [^\n]*RILL_OFFLINE=1[^\n]*\n")
@@ -200,7 +200,7 @@ def test_without_a_key_one_line_says_what_to_set(upstream: Upstream) -> None:
 # The log
 
 
-def test_what_is_logged_on_the_way_is_not_in_the_answer(upstream: Upstream) -> None:
+def test_log_messages_are_not_in_the_answer(upstream: Upstream) -> None:
     upstream.script(wire.error(500, "api_error", "no"))
     upstream.script(*BEGUN, *WHOLE)
     code, written, told = run(upstream, "hi")

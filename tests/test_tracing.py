@@ -53,7 +53,7 @@ def wait_for_end(rill: Rill, span: str) -> dict[str, Any]:
     ],
     ids=["whole", "cut", "reset", "truncated", "error event"],
 )
-def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
+def test_a_span_lasts_as_long_as_its_answer_and_records_whether_it_completed(
     rill: Rill, upstream: Upstream, headers: dict[str, str], rest: tuple[Step, ...], status: str, error: str | None
 ) -> None:
     upstream.script(*BEGUN, wire.gate("rest"), *rest)
@@ -67,7 +67,7 @@ def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
     assert (ended["status"], ended["attributes"].get("error.type")) == (status, error)
 
 
-def test_the_span_of_an_answer_whose_client_left_ends_with_it_and_is_no_error(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_ends_the_span_and_is_not_an_error(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with rill.ask("GET", ASK) as asked:
         assert asked.next_chunk() == b"canary-answer "
@@ -76,7 +76,7 @@ def test_the_span_of_an_answer_whose_client_left_ends_with_it_and_is_no_error(ri
 
 
 @pytest.mark.parametrize(("kind", "status", "ended"), [("message", 200, "OK"), ("mistake", 502, "ERROR")])
-def test_the_span_of_an_answer_at_once_ends_with_it_and_tells_whether_it_was_one(
+def test_the_span_of_a_non_streamed_answer_ends_with_it_and_records_its_status(
     rill: Rill, upstream: Upstream, kind: str, status: int, ended: str
 ) -> None:
     message = {"type": kind, "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
@@ -97,7 +97,7 @@ def test_each_attempt_has_a_span_of_its_own(rill: Rill, upstream: Upstream) -> N
     assert [wait_for_end(rill, span)["status"] for span in (first, second)] == ["ERROR", "OK"]
 
 
-def test_a_span_names_the_model_and_the_request_and_holds_no_word_of_it(rill: Rill, upstream: Upstream) -> None:
+def test_a_span_names_the_model_and_the_request_id_and_contains_no_text(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, *WHOLE)
     upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
     for _ in range(2):

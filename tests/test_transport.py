@@ -308,7 +308,7 @@ def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
 # An answer
 
 
-def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_answer_arrives_complete(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
     assert next(start_client(ask, url=upstream.url)) == HELLO
     (request,) = upstream.requests
@@ -338,7 +338,7 @@ BEFORE_SILENCE = {
 
 
 @pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
-def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
+def test_a_nudge_wakes_a_read_whatever_was_read_before(
     upstream: Upstream, start_client: StartClient, steps: list[wire.Step], size: int
 ) -> None:
     upstream.script(*steps, wire.gate("rest"), wire.silence())
@@ -349,7 +349,9 @@ def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
     assert next(client) == "nudged"
 
 
-def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_body_closed_in_mid_answer_closes_the_upstream_connection(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.silence())
     client = start_client(read_and_close, url=upstream.url)
     assert [next(client), next(client)] == ["one", "closed"]
@@ -360,7 +362,7 @@ def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstr
 @pytest.mark.parametrize(
     "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"]
 )
-def test_an_interim_response_is_passed_over(upstream: Upstream, start_client: StartClient, interim: bytes) -> None:
+def test_an_interim_response_is_skipped(upstream: Upstream, start_client: StartClient, interim: bytes) -> None:
     upstream.script(wire.raw(interim), wire.head(), wire.gate("body"), wire.send(b"body"), wire.end())
     upstream.script(wire.raw(interim), OK)
     client = start_client(ask, url=upstream.url)
@@ -372,7 +374,7 @@ def test_an_interim_response_is_passed_over(upstream: Upstream, start_client: St
     assert upstream.accepted == 1
 
 
-def test_an_interim_response_lends_its_connection_to_nobody(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_interim_response_does_not_release_its_connection(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"), wire.head(), wire.silence())
     upstream.script(OK)
     client = start_client(hold_one_and_ask, url=upstream.url, connections=2, read=2)
@@ -396,14 +398,16 @@ def test_a_header_that_would_inject_another_is_never_sent(upstream: Upstream, st
 # Connections that are kept
 
 
-def test_a_connection_is_used_again(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(*wire.replay("text"))
     client = start_client(ask, url=upstream.url)
     assert [next(client) for _ in range(5)] == [HELLO] * 5
     assert upstream.accepted == upstream.open_connections == 1
 
 
-def test_an_answer_with_a_length_and_a_refusal_are_kept_too(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused_after_a_content_length_and_after_an_error(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(OK)
     upstream.script(wire.error(429, "rate_limit_error", "no"))
     upstream.script(OK)
@@ -412,7 +416,7 @@ def test_an_answer_with_a_length_and_a_refusal_are_kept_too(upstream: Upstream, 
     assert upstream.accepted == 1
 
 
-def test_a_connection_is_used_again_with_descriptors_above_1024(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused_with_descriptors_above_1024(upstream: Upstream, start_client: StartClient) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2048:
         pytest.skip("the hard limit of descriptors is too low")
     upstream.always(*wire.replay("text"))
@@ -421,14 +425,16 @@ def test_a_connection_is_used_again_with_descriptors_above_1024(upstream: Upstre
     assert upstream.accepted == 1
 
 
-def test_a_connection_that_asked_to_be_closed_is_not_used_again(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_with_connection_close_is_not_reused(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(wire.status(200, {"connection": "close"}, b"ok"))
     client = start_client(ask, url=upstream.url)
     assert [next(client), next(client)] == [[200, "ok"]] * 2
     assert upstream.accepted == 2
 
 
-def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_kept_connection_that_the_upstream_has_closed_is_replaced(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(OK, wire.close())
     upstream.script(OK)
     client = start_client(ask, url=upstream.url)
@@ -439,7 +445,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstr
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_kept_connection_that_dies_before_the_first_byte_is_not_tried_again_here(
+def test_a_kept_connection_that_closes_before_the_first_byte_is_not_retried_here(
     upstream: Upstream, start_client: StartClient, cut: wire.Step
 ) -> None:
     upstream.script(OK)
@@ -450,7 +456,7 @@ def test_a_kept_connection_that_dies_before_the_first_byte_is_not_tried_again_he
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_fresh_connection_that_dies_is_not_tried_again(
+def test_a_new_connection_that_closes_is_not_retried(
     upstream: Upstream, start_client: StartClient, cut: wire.Step
 ) -> None:
     upstream.script(cut)
@@ -459,7 +465,7 @@ def test_a_fresh_connection_that_dies_is_not_tried_again(
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_kept_connection_that_dies_after_the_first_byte_is_not_tried_again(
+def test_a_kept_connection_that_closes_after_the_first_byte_is_not_retried(
     upstream: Upstream, start_client: StartClient, cut: wire.Step
 ) -> None:
     upstream.script(OK)
@@ -470,7 +476,7 @@ def test_a_kept_connection_that_dies_after_the_first_byte_is_not_tried_again(
     assert len(upstream.requests) == 2
 
 
-def test_bytes_behind_an_answer_never_become_the_next_one(upstream: Upstream, start_client: StartClient) -> None:
+def test_bytes_after_an_answer_never_become_the_next_one(upstream: Upstream, start_client: StartClient) -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
     upstream.script(wire.raw(answer + b"ok" + answer + b"no"))
     upstream.script(wire.status(200, body=b"mine"))
@@ -488,7 +494,7 @@ def test_a_refused_connection_is_a_connect_error(start_client: StartClient) -> N
     assert next(start_client(ask, url=f"http://127.0.0.1:{port}")) == ["ConnectError"]
 
 
-def test_a_name_that_nobody_knows_is_a_connect_error(start_client: StartClient) -> None:
+def test_an_unknown_host_is_a_connect_error(start_client: StartClient) -> None:
     # The resolver is told to ask a port of this machine where nobody answers, so that no question leaves it.
     env = {"GEVENT_RESOLVER": "ares", "GEVENT_RESOLVER_SERVERS": "127.0.0.1:1"}
     assert next(start_client(ask, env=env, url="http://nowhere.example")) == ["ConnectError"]
@@ -504,7 +510,7 @@ def test_a_peer_that_never_accepts_is_a_connect_timeout(start_client: StartClien
         assert next(client) == ["ConnectTimeout"]
 
 
-def test_no_free_place_is_a_pool_timeout_and_the_place_is_used_again(
+def test_a_full_pool_is_a_pool_timeout_and_a_released_connection_is_reused(
     upstream: Upstream, start_client: StartClient
 ) -> None:
     upstream.script(wire.head(), wire.silence())
@@ -539,7 +545,7 @@ def test_a_peer_that_never_reads_is_a_write_timeout(start_client: StartClient) -
         assert next(start_client(ask, url=url, content_bytes=30_000_000, write=0.3)) == ["WriteTimeout"]
 
 
-def test_an_early_refusal_is_read_though_the_request_was_not_taken_whole(start_client: StartClient) -> None:
+def test_an_early_error_response_is_read_before_the_request_is_sent_completely(start_client: StartClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hasty:
         url = f"http://127.0.0.1:{hasty.getsockname()[1]}"
         client = start_client(ask, url=url, content_bytes=30_000_000)
@@ -570,7 +576,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize(("steps", "error"), BREAKS.values(), ids=BREAKS)
-def test_an_upstream_that_breaks_is_never_a_clean_end(
+def test_a_failed_response_is_never_a_clean_end(
     upstream: Upstream, start_client: StartClient, steps: list[wire.Step], error: str
 ) -> None:
     upstream.script(*steps)
@@ -580,7 +586,7 @@ def test_an_upstream_that_breaks_is_never_a_clean_end(
 # What the SDK relies on
 
 
-def test_a_compressed_refusal_is_readable_through_the_sdk(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_compressed_error_is_readable_through_the_sdk(upstream: Upstream, start_client: StartClient) -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too many 溪"}}
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     upstream.script(wire.status(400, headers, gzip.compress(json.dumps(error).encode())))
@@ -588,7 +594,7 @@ def test_a_compressed_refusal_is_readable_through_the_sdk(upstream: Upstream, st
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else(
+def test_a_redirect_is_not_followed_and_the_prompt_goes_nowhere_else(
     upstream: Upstream, start_client: StartClient, code: int
 ) -> None:
     with Upstream() as elsewhere:
@@ -598,7 +604,7 @@ def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else(
     assert len(upstream.requests) == 1
 
 
-def test_the_sdk_streams_through_it(upstream: Upstream, start_client: StartClient) -> None:
+def test_the_sdk_streams_through_the_transport(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
     assert next(start_client(ask_through_the_sdk, url=upstream.url)) == wire.expected()["text"]["text"]
 
@@ -606,9 +612,7 @@ def test_the_sdk_streams_through_it(upstream: Upstream, start_client: StartClien
 # Many at once
 
 
-def test_as_many_answers_are_open_at_once_as_there_are_connections(
-    upstream: Upstream, start_client: StartClient
-) -> None:
+def test_as_many_answers_are_concurrent_as_there_are_connections(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(wire.head(), wire.gate("all"), wire.send(b"ok"), wire.end())
     client = start_client(read_from_many, url=upstream.url, count=150)
     next(client)
@@ -639,7 +643,7 @@ def test_nothing_is_lost_when_answers_are_interrupted_at_random_moments(
         assert next(client) == [[200, "ok"]] * 40
 
 
-def test_a_request_interrupted_while_it_is_sent_gives_its_place_back(start_client: StartClient) -> None:
+def test_a_request_interrupted_while_it_is_sent_releases_its_connection(start_client: StartClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         client = start_client(interrupt_a_write, url=url, content_bytes=30_000_000)
@@ -669,7 +673,7 @@ def tls_of(certificate: Path) -> ssl.SSLContext:
     return tls
 
 
-def test_over_tls_an_answer_arrives_with_the_name_told_and_the_connection_kept(
+def test_over_tls_the_server_name_is_sent_and_the_connection_is_reused(
     start_client: StartClient, certificate: Path
 ) -> None:
     told: list[str | None] = []
@@ -690,7 +694,7 @@ def test_over_tls_an_address_is_verified_too(start_client: StartClient, certific
         assert next(start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)) == [200, "ok"]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_a_connect_error(start_client: StartClient, certificate: Path) -> None:
+def test_an_untrusted_certificate_is_a_connect_error(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         assert next(start_client(ask, url=own.url)) == ["ConnectError"]
         assert own.requests == []
@@ -717,7 +721,7 @@ def test_a_plain_upstream_under_an_https_url_is_a_connect_error(upstream: Upstre
 
 
 @pytest.mark.parametrize("size", [10, 16384, 65536 - 9, 200_000])
-def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
+def test_over_tls_received_data_never_waits_for_later_data(
     start_client: StartClient, certificate: Path, size: int
 ) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
@@ -729,7 +733,7 @@ def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
         assert next(client) is None
 
 
-def test_over_tls_all_records_that_wait_are_one_read(start_client: StartClient, certificate: Path) -> None:
+def test_over_tls_all_pending_records_are_one_read(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         pieces = [wire.send(piece) for piece in (b"one", b"two", b"three")]
         own.script(wire.head(), wire.gate("pieces"), *pieces, wire.gate("rest"), wire.send(b"four"), wire.end())
@@ -761,7 +765,7 @@ def read_exactly(url: str, size: int) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_over_tls_a_kept_connection_that_dies_is_told_from_one_that_answered(
+def test_over_tls_a_kept_connection_that_closes_is_distinguished_from_an_answer(
     start_client: StartClient, certificate: Path, cut: wire.Step
 ) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
@@ -772,7 +776,7 @@ def test_over_tls_a_kept_connection_that_dies_is_told_from_one_that_answered(
         assert len(own.requests) == 2
 
 
-def test_over_tls_a_cut_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
+def test_over_tls_a_truncated_response_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         own.script(wire.head(), wire.send(b"one"), wire.close())
         client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
@@ -883,14 +887,16 @@ def test_through_a_proxy_the_certificate_is_still_verified(start_client: StartCl
 @pytest.mark.parametrize(
     "refusal", [b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"\r\n\r\n"]
 )
-def test_a_proxy_that_refuses_is_a_connect_error(start_client: StartClient, certificate: Path, refusal: bytes) -> None:
+def test_an_error_of_the_proxy_is_a_connect_error(start_client: StartClient, certificate: Path, refusal: bytes) -> None:
     with Upstream(tls=tls_of(certificate)) as own, Proxy(refusal) as proxy:
         env = {"HTTPS_PROXY": f"http://{proxy.address}", "SSL_CERT_FILE": str(certificate)}
         assert next(start_client(ask, env=env, url=own.url)) == ["ConnectError"]
 
 
 @pytest.mark.parametrize("exception", ["127.0.0.1", "localhost,127.0.0.1", "*"])
-def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: StartClient, exception: str) -> None:
+def test_hosts_in_no_proxy_are_connected_directly(
+    upstream: Upstream, start_client: StartClient, exception: str
+) -> None:
     upstream.script(OK)
     with Proxy() as proxy:
         env = {"HTTP_PROXY": f"http://{proxy.address}", "NO_PROXY": exception}
@@ -898,7 +904,9 @@ def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: S
         assert proxy.heads == []
 
 
-def test_an_answer_that_is_dropped_unread_holds_no_place(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_answer_that_is_dropped_unread_releases_its_connection(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(wire.head(), wire.silence())
     upstream.script(*wire.answer("Hi"))
     client = start_client(drop_and_ask, url=upstream.url)
@@ -939,7 +947,7 @@ def unreachable_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_an_address_that_does_not_answer_delays_one_connection_by_two_seconds_and_no_other(
+def test_an_unresponsive_address_delays_one_connection_by_two_seconds_and_no_other(
     start_client: StartClient, upstream: Upstream
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.opening()), wire.silence())
@@ -951,7 +959,7 @@ def test_an_address_that_does_not_answer_delays_one_connection_by_two_seconds_an
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_where_an_operator_names_the_roots_no_others_are_trusted(
+def test_only_the_root_certificates_that_an_operator_sets_are_trusted(
     name: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
