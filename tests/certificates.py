@@ -8,7 +8,7 @@ import pytest
 
 
 def make_certificate(folder: Path, names: str) -> Path:
-    """A certificate that signed itself for the `names`, with its key, in one file; skips where openssl is missing."""
+    """Return a certificate that signed itself for the `names`, with its key, in one file; skips where openssl is missing."""
     if not shutil.which("openssl"):
         pytest.skip("the openssl command makes the certificate")
     made, key = folder / "certificate.pem", folder / "key.pem"

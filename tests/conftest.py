@@ -48,14 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_upstream() -> Iterator[Upstream]:
-    """The fake upstream of this process; a test takes `upstream`."""
+    """Yield the fake upstream of this process; a test takes `upstream`."""
     with Upstream() as running:
         yield running
 
 
 @pytest.fixture
 def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
-    """The fake upstream, without scripts and records; a fault in it fails the test."""
+    """Yield the fake upstream, without scripts and records; a fault in it fails the test."""
     shared_upstream.clear()
     yield shared_upstream
     faults = shared_upstream.faults
@@ -65,7 +65,7 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session")
 def servers(shared_upstream: Upstream) -> Iterator[ServerPool]:
-    """The servers that the tests of this process share."""
+    """Yield the servers that the tests of this process share."""
     with closing(ServerPool()) as pool:
         yield pool
 
@@ -92,7 +92,7 @@ def share_rill(shared_upstream: Upstream, servers: ServerPool) -> StartRill:
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """The real server with the default settings of the tests."""
+    """Return the real server with the default settings of the tests."""
     return share_rill()
 
 
@@ -109,7 +109,7 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
 
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[webdriver.Chrome]":
-    """The Chromium of this process; a test leaves it at a blank page."""
+    """Yield the Chromium of this process; a test leaves it at a blank page."""
     from chromium import start_chromium  # most tests need no browser
 
     with start_chromium() as running:
@@ -137,5 +137,5 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file with a key and a certificate that it signed itself, for 127.0.0.1 and no other name."""
+    """Return one file with a key and a certificate that it signed itself, for 127.0.0.1 and no other name."""
     return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")

@@ -16,7 +16,7 @@ def request_bytes(
     body: bytes = b"",
     version: str = "HTTP/1.1",
 ) -> bytes:
-    """A request as it stands on the wire; Content-Length is added where there is a body."""
+    """Return a request as it stands on the wire; Content-Length is added where there is a body."""
     fields = {"Host": "127.0.0.1", **({"Content-Length": str(len(body))} if body else {}), **(headers or {})}
     lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     return "\r\n".join(lines).encode() + body
@@ -93,7 +93,7 @@ class Conversation:
         return self._headers
 
     def next_chunk(self) -> bytes:
-        """The payload of the next chunk (unchunked: what comes next), b"" when the answer has ended."""
+        """Return the payload of the next chunk (unchunked: what comes next), b"" when the answer has ended."""
         self._read_head()
         if self.ended:
             return b""
@@ -113,7 +113,7 @@ class Conversation:
         return got
 
     def read_rest(self) -> bytes:
-        """All that is still to come, until the answer ends in whatever way."""
+        """Return all that is still to come, until the answer ends in whatever way."""
         return b"".join(iter(self.next_chunk, b""))
 
     def _begin(self, request: bytes) -> None:

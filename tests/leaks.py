@@ -81,7 +81,7 @@ HEARD: dict[int, Heard] = {}
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Every string of parsed JSON that may be somebody's words."""
+    """Yield every string of parsed JSON that may be somebody's words."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -94,7 +94,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
-    """The secrets that a server is given by its environment, each with its kind."""
+    """Return the secrets that a server is given by its environment, each with its kind."""
     found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
     for entry in env.get("RILL_API_KEYS", "").split(","):
         found[entry.partition("=")[2] or entry] = "client's token"
@@ -105,7 +105,7 @@ def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def heard_by(port: int, env: Mapping[str, str]) -> dict[str, str]:
-    """All that the server at `port`, with this environment, must not say, each with its kind."""
+    """Return all that the server at `port`, with this environment, must not say, each with its kind."""
     ports = [port]
     with suppress(ValueError):  # of a port that is none
         ports.append(urlsplit(env.get("ANTHROPIC_BASE_URL", "")).port or 0)
@@ -114,7 +114,7 @@ def heard_by(port: int, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def forms(secret: str) -> set[str]:
-    """The secret in every way in which a line may hold it."""
+    """Return the secret in every way in which a line may hold it."""
     written = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
     written |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.encode().hex()}
     for before in range(3):  # where it stands in what is encoded changes its letters, and those at its edges
@@ -138,7 +138,7 @@ def find_leaks(output: str, secrets: Mapping[str, str]) -> list[str]:
 
 
 def line_with(form: str, output: str, whole: bool) -> str:
-    """The first line that holds these letters; `whole`: not as part of a word, as Overloaded is of OverloadedError."""
+    """Return the first line that holds these letters; `whole`: not as part of a word, as Overloaded is of OverloadedError."""
     at = output.find(form)
     if at >= 0 and whole:
         found = re.search(rf"(?<!\w){re.escape(form)}(?!\w)", output)

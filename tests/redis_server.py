@@ -54,14 +54,14 @@ class RedisServer:
         return self.url_with(self.password)
 
     def url_with(self, password: str) -> str:
-        """The URL with another password."""
+        """Return the URL with another password."""
         credentials = f":{password}@" if password else ""
         if self.path:
             return f"redis+unix://{credentials}{self.path}"
         return f"{'rediss' if self.certificate else 'redis'}://{credentials}127.0.0.1:{self.port}/0"
 
     def client(self) -> "redis.Redis":
-        """A client of the test's own."""
+        """Return a client of the test's own."""
         if self.path:
             return redis.Redis(unix_socket_path=str(self.path), password=self.password or None)
         return redis.Redis(
@@ -69,12 +69,12 @@ class RedisServer:
         )
 
     def clients(self) -> int:
-        """How many connections it has, without the one that asks."""
+        """Return how many connections it has, without the one that asks."""
         with self.client() as client:
             return len(client.client_list()) - 1
 
     def kept(self) -> int:
-        """How many keys it holds."""
+        """Return how many keys it holds."""
         with self.client() as client:
             return int(str(client.dbsize()))
 
@@ -125,13 +125,13 @@ class RedisServer:
 
 
 def speaks_tls() -> bool:
-    """Whether the redis-server of this machine was built with TLS."""
+    """Return whether the redis-server of this machine was built with TLS."""
     refused = subprocess.run(["redis-server", "--tls-port", "1", "--port", "0"], capture_output=True, timeout=10)
     return b"Bad directive" not in refused.stdout + refused.stderr
 
 
 def choose_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that nobody listens on."""
     while True:
         port = random.choice(PORTS)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -123,7 +123,7 @@ class Rill:
         self._begun = os.fstat(self._output.fileno()).st_size
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes alive now."""
+        """Return the worker processes alive now."""
         return [each for each in psutil.Process(self.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
 
     def wait_for_workers(self, n: int, timeout: float = 10) -> list[psutil.Process]:
@@ -212,7 +212,7 @@ class Rill:
         raise failure(self.output(), self._process.poll())
 
     def _is_listening(self) -> bool:
-        """Whether this very process listens: another server on the port could be healthy too."""
+        """Return whether this very process listens: another server on the port could be healthy too."""
         with contextlib.suppress(psutil.Error):
             return any(
                 each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
@@ -229,7 +229,7 @@ class Rill:
         return False
 
     def _survivors(self) -> list[int]:
-        """The group's processes that have not ended; a zombie has."""
+        """Return the group's processes that have not ended; a zombie has."""
         return [each.pid for each in psutil.process_iter(["status"]) if self._is_ours(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -243,7 +243,7 @@ StartRill = Callable[..., Rill]
 
 
 def rill_env(upstream: Upstream) -> dict[str, str]:
-    """The environment of a server that is wired to the fake upstream."""
+    """Return the environment of a server that is wired to the fake upstream."""
     return {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": upstream.url,

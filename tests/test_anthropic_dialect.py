@@ -37,7 +37,7 @@ def read(fields: object, headers: dict[str, str] | None = None, query: dict[str,
 
 
 def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
-    """The stream in any reads that it may come in."""
+    """Return the stream in any reads that it may come in."""
     points = sorted({0, len(stream), *data.draw(st.lists(st.integers(0, len(stream)), max_size=12))})
     return [stream[begin:end] for begin, end in pairwise(points)]
 

@@ -55,26 +55,26 @@ ENV = {
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server for three origins, with limits that are soon reached."""
+    """Return a server for three origins, with limits that are soon reached."""
     return share_rill(**ENV, RILL_CORS_ORIGINS=f"{APP},{LOCAL} , {IPV6}")
 
 
 @pytest.fixture
 def one(share_rill: StartRill) -> Rill:
-    """A server for one origin, written as no browser writes it."""
+    """Return a server for one origin, written as no browser writes it."""
     return share_rill(**{**ENV, "RILL_RATE_LIMIT": "1/hour"}, RILL_CORS_ORIGINS="HTTPS://App.Example")
 
 
 @pytest.fixture
 def anybody(share_rill: StartRill) -> Rill:
-    """A server for every origin."""
+    """Return a server for every origin."""
     return share_rill(**ENV, RILL_CORS_ORIGINS="*")
 
 
 def send(
     service: Rill, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
 ) -> tuple[int, Message, str]:
-    """The status, all headers (some come more than once) and the body."""
+    """Return the status, all headers (some come more than once) and the body."""
     with closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)) as connection:
         connection.request(method, path, body or None, dict(headers))
         answer = connection.getresponse()
@@ -82,7 +82,7 @@ def send(
 
 
 def members(headers: Message, name: str) -> set[str]:
-    """The members of a list, lower-case, on however many lines it came."""
+    """Return the members of a list, lower-case, on however many lines it came."""
     return {each.strip().lower() for line in headers.get_all(name, []) for each in line.split(",") if each.strip()}
 
 

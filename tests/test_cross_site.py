@@ -40,7 +40,7 @@ def local(share_rill: StartRill) -> Rill:
 
 
 def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
-    """The status and the body of the answer on one of the routes."""
+    """Return the status and the body of the answer on one of the routes."""
     method, path, body = GUARDED[name]
     fields = {**(JSON if body else {}), "Connection": "close", **headers}
     with Conversation(port or service.port, request_bytes(method, path, fields, body)) as asked:

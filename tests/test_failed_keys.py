@@ -33,7 +33,7 @@ def new_address() -> str:
 
 
 def statuses(rill: Rill, times: int, key: str, source: str, path: str = "/stream?q=hi") -> list[int]:
-    """The statuses of as many requests, on one connection, from an address of the loopback."""
+    """Return the statuses of as many requests, on one connection, from an address of the loopback."""
     request = request_bytes("GET", path, {"x-api-key": key} if key else {})
     return exchange(rill.port, request * times, source).statuses[:times]
 
@@ -72,7 +72,7 @@ class Clock:
 
 
 def name(tokens: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
-    """The status of the problem that a key meets, 200 where it is known."""
+    """Return the status of the problem that a key meets, 200 where it is known."""
     try:
         assert tokens.name_of(sent, address) == "alice"
     except Problem as problem:

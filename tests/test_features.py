@@ -45,7 +45,7 @@ def tool(type: str) -> dict[str, Any]:
 
 
 def inline(definition: dict[str, Any]) -> dict[str, Any]:
-    """A tool that a message adds: the beta `inline-tools`."""
+    """Return a tool that a message adds: the beta `inline-tools`."""
     block = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": definition}}
     return {"messages": [*ASKED["messages"], {"role": "system", "content": [{"type": "text", "text": "x"}, block]}]}
 

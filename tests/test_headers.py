@@ -28,7 +28,7 @@ _addresses = itertools.count(1)
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A service whose clients have tokens, and whose addresses a proxy tells: failures are limited for each."""
+    """Return a service whose clients have tokens, and whose addresses a proxy tells: failures are limited for each."""
     tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
     return share_rill(
         ANTHROPIC_API_KEY=KEY,
@@ -41,7 +41,7 @@ def service(share_rill: StartRill) -> Rill:
 
 @pytest.fixture
 def open_house(share_rill: StartRill) -> Rill:
-    """A service for anybody, RATE times an hour and one answer at a time, known by the address that a proxy tells."""
+    """Return a service for anybody, RATE times an hour and one answer at a time, known by the address that a proxy tells."""
     return share_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", RILL_MAX_STREAMS_PER_CLIENT="1")
 
 
@@ -53,7 +53,7 @@ class Told(NamedTuple):
     text: str
 
     def whole(self) -> str:
-        """All that the client has got."""
+        """Return all that the client has got."""
         return f"{self.status} {self.headers} {self.text}"
 
 
@@ -69,18 +69,18 @@ def ask(
 
 
 def new_address() -> str:
-    """The address of a client that has never asked."""
+    """Return the address of a client that has never asked."""
     number = next(_addresses)
     return f"198.51.{100 + number // 250}.{number % 250 + 1}"
 
 
 def from_new_address() -> dict[str, str]:
-    """The header by which a proxy tells such an address."""
+    """Return the header by which a proxy tells such an address."""
     return {"X-Forwarded-For": new_address()}
 
 
 def chat(**more: Any) -> bytes:
-    """A body that both SDKs' dialects take."""
+    """Return a body that both SDKs' dialects take."""
     fields = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
     return json.dumps({**fields, **more}).encode()
 
@@ -103,7 +103,7 @@ FREE = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/models", "/healthz",
 
 
 def there_is(path: str) -> bool:
-    """Whether the file that a route of the page shows is there."""
+    """Return whether the file that a route of the page shows is there."""
     file = {"/": "page/index.html", "/page.js": "page/page.js", "/page.css": "page/page.css"}.get(path)
     return file is None or (ROOT / "rill" / file).exists()
 
@@ -153,7 +153,7 @@ PROMISED = {
 
 
 def directives(told: Told) -> dict[str, str]:
-    """The Content-Security-Policy, by directive."""
+    """Return the Content-Security-Policy, by directive."""
     policy = told.headers["content-security-policy"]
     return {name: values for name, _, values in (each.strip().partition(" ") for each in policy.split(";") if each)}
 
@@ -374,7 +374,7 @@ def test_an_api_key_is_accepted_however_it_is_sent(service: Rill, upstream: Upst
 
 
 def ways(token: bytes) -> dict[str, bytes]:
-    """The header lines that carry a token, whatever bytes it is of."""
+    """Return the header lines that carry a token, whatever bytes it is of."""
     return {
         "Bearer": b"Authorization: Bearer " + token,
         "x-api-key": b"x-api-key: " + token,

@@ -112,7 +112,7 @@ def test_an_answer_that_the_upstream_ends_early_is_not_logged_as_cancelled(
 
 
 def every(seconds: float, event: bytes) -> tuple[Step, ...]:
-    """The event again and again, for longer than any deadline of these tests."""
+    """Return the event again and again, for longer than any deadline of these tests."""
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
@@ -221,7 +221,7 @@ def read_line(terminal: int, wanted: bytes) -> str:
 
 @contextmanager
 def on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
-    """A server whose stdout is a terminal, and its port."""
+    """Yield a server whose stdout is a terminal, and its port."""
     terminal, end = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8", **rill_env(upstream)}
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"]
@@ -249,7 +249,7 @@ def test_log_lines_on_a_terminal_are_human_readable(upstream: Upstream) -> None:
 
 
 def wait_for_port(pid: int) -> int:
-    """The port that gunicorn's master listens on, once a worker serves there."""
+    """Return the port that gunicorn's master listens on, once a worker serves there."""
     master, deadline = psutil.Process(pid), time.monotonic() + 20
     while time.monotonic() < deadline:
         ports = [each.laddr.port for each in master.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]

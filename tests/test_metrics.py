@@ -36,7 +36,7 @@ class Numbers(dict[Series, float]):
     """What /metrics told: the name and the labels of each series -> its number."""
 
     def of(self, name: str, **labels: str) -> float:
-        """The sum of all series of that name that have those labels."""
+        """Return the sum of all series of that name that have those labels."""
         return sum(
             number for (known, pairs), number in self.items() if known == name and pairs.issuperset(labels.items())
         )
@@ -46,7 +46,7 @@ class Numbers(dict[Series, float]):
         return Numbers({series: n - before.get(series, 0) for series, n in self.items() if n != before.get(series, 0)})
 
     def named(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
-        """The series of one name, by their labels."""
+        """Return the series of one name, by their labels."""
         return {pairs: number for (known, pairs), number in self.items() if known == name}
 
 
@@ -87,7 +87,7 @@ def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server for named clients, whose answers of a second's silence are ended."""
+    """Return a server for named clients, whose answers of a second's silence are ended."""
     return share_rill(
         RILL_API_KEYS=TOKENS,
         RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5",
@@ -99,7 +99,7 @@ def rill(share_rill: StartRill) -> Rill:
 
 @pytest.fixture
 def pair(share_rill: StartRill) -> Rill:
-    """A server of two workers, for everybody and every model."""
+    """Return a server of two workers, for everybody and every model."""
     running = share_rill(WEB_CONCURRENCY="2", RILL_TRUSTED_PROXIES="1")
     running.wait_for_workers(2)
     return running
@@ -272,7 +272,7 @@ def only(rill: Rill, chosen: psutil.Process) -> Iterator[None]:
 
 
 def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
-    """The worker that holds the other end of a connection."""
+    """Return the worker that holds the other end of a connection."""
     port = asked.socket.getsockname()[1]
     (found,) = [
         worker
@@ -498,7 +498,7 @@ def test_without_gunicorn_the_metrics_are_those_of_the_process() -> None:
 
 
 def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
-    """The labels that each metric has once all has happened."""
+    """Return the labels that each metric has once all has happened."""
     upstream.script(*BEGUN, *REST["completed"])
     upstream.script(wire.error(529, "overloaded_error", "no", AT_ONCE))
     for _ in range(2):
@@ -512,7 +512,7 @@ def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
 
 
 def metric_of(name: str) -> str:
-    """The metric whose series this is."""
+    """Return the metric whose series this is."""
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
@@ -544,7 +544,7 @@ def test_the_outcomes_table_matches_the_service() -> None:
 
 
 def expressions() -> dict[str, str]:
-    """Every PromQL expression of the alerts and the dashboard, by where it stands."""
+    """Return every PromQL expression of the alerts and the dashboard, by where it stands."""
     found = {}
     for group in yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]:
         for rule in group["rules"]:

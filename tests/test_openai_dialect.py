@@ -289,7 +289,7 @@ def write(*events: Event, include_usage: bool = False, model: str = "m") -> byte
 
 
 def parse(stream: bytes) -> list[Any]:
-    """The data of each event: chunks, and the bare mark of the end."""
+    """Return the data of each event: chunks, and the bare mark of the end."""
     *events, rest = stream.split(b"\n\n")
     assert rest == b""
     assert all(event.startswith(b"data: ") and b"\n" not in event for event in events)

@@ -48,7 +48,7 @@ def by_text(options: Mapping[str, object]) -> Asked:
 
 
 def parts(text: str) -> list[dict[str, str]]:
-    """A message of the AI SDK, with parts beside its text that are not said."""
+    """Return a message of the AI SDK, with parts beside its text that are not said."""
     middle = len(text) // 2
     return [
         {"type": "step-start"},

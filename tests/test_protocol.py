@@ -15,7 +15,7 @@ CLOSE = {"Connection": "close"}
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server with limits that are soon reached."""
+    """Return a server with limits that are soon reached."""
     return share_rill(RILL_MAX_STREAMS_PER_CLIENT="2", RILL_MAX_BODY_BYTES="1000")
 
 

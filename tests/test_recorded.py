@@ -42,12 +42,12 @@ def events_of(body: str) -> list[Event]:
 
 
 def text_of(events: list[Event]) -> str:
-    """The text of an answer: its unnamed events, without the mark of the end."""
+    """Return the text of an answer: its unnamed events, without the mark of the end."""
     return "".join(event.data for event in events if event.name == "message" and event.data != "[DONE]")
 
 
 def replay_by(name: str, size: int) -> list[Step]:
-    """The steps that send a recorded answer in chunks of `size` bytes, 0 for one chunk."""
+    """Return the steps that send a recorded answer in chunks of `size` bytes, 0 for one chunk."""
     return [wire.head(), wire.dribble(wire.recorded(name), size), wire.end()] if size else wire.replay(name)
 
 

@@ -38,14 +38,14 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis with a password, which tests may lose and bring back."""
+    """Yield a Redis with a password, which tests may lose and bring back."""
     with RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
-    """The environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
+    """Return the environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
 
     def build(**more: str) -> dict[str, str]:
         rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
@@ -62,14 +62,14 @@ def service(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterato
 
 @pytest.fixture(scope="module")
 def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    """A second service on the same Redis."""
+    """Yield a second service on the same Redis."""
     with Rill(house(REDIS_URL=redis.url)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def crowd(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    """A service of two workers on the same Redis, whose clients have tokens."""
+    """Yield a service of two workers on the same Redis, whose clients have tokens."""
     tokens = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
     with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)) as running:
         running.wait_for_workers(2)
@@ -82,7 +82,7 @@ def answers(upstream: Upstream) -> None:
 
 
 def new_address() -> str:
-    """The address of a client that has never asked."""
+    """Return the address of a client that has never asked."""
     high, low = divmod(next(_addresses), 250)
     return f"198.51.{high}.{low}"
 
@@ -260,7 +260,7 @@ def test_many_concurrent_requests_keep_few_connections_and_leak_none(
 
 
 def connections_of(pid: int, redis: RedisServer) -> int:
-    """How many connections a process holds to Redis, open or not yet closed."""
+    """Return how many connections a process holds to Redis, open or not yet closed."""
     found = psutil.Process(pid).net_connections("tcp4")
     return sum(bool(each.raddr) and each.raddr.port == redis.port for each in found)
 

@@ -86,7 +86,7 @@ def test_a_lost_machine_truncates_its_answers_and_each_client_retries() -> None:
 
 
 def left_after(seconds: float) -> float:
-    """The share of the answers open at a moment that are still open so much later: the log-normal's residual life."""
+    """Return the share of the answers open at a moment that are still open so much later: the log-normal's residual life."""
     normal, log = NormalDist(), math.log(seconds * simulate.RATE)
     longer = normal.cdf((simulate.LOG_MEAN + simulate.SIGMA**2 - log) / simulate.SIGMA)
     return longer - seconds / SECONDS * normal.cdf((simulate.LOG_MEAN - log) / simulate.SIGMA)
@@ -161,7 +161,7 @@ def test_the_page_lists_the_figures_of_the_simulation() -> None:
 
 @pytest.fixture(scope="module")
 def simulated() -> list[str]:
-    """The table that `python bench/simulate.py` prints."""
+    """Return the table that `python bench/simulate.py` prints."""
     command = [sys.executable, "bench/simulate.py"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -255,7 +255,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def script_calls(redis: RedisServer) -> int:
-    """How often a script has run in it."""
+    """Return how often a script has run in it."""
     with redis.client() as client:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
@@ -284,7 +284,7 @@ def test_a_rejected_request_calls_redis_once_too(redis: RedisServer, upstream: U
 
 
 def ask(rill: Rill) -> str:
-    """A whole answer."""
+    """Return a whole answer."""
     with rill.ask("GET", "/stream?q=hi") as asked:
         return asked.read_rest().decode()
 

@@ -57,7 +57,7 @@ ENV = {
 
 @pytest.fixture(params=NOISE)
 def service(share_rill: StartRill, request: pytest.FixtureRequest) -> Rill:
-    """A talkative server."""
+    """Return a talkative server."""
     arguments, env = NOISE[request.param]
     return share_rill(*arguments, **ENV, **env)
 
@@ -87,13 +87,13 @@ def get(path: str, headers: Mapping[str, str] | None = None) -> bytes:
 
 
 def post(path: str, body: object, headers: Mapping[str, str] | None = None, ascii_only: bool = False) -> bytes:
-    """A POST of JSON, or of bytes as they are."""
+    """Return a POST of JSON, or of bytes as they are."""
     data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=ascii_only).encode()
     return request_bytes("POST", path, {**ALICE, **JSON, **(headers or {})}, data)
 
 
 def chat(**more: object) -> dict[str, object]:
-    """A body that both SDKs' dialects take."""
+    """Return a body that both SDKs' dialects take."""
     return {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": PROMPT}], **more}
 
 
@@ -116,7 +116,7 @@ ASKING = {
 
 
 def begun(*after: Step) -> list[Step]:
-    """An answer that has said all its words, and then ends in some way."""
+    """Return an answer that has said all its words, and then ends in some way."""
     return [wire.head(), wire.send(wire.opening(), wire.text(ANSWER)), *after]
 
 
@@ -262,7 +262,7 @@ CASES = cases()
 
 
 def tell(service: Rill, request: bytes) -> tuple[int | None, str, str]:
-    """The status, the headers and the body, once the server has ended with whatever it has to say."""
+    """Return the status, the headers and the body, once the server has ended with whatever it has to say."""
     with Conversation(service.port, request) as asked:
         body = asked.read_rest().decode("utf-8", "replace")
         if asked.ended != "reset":
@@ -328,7 +328,7 @@ def test_an_internal_error_is_logged_with_its_location_and_never_with_its_messag
 
 @pytest.fixture(scope="module")
 def faulty(share_rill: StartRill, tmp_path_factory: pytest.TempPathFactory) -> Rill:
-    """The service with one more route, whose code fails."""
+    """Return the service with one more route, whose code fails."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "faulty.py").write_text(FAULTY)
     arguments = ("--pythonpath", str(folder), "--log-level", "debug")

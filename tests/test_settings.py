@@ -305,7 +305,7 @@ STARTS: dict[str, tuple[dict[str, str | None], str]] = {
 
 
 def fail_to_start(start_rill: StartRill, *arguments: str, **options: Any) -> str:
-    """The one line with which the server refuses to start."""
+    """Return the one line with which the server refuses to start."""
     with pytest.raises(StartFailed) as failed:
         start_rill(*arguments, **options)
     assert failed.value.exit_code not in (None, 0)

@@ -16,7 +16,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def send(service: Rill, path: str, fields: object) -> tuple[int | None, str]:
-    """The status of the response to this JSON, and its body."""
+    """Return the status of the response to this JSON, and its body."""
     with service.ask("POST", path, JSON, json.dumps(fields).encode()) as asked:
         return asked.status, asked.read_rest().decode()
 
@@ -31,7 +31,7 @@ def receive(service: Rill, upstream: Upstream, path: str, fields: object) -> Any
 
 
 def reject(service: Rill, upstream: Upstream, path: str, fields: object) -> str:
-    """The words with which this JSON is rejected."""
+    """Return the words with which this JSON is rejected."""
     status, body = send(service, path, fields)
     assert (status, upstream.requests) == (400, []), body
     return str(json.loads(body)["error"]["message"]) if path.startswith("/v1/") else body

@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def take_all(pieces: Iterable[bytes]) -> tuple[list[Event], Problem | None]:
-    """Every event of an upstream that sends the pieces and closes, and the Problem that cut them short."""
+    """Return every event of an upstream that sends the pieces and closes, and the Problem that cut them short."""
     reader = Decoder()
     events: list[Event] = []
     for piece in pieces:
@@ -65,7 +65,7 @@ def cut(data: bytes, points: Iterable[int]) -> list[bytes]:
 
 
 def deltas_of(data: bytes) -> str:
-    """The text of a recording in LF lines, by json alone; a surrogate that stays alone is U+FFFD."""
+    """Return the text of a recording in LF lines, by json alone; a surrogate that stays alone is U+FFFD."""
     messages = [json.loads(line[5:]) for line in data.split(b"\n") if line.startswith(b"data:")]
     deltas = [message["delta"] for message in messages if message["type"] == "content_block_delta"]
     text = "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")

@@ -29,7 +29,7 @@ def offline() -> Iterator[Rill]:
 
 
 def addresses(service: Rill) -> set[str]:
-    """The addresses at which the server listens on its port."""
+    """Return the addresses at which the server listens on its port."""
     found = psutil.Process(service.pid).net_connections("tcp")
     return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN and each.laddr.port == service.port}
 

@@ -35,13 +35,13 @@ class Told(NamedTuple):
 
 @pytest.fixture
 def hasty(share_rill: StartRill) -> Rill:
-    """A server that waits half a second for the start of a response."""
+    """Return a server that waits half a second for the start of a response."""
     return share_rill(RILL_START_TIMEOUT_SECONDS="0.5")
 
 
 @pytest.fixture
 def strict(share_rill: StartRill) -> Rill:
-    """A server with API keys, three models and a small limit of the body."""
+    """Return a server with API keys, three models and a small limit of the body."""
     return share_rill(
         RILL_API_KEYS=f"alice=wonder-land,sha256:{sha256(b'hashed').hexdigest()},bob=a=b+c/d",
         RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5",
@@ -420,7 +420,7 @@ def test_another_media_type_is_a_415_that_lists_the_supported_ones(
 
 
 def chunked(body: bytes, size: int = 400) -> bytes:
-    """A POST whose body comes in chunks, so that nobody knows its length before."""
+    """Return a POST whose body comes in chunks, so that nobody knows its length before."""
     pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
     framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     return request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": "chunked"}) + framed

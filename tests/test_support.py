@@ -255,7 +255,7 @@ def test_every_recorded_answer_has_its_expectation() -> None:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    """A folder with a server of its own, for what does not depend on the service."""
+    """Return a folder with a server of its own, for what does not depend on the service."""
     (tmp_path / "wsgi.py").write_text(WSGI)
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
     return tmp_path

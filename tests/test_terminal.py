@@ -20,7 +20,7 @@ WHOLE = (wire.send(wire.text("second"), wire.block_stop(), wire.stop(output_toke
 
 @contextmanager
 def asking(upstream: Upstream, *arguments: str, **env: str | None) -> Iterator[subprocess.Popen[bytes]]:
-    """The command as a process of its own, killed if the test leaves it behind; a variable that is None is unset."""
+    """Yield the command as a process of its own, killed if the test leaves it behind; a variable that is None is unset."""
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **rill_env(upstream), **env}
     # A shell that runs the tests in the background has them ignore SIGINT, and so their children.
     command = ["env", "--default-signal=INT", sys.executable, "-m", "flask", "--app", "wsgi", "ask", *arguments]
@@ -39,7 +39,7 @@ def asking(upstream: Upstream, *arguments: str, **env: str | None) -> Iterator[s
 
 
 def run(upstream: Upstream, *arguments: str, stdin: bytes = b"", **env: str | None) -> tuple[int, str, str]:
-    """The exit code of the command, and what it wrote to stdout and to stderr."""
+    """Return the exit code of the command, and what it wrote to stdout and to stderr."""
     with asking(upstream, *arguments, **env) as process:
         written, told = process.communicate(stdin, timeout=60)
     return process.returncode, written.decode(), told.decode()
@@ -63,7 +63,7 @@ def statistics(text: str, tokens_in: int = 12, tokens_out: int = 7) -> str:
 
 
 def unfinished(text: str) -> str:
-    """The same where the answer has no end that would tell the tokens."""
+    """Return the same where the answer has no end that would tell the tokens."""
     return rf"{len(text)} characters, \d+\.\d seconds\n"
 
 

@@ -18,17 +18,17 @@ WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop()), wire.end(
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server with the tracer of tests/traced.py."""
+    """Return a server with the tracer of tests/traced.py."""
     return share_rill("--pythonpath", HERE, app="traced:app")
 
 
 def spans(rill: Rill) -> list[dict[str, Any]]:
-    """All that the tracer was told so far: a line where a span begins, and one where it ends."""
+    """Return all that the tracer was told so far: a line where a span begins, and one where it ends."""
     return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith('{"span"')]
 
 
 def span_sent(upstream: Upstream) -> str:
-    """The span that the latest request says it belongs to: https://www.w3.org/TR/trace-context/"""
+    """Return the span that the latest request says it belongs to: https://www.w3.org/TR/trace-context/"""
     return upstream.requests[-1].headers["traceparent"].split("-")[2]
 
 

@@ -113,7 +113,7 @@ StartClient = Callable[..., GeventClient]
 
 @pytest.fixture(scope="module")
 def forker() -> Iterator[IO[str]]:
-    """The process of which every client is a fork."""
+    """Yield the process of which every client is a fork."""
     patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.fork_clients()"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     with subprocess.Popen([sys.executable, "-c", patched], env=env, stdin=subprocess.PIPE, text=True) as process:
@@ -137,7 +137,7 @@ def start_client(forker: IO[str], tmp_path: Path) -> Iterator[StartClient]:
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """One of each test's own, so that its connections can be counted; a fault in it fails the test."""
+    """Yield one of each test's own, so that its connections can be counted; a fault in it fails the test."""
     with Upstream() as running:
         yield running
         assert running.faults == []
@@ -159,7 +159,7 @@ def send(client: httpx2.Client, url: str, content: bytes = b"{}", **headers: str
 
 
 def outcome(client: httpx2.Client, url: str, **request: Any) -> list[Any]:
-    """The status and the body of one answer, and the name of the error that came instead or in between."""
+    """Return the status and the body of one answer, and the name of the error that came instead or in between."""
     got: list[Any] = []
     try:
         response = send(client, url, **request)
@@ -917,7 +917,7 @@ def test_an_answer_that_is_dropped_unread_releases_its_connection(
 
 
 def reach(url: str, unreachable: int) -> Iterator[Any]:
-    """The seconds until a response begins, on a connection of its own each, where the first address never answers."""
+    """Yield the seconds until a response begins, on a connection of its own each, where the first address never answers."""
 
     def resolve(*arguments: Any) -> list[Any]:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
@@ -934,7 +934,7 @@ def reach(url: str, unreachable: int) -> Iterator[Any]:
 
 @contextmanager
 def unreachable_port() -> Iterator[int]:
-    """A port that answers no attempt to connect: its queue is full, and nobody accepts."""
+    """Yield a port that answers no attempt to connect: its queue is full, and nobody accepts."""
     with ExitStack() as held:
         listener = held.enter_context(socket.socket())
         listener.bind(("127.0.0.2", 0))

@@ -60,7 +60,7 @@ class Signal:
         return not self._fire.alive
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when it happens."""
+        """Return the descriptor that becomes readable when it happens."""
         return self._read
 
 
