@@ -1,4 +1,4 @@
-"""Who may ask: whoever sends one of the tokens that are set."""
+"""Authentication accepts exactly the configured API keys."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from rill.settings import digest_of
 HASHED = "sha256:" + digest_of("open sesame").hex()
 
 
-TOKENS = ApiKeys({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
+KEYS = ApiKeys({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
 
 
 @pytest.mark.parametrize(("sent", "name"), [("one", "alice"), ("open sesame", "bob"), ("schlüssel-溪", "default")])
 def test_a_configured_key_identifies_its_client(sent: str, name: str) -> None:
-    assert TOKENS.name_of(sent, "203.0.113.7") == name
+    assert KEYS.name_of(sent, "203.0.113.7") == name
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_a_configured_key_identifies_its_client(sent: str, name: str) -> None:
     ],
 )
 def test_any_other_key_is_rejected(sent: str | None) -> None:
-    with pytest.raises(Problem) as refused:
-        TOKENS.name_of(sent, "203.0.113.7")
-    assert refused.value.status == 401
+    with pytest.raises(Problem) as rejected:
+        KEYS.name_of(sent, "203.0.113.7")
+    assert rejected.value.status == 401
 
 
 @pytest.mark.parametrize("sent", [None, ""])
@@ -49,10 +49,10 @@ def test_an_empty_secret_never_authenticates(sent: str | None) -> None:
 
 
 def test_the_rejection_never_repeats_the_key_that_was_sent() -> None:
-    with pytest.raises(Problem) as refused:
-        TOKENS.name_of("a-secret-mistyped", "203.0.113.7")
-    assert "mistyped" not in str(refused.value.as_json())
-    assert "one" not in refused.value.detail.split()
+    with pytest.raises(Problem) as rejected:
+        KEYS.name_of("a-secret-mistyped", "203.0.113.7")
+    assert "mistyped" not in str(rejected.value.as_json())
+    assert "one" not in rejected.value.detail.split()
 
 
 @pytest.mark.parametrize("sent", [None, "", "anything"])

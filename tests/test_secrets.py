@@ -29,7 +29,7 @@ CANARIES = {
     OWN_SYSTEM: "system prompt of the settings",
     SAID: "answer of ASCII",
     SAID_TOO: "answer of other letters",
-    TOKEN: "client's token",
+    TOKEN: "client's API key",
     WRONG: "wrong token",
     KEY: "service's key",
     REDIS: "password of Redis",
@@ -373,12 +373,12 @@ def test_a_server_that_writes_a_secret_fails_its_test(upstream: Upstream, tmp_pa
         with pytest.raises(Leak) as found:
             loud.stop()
     told = str(found.value)
-    assert f"gunicorn loud:app --pythonpath {tmp_path} at {loud.url} said" in told
+    assert f"gunicorn loud:app --pythonpath {tmp_path} at {loud.url} wrote" in told
     for secret, kind in {
         PROMPT: "prompt",
         ANSWER.strip(): "answer",
-        TOKEN: "client's token",
-        WRONG: "client's token",
+        TOKEN: "client's API key",
+        WRONG: "client's API key",
         KEY: "service's key",
         REDIS: "password of Redis",
     }.items():

@@ -106,7 +106,7 @@ def test_a_gate_that_is_never_opened_is_a_fault_and_closes_the_connection() -> N
         with ask(own) as asked:
             assert (asked.read_rest(), asked.ended) == (b"", "cut")
         own.wait_until(lambda: own.open_connections == 0, "the connection to close")
-        assert "nobody opened gate 'never'" in own.faults[0]
+        assert "gate 'never' was not opened" in own.faults[0]
 
 
 @pytest.mark.parametrize("place", ["gate", "silence", "full socket"])

@@ -1,4 +1,4 @@
-"""The server's side of one connection to the fake upstream: what comes in, what goes out, and when the peer leaves."""
+"""The server's side of one connection to the fake upstream: reads, writes and the peer's disconnect."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Ended(Exception):
-    """The answer is over before its script is; `outcome` says why."""
+    """The answer ends before its script; `outcome` is the reason."""
 
     outcome = ""
 
@@ -35,38 +35,38 @@ class Cut(Ended):
 
 
 class Abandoned(Ended):
-    """The test is over, so nobody waits for the rest."""
+    """The test has ended, so the rest is not sent."""
 
     outcome = "abandoned"
 
 
 class Signal:
-    """Something that happens once, and wakes every thread that polls for it."""
+    """A one-time event that wakes every thread that polls for it."""
 
     def __init__(self) -> None:
-        # All pollers of a pipe see its write end close, and go on seeing it: one pipe wakes any number.
-        # It lives as long as anybody holds the signal, so that nobody polls a reused descriptor.
+        # All pollers of a pipe see its write end close, and continue to see it: one pipe wakes any number.
+        # It stays open while a reference to the signal exists, so that no thread polls a reused descriptor.
         self._read, write = os.pipe()
         self._fire = weakref.finalize(self, os.close, write)
         weakref.finalize(self, os.close, self._read)
 
     def fire(self) -> None:
-        """Let it happen; a second time changes nothing."""
+        """Fire; a second call has no effect."""
         self._fire()
 
     @property
     def fired(self) -> bool:
-        """Whether it has happened."""
+        """Whether it has fired."""
         return not self._fire.alive
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable when it happens."""
+        """Return the descriptor that becomes readable when it fires."""
         return self._read
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: `path` with its query, `headers` by lower-case name."""
+    """One request as received: `path` with its query, `headers` by lower-case name."""
 
     method: str
     path: str
@@ -80,7 +80,7 @@ class Request:
 
 
 class Connection:
-    """One accepted connection: reads requests, writes answers, and notices when the peer leaves."""
+    """One accepted connection: reads requests, writes answers, and detects a disconnect."""
 
     def __init__(self, accepted: socket.socket, peer_port: int, over: Signal) -> None:
         self.socket = accepted
@@ -92,14 +92,14 @@ class Connection:
         self._inbox = bytearray()
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
-        """Make the connection ready to be read, with its handshake where it is a TLS one."""
+        """Prepare the connection for reading, with a TLS handshake if `tls` is given."""
         self.socket.settimeout(5)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls:
             try:
                 self.socket = tls.wrap_socket(self.socket, server_side=True)
-            except OSError as refused:  # a peer that mistrusts the certificate leaves here
-                raise Left from refused
+            except OSError as rejected:  # a peer that does not trust the certificate disconnects here
+                raise Left from rejected
         self.socket.setblocking(False)
         self._receive()  # the handshake may have read further than its own end
 
@@ -115,7 +115,7 @@ class Connection:
         return Request(method, path, headers, self._take(int(headers.get("content-length", 0))))
 
     def write(self, data: bytes) -> None:
-        """Send all of `data`, in one write where the socket has room; raise `Left` if the peer is gone."""
+        """Send all of `data`, in one write if the socket has space; raise `Left` if the peer has disconnected."""
         self._receive()
         left = memoryview(data)
         while left:
@@ -129,7 +129,7 @@ class Connection:
                 raise Left from gone
 
     def wait(self, also: Signal | None = None, seconds: float | None = None, writable: bool = False) -> None:
-        """Wait once for the peer, a signal, or `seconds`; raise if the peer had left, or all is over."""
+        """Wait once for the peer, a signal, or `seconds`; raise if the peer has disconnected or the test has ended."""
         if self._peer_left:
             raise Left
         poll = select.poll()
@@ -143,7 +143,7 @@ class Connection:
         self._receive()
 
     def close(self) -> None:
-        """Close: by RST if `reset_on_close`, else by FIN, with all that the peer has sent read before."""
+        """Close: by RST if `reset_on_close`, else by FIN, after reading everything that the peer has sent."""
         if self.reset_on_close:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
@@ -155,7 +155,7 @@ class Connection:
         self.closed_at = time.monotonic()
 
     def _receive(self) -> None:
-        """Take in what has arrived, so that the peer's end is seen behind whatever it sent before."""
+        """Read what has arrived, so that the peer's end is detected behind the data before it."""
         try:
             while data := self.socket.recv(65536):
                 self._inbox += data
