@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messages_api import REQUEST_ID, block_stop, error_body, opening, stop, text
-from wire_connection import Cut
+from wire_connection import Closed
 
 if TYPE_CHECKING:
     from upstream import Answer
@@ -111,7 +111,7 @@ def close() -> Step:
     """Close the connection by FIN, without the terminating chunk."""
 
     def abort(answer: "Answer") -> None:
-        raise Cut
+        raise Closed
 
     return abort
 
@@ -121,7 +121,7 @@ def reset() -> Step:
 
     def abort(answer: "Answer") -> None:
         answer.connection.reset_on_close = True
-        raise Cut
+        raise Closed
 
     return abort
 

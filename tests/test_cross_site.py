@@ -1,4 +1,4 @@
-"""No page of another site uses this service through its visitor's browser: not by DNS rebinding, a form or fetch."""
+"""No page of another site can use the service through its visitor's browser: by DNS rebinding, a form or fetch."""
 
 import socket
 import tempfile
@@ -18,7 +18,7 @@ CHAT = (
     b'{"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": true}'
 )
 JSON = {"Content-Type": "application/json"}
-# Every route that may be billed, or that shows answers, metrics or settings.
+# Every route that may cause billing, or that shows answers, metrics or settings.
 GUARDED = {
     "GET /stream": ("GET", "/stream?q=hi", b""),
     "POST /stream": ("POST", "/stream", b'{"q": "hi"}'),
@@ -35,12 +35,12 @@ BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metri
 
 @pytest.fixture
 def local(share_rill: StartRill) -> Rill:
-    """What `make run` starts where a key is set: on loopback, without client keys."""
+    """Return the server that `make run` starts with an upstream key: on loopback, without client keys."""
     return share_rill(**KEY, RILL_ALLOWED_MODELS=None, RILL_ALLOWED_HOSTS=None)
 
 
 def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
-    """Return the status and the body of the answer on one of the routes."""
+    """Return the status and the body of the response of a route."""
     method, path, body = GUARDED[name]
     fields = {**(JSON if body else {}), "Connection": "close", **headers}
     with Conversation(port or service.port, request_bytes(method, path, fields, body)) as asked:
@@ -79,7 +79,7 @@ def test_on_loopback_without_client_keys_another_host_name_is_rejected(
 )
 def test_a_host_name_that_only_looks_local_is_rejected(local: Rill, upstream: Upstream, host: str) -> None:
     with local.ask("GET", "/stream?q=hi", {"Host": host}) as asked:
-        assert asked.status in (400, 403)  # 400: it is no Host at all
+        assert asked.status in (400, 403)  # 400: not a valid Host
     assert upstream.requests == []
 
 
@@ -174,7 +174,7 @@ def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream
             assert data.startswith(b"HTTP/1.1 200 "), host
 
 
-# A real browser, whose DNS answers for the other site's name with the loopback.
+# A real browser, whose DNS resolves the name of the other site to the loopback.
 
 ASK_AS_THE_SAME_ORIGIN = """
 const done = arguments[0]
@@ -196,11 +196,11 @@ def test_dns_rebinding_in_a_browser_neither_reads_nor_causes_billing(
     assert upstream.requests == []
 
 
-# Requests of other sites, by a browser that sends no Sec-Fetch headers: they go to trustworthy origins only.
+# Requests of other sites in a browser that sends no Sec-Fetch headers: browsers send them to trustworthy origins only.
 # https://www.w3.org/TR/fetch-metadata/#framework and https://www.rfc-editor.org/rfc/rfc6454#section-7
 
 HOST = "localhost:8000"
-FOREIGN_ORIGINS = [
+OTHER_ORIGINS = [
     "http://evil.example",
     "https://evil.example:8000",
     "null",
@@ -229,7 +229,7 @@ def test_a_page_of_another_origin_causes_no_billing_without_sec_fetch(
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
 def test_an_origin_that_is_not_the_host_is_rejected(local: Rill, upstream: Upstream, origin: str) -> None:
     assert ask(local, "POST /stream", {"Host": HOST, "Origin": origin})[0] == 403
     assert upstream.requests == []

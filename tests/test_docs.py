@@ -91,7 +91,7 @@ def commands(pattern: str) -> list[str]:
 
 
 def without_keys() -> dict[str, str]:
-    """Return this environment as a user without a key has it, who did not call `make`."""
+    """Return this environment without API keys, Rill's settings and the variables of `make`."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC", "RILL", "MAKE"))}
 
 
@@ -124,7 +124,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(command: str, output: Path, **env: str) -> Iterator[None]:
-    """Run a printed command that serves, until the context ends."""
+    """Run a printed command that starts a server, until the context ends."""
     with output.open("wb") as written:
         process = subprocess.Popen(
             ["sh", "-c", in_this_environment(command)],
@@ -156,7 +156,7 @@ def test_a_command_with_another_port_serves_only_there(command: str, tmp_path: P
         pytest.skip("needs .venv, as `make` sets it up")
     assert OTHER_ADDRESS in command
     address, output = f"127.0.0.1:{free_port()}", tmp_path / "output"
-    # PORT is the platform's, and would make it listen on every address.
+    # PORT is set by a platform, and would make the server listen on every address.
     with started(command.replace(OTHER_ADDRESS, address), output, PORT=str(free_port())):
         printed = wait_until_it_listens(output)
         listening = re.findall(r"Listening at: (\S+)", printed)

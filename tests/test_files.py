@@ -1,4 +1,4 @@
-"""Messages with parts: files become content blocks, and a part that cannot be sent is rejected by its name."""
+"""Messages with parts: files become content blocks, and a part that cannot be sent is rejected by its path."""
 
 import json
 from base64 import b64encode
@@ -104,8 +104,8 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_part_that_cannot_be_sent_is_rejected_by_its_name(name: str) -> None:
-    part, words = REJECTED[name]
-    assert rejection({"type": "text", "text": "hi"}, part).startswith(f"messages.0.parts.1{words}")
+    part, message = REJECTED[name]
+    assert rejection({"type": "text", "text": "hi"}, part).startswith(f"messages.0.parts.1{message}")
 
 
 def test_parts_that_only_a_page_shows_are_omitted() -> None:
@@ -120,8 +120,8 @@ def test_a_file_of_the_assistant_is_rejected() -> None:
 
 
 def test_attachments_of_older_versions_are_rejected() -> None:
-    words = rejection({"type": "text", "text": "hi"}, experimental_attachments=[{"url": LINK}])
-    assert words == "messages.0.experimental_attachments: send files as parts of the type file."
+    message = rejection({"type": "text", "text": "hi"}, experimental_attachments=[{"url": LINK}])
+    assert message == "messages.0.experimental_attachments: send files as parts of the type file."
 
 
 def test_content_beside_parts_must_be_the_same() -> None:

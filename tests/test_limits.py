@@ -1,4 +1,4 @@
-"""How much, how often, how many at once."""
+"""Rate limits and concurrency limits."""
 
 import time
 from collections import deque
@@ -30,9 +30,9 @@ def test_a_client_gets_as_many_requests_as_its_rate_limit_allows(rate: str, time
     counted = RateLimit(rate)
     for _ in range(times):
         counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.status == 429
+    assert rejected.value.status == 429
 
 
 @pytest.mark.parametrize(("rate", "longest"), [("1/minute", 60), ("2/hour", 3600), ("1/day", 86400)])
@@ -40,12 +40,12 @@ def test_a_rejection_states_the_limit_and_when_to_retry(rate: str, longest: int)
     counted = RateLimit(rate)
     for _ in range(int(rate[0])):
         counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.retry_after is not None
-    assert 1 <= refused.value.retry_after <= longest
-    assert rate[0] in refused.value.detail
-    assert rate.partition("/")[2] in refused.value.detail
+    assert rejected.value.retry_after is not None
+    assert 1 <= rejected.value.retry_after <= longest
+    assert rate[0] in rejected.value.detail
+    assert rate.partition("/")[2] in rejected.value.detail
 
 
 @pytest.mark.parametrize("rate", ["2/second;3/day", "3/day;2/second"])
@@ -53,32 +53,32 @@ def test_each_of_several_limits_applies_and_the_exceeded_one_is_reported(rate: s
     counted = RateLimit(rate)
     counted.count("alice")
     counted.count("alice")
-    for _ in range(50):  # What the shorter window rejects uses up nothing of the longer one.
+    for _ in range(50):  # Requests that the shorter window rejects do not count in the longer one.
         with suppress(Problem):
             counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    assert refused.value.headers["RateLimit-Policy"] in ("2;w=1", "3;w=86400")
-    time.sleep(2.1)  # pacing: what is awaited is the very passing of this time
+    assert rejected.value.headers["RateLimit-Policy"] in ("2;w=1", "3;w=86400")
+    time.sleep(2.1)  # pacing: the test waits for this time to pass
     with suppress(Problem):
         counted.count("alice")
     time.sleep(1.1)
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.headers["RateLimit-Limit"] == "3"
-    assert refused.value.headers["RateLimit-Policy"] == "3;w=86400"
-    assert refused.value.retry_after is not None
-    assert refused.value.retry_after > 1000
+    assert rejected.value.headers["RateLimit-Limit"] == "3"
+    assert rejected.value.headers["RateLimit-Policy"] == "3;w=86400"
+    assert rejected.value.retry_after is not None
+    assert rejected.value.retry_after > 1000
 
 
 def test_a_client_that_waits_for_retry_after_is_accepted() -> None:
     counted = RateLimit("5/second")
     with suppress(Problem):
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    assert refused.value.retry_after == 1
-    time.sleep(refused.value.retry_after)  # pacing: what is awaited is the very passing of this time
+    assert rejected.value.retry_after == 1
+    time.sleep(rejected.value.retry_after)  # pacing: the test waits for this time to pass
     counted.count("alice")
 
 
@@ -169,7 +169,7 @@ def test_a_rejected_request_is_not_counted() -> None:
     for _ in range(1000):
         with suppress(Problem):
             counted.count("alice")
-    time.sleep(2.1)  # pacing: as long as two windows last
+    time.sleep(2.1)  # pacing: the length of two windows
     counted.count("alice")
 
 
@@ -185,9 +185,9 @@ def test_thousands_of_clients_are_each_counted() -> None:
 def test_concurrent_answers_never_exceed_the_slots() -> None:
     slots = ConcurrencyLimit(total=2, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("bob"):
-        with pytest.raises(Problem) as refused, slots.hold_slot("carol"):
+        with pytest.raises(Problem) as rejected, slots.hold_slot("carol"):
             pass
-        assert (refused.value.status, refused.value.retry_after) == (503, 1)
+        assert (rejected.value.status, rejected.value.retry_after) == (503, 1)
         with pytest.raises(Problem):
             slots.check_capacity()
     slots.check_capacity()
@@ -196,10 +196,10 @@ def test_concurrent_answers_never_exceed_the_slots() -> None:
 def test_concurrent_answers_of_one_client_never_exceed_its_slots() -> None:
     slots = ConcurrencyLimit(total=10, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("alice"):
-        with pytest.raises(Problem) as refused, slots.hold_slot("alice"):
+        with pytest.raises(Problem) as rejected, slots.hold_slot("alice"):
             pass
-        assert (refused.value.status, refused.value.retry_after) == (429, 1)
-        assert "2" in refused.value.detail
+        assert (rejected.value.status, rejected.value.retry_after) == (429, 1)
+        assert "2" in rejected.value.detail
         with slots.hold_slot("bob"):
             slots.check_capacity()
 

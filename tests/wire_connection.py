@@ -22,13 +22,13 @@ class Ended(Exception):
     outcome = ""
 
 
-class Left(Ended):
+class Disconnected(Ended):
     """The peer closed or reset the connection."""
 
     outcome = "left"
 
 
-class Cut(Ended):
+class Closed(Ended):
     """The script itself closed or reset the connection."""
 
     outcome = "cut"
@@ -88,7 +88,7 @@ class Connection:
         self.over = over  # interrupts every wait on this connection
         self.closed_at: float | None = None
         self.reset_on_close = False
-        self._peer_left = False
+        self._peer_disconnected = False
         self._inbox = bytearray()
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
@@ -99,7 +99,7 @@ class Connection:
             try:
                 self.socket = tls.wrap_socket(self.socket, server_side=True)
             except OSError as rejected:  # a peer that does not trust the certificate disconnects here
-                raise Left from rejected
+                raise Disconnected from rejected
         self.socket.setblocking(False)
         self._receive()  # the handshake may have read further than its own end
 
@@ -115,23 +115,23 @@ class Connection:
         return Request(method, path, headers, self._take(int(headers.get("content-length", 0))))
 
     def write(self, data: bytes) -> None:
-        """Send all of `data`, in one write if the socket has space; raise `Left` if the peer has disconnected."""
+        """Send all of `data`, in one write if the socket has space; raise `Disconnected` if the peer has disconnected."""
         self._receive()
         left = memoryview(data)
         while left:
-            if self._peer_left:
-                raise Left
+            if self._peer_disconnected:
+                raise Disconnected
             try:
                 left = left[self.socket.send(left) :]
             except WOULD_BLOCK:
                 self.wait(writable=True)
-            except OSError as gone:
-                raise Left from gone
+            except OSError as error:
+                raise Disconnected from error
 
     def wait(self, also: Signal | None = None, seconds: float | None = None, writable: bool = False) -> None:
         """Wait once for the peer, a signal, or `seconds`; raise if the peer has disconnected or the test has ended."""
-        if self._peer_left:
-            raise Left
+        if self._peer_disconnected:
+            raise Disconnected
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | (select.POLLOUT if writable else 0))
         poll.register(self.over, select.POLLIN)
@@ -163,7 +163,7 @@ class Connection:
             return
         except OSError:
             pass
-        self._peer_left = True
+        self._peer_disconnected = True
 
     def _take(self, size: int) -> bytes:
         while len(self._inbox) < size:
