@@ -1,4 +1,4 @@
-"""The offline model, served alone as a process of its own and asked through the official SDK."""
+"""The offline model, served in its own process and called through the official SDK."""
 
 import io
 import json

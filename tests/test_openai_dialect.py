@@ -1,4 +1,4 @@
-"""OpenAI's dialect: what can be carried over is, what cannot is refused by name, and chunks say what was said."""
+"""OpenAI's dialect: supported fields are translated, others are rejected by name, and chunks contain the text."""
 
 import json
 from typing import Any
@@ -39,14 +39,14 @@ def image(url: object) -> dict[str, Any]:
 
 
 def rejection_of(**fields: Any) -> str:
-    """What a client is told of a request that is refused."""
-    with pytest.raises(Problem) as refused:
+    """Return the message with which a request is rejected."""
+    with pytest.raises(Problem) as rejected:
         read(**fields)
-    assert refused.value.name == "bad_request"
-    return refused.value.detail
+    assert rejected.value.name == "bad_request"
+    return rejected.value.detail
 
 
-# What is asked
+# Requests
 
 
 def test_missing_fields_have_the_defaults_of_the_settings() -> None:
@@ -200,9 +200,9 @@ def test_an_image_url_of_another_scheme_is_rejected_with_the_accepted_ones(url: 
     ],
 )
 def test_an_unsupported_option_is_rejected_with_an_alternative(fields: dict[str, Any], instead: str) -> None:
-    told = rejection_of(**fields)
-    assert told.startswith(f"{next(iter(fields))}:")
-    assert instead in told
+    message = rejection_of(**fields)
+    assert message.startswith(f"{next(iter(fields))}:")
+    assert instead in message
 
 
 @pytest.mark.parametrize("content", [{"role": "tool", "tool_call_id": "c", "content": "3"}, {"role": "function"}])
@@ -252,11 +252,11 @@ def test_an_invalid_field_is_named(fields: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("type", ["input_audio", "file", "video_url"])
 def test_a_part_that_is_neither_text_nor_image_is_rejected_by_its_type(type: str) -> None:
-    told = rejection_of(
+    message = rejection_of(
         messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": type, type: {}}]}]
     )
-    assert "image_url" in told
-    assert "text" in told
+    assert "image_url" in message
+    assert "text" in message
 
 
 def test_an_image_in_a_system_message_is_rejected_and_not_ignored() -> None:
@@ -269,9 +269,9 @@ def test_a_request_for_audio_is_rejected_and_not_answered_with_text() -> None:
 
 
 def test_another_model_is_forbidden_and_the_allowed_ones_are_named() -> None:
-    with pytest.raises(Problem, match="small, large") as refused:
+    with pytest.raises(Problem, match="small, large") as rejected:
         read(model="gpt-5")
-    assert refused.value.name == "forbidden"
+    assert rejected.value.name == "forbidden"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"hi"', b"\xff"])
@@ -280,7 +280,7 @@ def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
         read_completion(body, SETTINGS)
 
 
-# What is answered
+# Answers
 
 
 def write(*events: Event, include_usage: bool = False, model: str = "m") -> bytes:
@@ -289,7 +289,7 @@ def write(*events: Event, include_usage: bool = False, model: str = "m") -> byte
 
 
 def parse(stream: bytes) -> list[Any]:
-    """Return the data of each event: chunks, and the bare mark of the end."""
+    """Return the data of each event: the chunks, and the end mark as bytes."""
     *events, rest = stream.split(b"\n\n")
     assert rest == b""
     assert all(event.startswith(b"data: ") and b"\n" not in event for event in events)
@@ -310,14 +310,14 @@ def test_every_chunk_contains_the_name_of_the_model(model: str) -> None:
 
 
 def test_the_role_comes_first_and_the_end_mark_last() -> None:
-    role, said, stop, mark = parse(write(Start(), Heartbeat(True), Text("溪"), Heartbeat(False), END))
+    role, text, stop, mark = parse(write(Start(), Heartbeat(True), Text("溪"), Heartbeat(False), END))
     assert role["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     ]
-    assert said["choices"][0]["finish_reason"] is None
+    assert text["choices"][0]["finish_reason"] is None
     assert (stop["choices"][0]["delta"], stop["choices"][0]["finish_reason"]) == ({}, "stop")
     assert mark == b"[DONE]"
-    shared = [{name: chunk[name] for name in ("id", "created", "model", "object")} for chunk in (role, said, stop)]
+    shared = [{name: chunk[name] for name in ("id", "created", "model", "object")} for chunk in (role, text, stop)]
     assert shared == [shared[0]] * 3
     assert (shared[0]["id"], shared[0]["object"]) == ("chatcmpl-r", "chat.completion.chunk")
 
@@ -357,8 +357,8 @@ def test_every_stop_reason_maps_to_a_finish_reason(stop_reason: str | None, fini
     ],
 )
 def test_cached_input_counts_as_prompt_tokens(usage: dict[str, Any], sent: int, received: int) -> None:
-    counted = {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
-    assert usage_of(End("end_turn", usage)) == counted
+    usage_sent = {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
+    assert usage_of(End("end_turn", usage)) == usage_sent
 
 
 def test_a_non_streamed_completion_has_the_joined_text_its_reason_and_usage() -> None:
@@ -366,40 +366,40 @@ def test_a_non_streamed_completion_has_the_joined_text_its_reason_and_usage() ->
     reads: list[list[Event]] = [[Start(), Text("A ")], [Heartbeat(True)], [Text("溪"), end]]
     body, last = encode_whole(reads, "m", "r")
     assert last is end
-    told = json.loads(body)
+    completion = json.loads(body)
     message = {"role": "assistant", "content": "A 溪", "refusal": None}
-    assert told["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
-    assert (told["object"], told["id"], told["model"]) == ("chat.completion", "chatcmpl-r", "m")
-    assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert completion["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    assert (completion["object"], completion["id"], completion["model"]) == ("chat.completion", "chatcmpl-r", "m")
+    assert completion["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
 def test_a_non_streamed_completion_that_is_truncated_raises() -> None:
-    def break_off() -> Any:
+    def truncate() -> Any:
         yield [Text("A ")]
         raise Problem("upstream_truncated")
 
     with pytest.raises(Problem, match="closed before"):
-        encode_whole(break_off(), "m", "r")
+        encode_whole(truncate(), "m", "r")
 
 
-# What went wrong
+# Errors
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_every_problem_has_openais_error_shape(name: str) -> None:
-    told = json.loads(encode_problem(Problem(name, 'a "word"\n溪')))
+    body = json.loads(encode_problem(Problem(name, 'a "word"\n溪')))
     error = {"message": 'a "word"\n溪', "type": KINDS[name].type, "param": None, "code": name}
-    assert told == {"error": error}
+    assert body == {"error": error}
 
 
 def test_a_failure_is_an_error_event_without_an_end_mark() -> None:
     encoder = OpenAIEncoder("m", ReplyFormat(), "r")
-    said, error = parse(encoder.encode(Text("A ")) + (encoder.encode_error(Problem("upstream_truncated")) or b""))
-    assert said["choices"][0]["delta"] == {"content": "A "}
+    text, error = parse(encoder.encode(Text("A ")) + (encoder.encode_error(Problem("upstream_truncated")) or b""))
+    assert text["choices"][0]["delta"] == {"content": "A "}
     assert error["error"]["code"] == "upstream_truncated"
 
 
 def test_the_dialect_responds_at_the_upstreams_first_event() -> None:
     assert not OPENAI.wants_text
-    OPENAI.check_beginning([Start(), End("refusal", {}, "Not that.")])  # its finish_reason tells that
+    OPENAI.check_beginning([Start(), End("refusal", {}, "Not that.")])  # its finish_reason reports it
     assert OPENAI.media_type == "text/event-stream; charset=utf-8"

@@ -1,4 +1,4 @@
-"""What can go wrong is one table, and what the upstream calls an error maps onto it."""
+"""Every problem is in one table, and every upstream error maps to it."""
 
 import re
 
@@ -77,9 +77,9 @@ def test_a_problem_has_the_fields_of_rfc_9457() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_title_of_a_problem_is_for_people_and_its_code_for_programs(name: str) -> None:
-    told = Problem(name).as_json()
-    assert told["code"] == name
-    assert " " in str(told["title"]) or told["title"] in ("Unauthorized", "Forbidden")
+    fields = Problem(name).as_json()
+    assert fields["code"] == name
+    assert " " in str(fields["title"]) or fields["title"] in ("Unauthorized", "Forbidden")
 
 
 def test_an_unknown_name_raises_key_error() -> None:
@@ -105,13 +105,13 @@ def test_every_upstream_error_maps_to_a_known_problem(name: str) -> None:
         ("api_error", 500, 502),
         ("overloaded_error", 529, 503),
         ("timeout_error", 504, 504),
-        # An error event in mid-stream has a type only, and comes with 200.
+        # An error event in mid-stream has only a type, and the status is 200.
         ("overloaded_error", None, 503),
         ("overloaded_error", 200, 503),
         ("rate_limit_error", None, 429),
         ("api_error", None, 502),
         ("brand_new_error", None, 502),
-        # A relay's error may have a status only.
+        # A relay's error may have only a status.
         (None, 400, 400),
         (None, 401, 502),
         (None, 403, 502),
@@ -131,7 +131,7 @@ def test_every_upstream_error_maps_to_a_known_problem(name: str) -> None:
     ],
 )
 def test_each_upstream_error_has_a_true_status(type: str | None, status: int | None, ours: int) -> None:
-    assert upstream_problem(type, "its words", status).status == ours
+    assert upstream_problem(type, "its message", status).status == ours
 
 
 @pytest.mark.parametrize("type", ["invalid_request_error", "request_too_large"])
@@ -149,7 +149,7 @@ def test_an_upstream_error_without_a_message_has_the_default_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type", "sent", "told"),
+    ("type", "sent", "expected"),
     [
         ("rate_limit_error", 3600, 3600),
         ("rate_limit_error", 0, 0),
@@ -160,17 +160,18 @@ def test_an_upstream_error_without_a_message_has_the_default_one() -> None:
         ("invalid_request_error", None, None),
     ],
 )
-def test_retry_after_is_set_if_waiting_helps(type: str, sent: int | None, told: int | None) -> None:
-    assert upstream_problem(type, None, None, sent).retry_after == told
+def test_retry_after_is_set_if_waiting_helps(type: str, sent: int | None, expected: int | None) -> None:
+    assert upstream_problem(type, None, None, sent).retry_after == expected
 
 
 @pytest.mark.parametrize(
-    "words", ["Your credit balance is too low to access the API.", "You have reached your specified API usage limits."]
+    "message",
+    ["Your credit balance is too low to access the API.", "You have reached your specified API usage limits."],
 )
-def test_a_blocked_account_is_not_reported_as_a_client_error(words: str) -> None:
-    problem = upstream_problem("invalid_request_error", words, 400)
+def test_a_blocked_account_is_not_reported_as_a_client_error(message: str) -> None:
+    problem = upstream_problem("invalid_request_error", message, 400)
     assert (problem.name, problem.status) == ("upstream_account_blocked", 502)
-    assert words not in problem.detail
+    assert message not in problem.detail
 
 
 def test_a_model_that_does_not_exist_is_named_if_the_client_chose_it() -> None:

@@ -1,4 +1,4 @@
-"""The small print of HTTP: what a client is told at the edges of the protocol, on real sockets."""
+"""Edge cases of HTTP on real sockets: bodies, paths, request heads and upstream responses."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ CLOSE = {"Connection": "close"}
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """Return a server with limits that are soon reached."""
+    """Return a server with low limits."""
     return share_rill(RILL_MAX_STREAMS_PER_CLIENT="2", RILL_MAX_BODY_BYTES="1000")
 
 
@@ -32,11 +32,11 @@ def ask(
 @pytest.mark.parametrize("body", [b"hello", b"hello & goodbye=1", b'{"q": "hi"}', b""])
 def test_a_body_that_curl_labels_as_a_form_is_rejected_with_the_correct_command(service: Rill, body: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    status, words = ask(service, "POST", "/stream", headers, body)
+    status, message = ask(service, "POST", "/stream", headers, body)
     assert status == 400
-    assert "no field q, message, prompt or messages" in words
-    assert "curl -H 'Content-Type: text/plain' --data-binary" in words
-    assert "--json" in words
+    assert "no field q, message, prompt or messages" in message
+    assert "curl -H 'Content-Type: text/plain' --data-binary" in message
+    assert "--json" in message
 
 
 def test_an_octet_stream_body_is_a_prompt(service: Rill, upstream: Upstream) -> None:
@@ -48,14 +48,14 @@ def test_an_octet_stream_body_is_a_prompt(service: Rill, upstream: Upstream) -> 
 
 
 def test_another_media_type_is_rejected_with_the_correct_command(service: Rill) -> None:
-    status, words = ask(service, "POST", "/stream", {"Content-Type": "text/html"}, b"hello")
+    status, message = ask(service, "POST", "/stream", {"Content-Type": "text/html"}, b"hello")
     assert status == 415
-    assert "curl -H 'Content-Type: text/plain' --data-binary" in words
+    assert "curl -H 'Content-Type: text/plain' --data-binary" in message
 
 
 # 404
 
-MEANT = {
+SUGGESTED = {
     "/messages": "/v1/messages",
     "/v1/v1/messages": "/v1/messages",
     "/v1/messages/": "/v1/messages",
@@ -71,18 +71,18 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize("path", MEANT)
+@pytest.mark.parametrize("path", SUGGESTED)
 def test_a_404_suggests_the_intended_path(service: Rill, path: str) -> None:
-    status, words = ask(service, "POST", path, {"Content-Type": "application/json"}, b"{}")
+    status, message = ask(service, "POST", path, {"Content-Type": "application/json"}, b"{}")
     assert status == 404
     if path.startswith("/v1/"):
-        told = json.loads(words)
-        assert ("type" in told) == path.rstrip("/").endswith("/messages")
-        words = told["error"]["message"]
-    assert MEANT[path] in words
+        body = json.loads(message)
+        assert ("type" in body) == path.rstrip("/").endswith("/messages")
+        message = body["error"]["message"]
+    assert SUGGESTED[path] in message
 
 
-# The head
+# The request head
 
 
 def test_options_for_the_whole_server_is_answered(service: Rill) -> None:
@@ -181,8 +181,8 @@ def test_an_upstream_error_in_an_unknown_charset_keeps_its_status(
     headers = {"content-type": f"application/json; charset={charset}", "x-should-retry": "false"}
     upstream.script(wire.status(500, headers, json.dumps(error).encode()))
     fields = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
-    status, words = ask(service, "POST", path, {"Content-Type": "application/json"}, json.dumps(fields).encode())
-    assert status == 502, words
+    status, message = ask(service, "POST", path, {"Content-Type": "application/json"}, json.dumps(fields).encode())
+    assert status == 502, message
 
 
 def test_an_upstream_header_that_cannot_be_forwarded_costs_no_slot(service: Rill, upstream: Upstream) -> None:
@@ -190,7 +190,7 @@ def test_an_upstream_header_that_cannot_be_forwarded_costs_no_slot(service: Rill
     fields = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
     headers = {"content-type": "application/json", "request-id": "a\x7fb"}
     upstream.always(wire.status(200, headers, json.dumps(message).encode()))
-    for _ in range(4):  # Two at once are allowed.
+    for _ in range(4):  # Two concurrent answers are allowed.
         status, _ = ask(
             service, "POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(fields).encode()
         )
@@ -198,8 +198,8 @@ def test_an_upstream_header_that_cannot_be_forwarded_costs_no_slot(service: Rill
 
 
 def test_a_problem_in_json_has_a_title_for_people_and_a_code_for_programs(service: Rill) -> None:
-    status, words = ask(service, "GET", "/nowhere", {"Accept": "application/json"})
-    problem = json.loads(words)
+    status, message = ask(service, "GET", "/nowhere", {"Accept": "application/json"})
+    problem = json.loads(message)
     assert (status, problem["title"], problem["code"]) == (404, "Not Found", "not_found")
 
 

@@ -1,4 +1,4 @@
-"""Recorded streams of the Messages API, replayed through the whole service, in both of its forms."""
+"""Recorded streams of the Messages API, replayed through the whole service, as plain text and as server-sent events."""
 
 import json
 import re
@@ -15,7 +15,7 @@ DONE = [name for name, outcome in EXPECTED.items() if outcome["outcome"] == "com
 
 
 class Event(NamedTuple):
-    """One server-sent event, as EventSource would hand it out."""
+    """One server-sent event, as EventSource dispatches it."""
 
     id: str
     name: str
@@ -42,7 +42,7 @@ def events_of(body: str) -> list[Event]:
 
 
 def text_of(events: list[Event]) -> str:
-    """Return the text of an answer: its unnamed events, without the mark of the end."""
+    """Return the text of an answer: its unnamed events, without the end mark."""
     return "".join(event.data for event in events if event.name == "message" and event.data != "[DONE]")
 
 
@@ -76,7 +76,7 @@ def test_server_sent_events_contain_the_recorded_text_and_its_end(
         assert asked.status == 200
         events = events_of(asked.read_rest().decode())
         assert asked.ended == "clean"
-    # The format cannot carry CR: what ends a line arrives as a newline.
+    # The format cannot represent CR: every line end arrives as a newline.
     assert text_of(events) == re.sub(r"\r\n|\r", "\n", EXPECTED[name]["text"])
     assert [(event.name, event.data) for event in events][-1] == ("message", "[DONE]")
     done: dict[str, Any] = json.loads(events[-2].data)

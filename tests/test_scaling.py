@@ -86,7 +86,7 @@ def test_a_lost_machine_truncates_its_answers_and_each_client_retries() -> None:
 
 
 def left_after(seconds: float) -> float:
-    """Return the share of the answers open at a moment that are still open so much later: the log-normal's residual life."""
+    """Return the share of open answers that are still open after `seconds`: the log-normal's residual life."""
     normal, log = NormalDist(), math.log(seconds * simulate.RATE)
     longer = normal.cdf((simulate.LOG_MEAN + simulate.SIGMA**2 - log) / simulate.SIGMA)
     return longer - seconds / SECONDS * normal.cdf((simulate.LOG_MEAN - log) / simulate.SIGMA)
@@ -106,7 +106,7 @@ def test_a_worker_that_was_replaced_serves_again() -> None:
     assert cell.open[0] > 50
 
 
-# The figures are those that were measured
+# The figures match the measurements
 
 
 def measured(scenario: str, column: str) -> float:
@@ -255,7 +255,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def script_calls(redis: RedisServer) -> int:
-    """Return how often a script has run in it."""
+    """Return how many calls of a script it has executed."""
     with redis.client() as client:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 

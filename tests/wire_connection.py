@@ -115,7 +115,7 @@ class Connection:
         return Request(method, path, headers, self._take(int(headers.get("content-length", 0))))
 
     def write(self, data: bytes) -> None:
-        """Send all of `data`, in one write if the socket has space; raise `Disconnected` if the peer has disconnected."""
+        """Send all of `data`, in one write if the socket has space; raise `Disconnected` after a disconnect."""
         self._receive()
         left = memoryview(data)
         while left:
