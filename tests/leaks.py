@@ -95,7 +95,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
     """Return the secrets in the environment of a server, each with its kind."""
-    found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
+    found = {env.get("ANTHROPIC_API_KEY", ""): "upstream key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "upstream key"}
     for entry in env.get("RILL_API_KEYS", "").split(","):
         found[entry.partition("=")[2] or entry] = "client's API key"
     with suppress(ValueError):

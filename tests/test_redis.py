@@ -202,9 +202,8 @@ def test_a_redis_outage_under_load_fails_no_request_and_is_logged_once(
             wait_until_logged(service, LOST, since)
             client = new_address()
             assert statuses([service], client, RATE + 2) == ALLOWED + REJECTED
-            assert statuses([second_service], client, 1) == [
-                200
-            ]  # each service counts for itself, and still applies the limit
+            # Each service counts for itself, and still applies the limit.
+            assert statuses([second_service], client, 1) == [200]
         finally:
             redis.start()
         wait_until_logged(service, BACK, since)
@@ -255,9 +254,7 @@ def test_many_concurrent_requests_keep_few_connections_and_leak_none(
     assert LOST not in service.output()[since:]
     for _ in range(2):
         with redis.client() as client:
-            client.client_kill_filter(
-                _type="normal", skipme=True
-            )  # closes the kept connections, which the service has not noticed
+            client.client_kill_filter(_type="normal", skipme=True)  # the kept connections, unknown to the service
         assert ask(service, new_address()).status == 200
     assert connections_of(worker.pid, redis) <= CONNECTIONS
     assert LOST not in service.output()[since:]

@@ -1,4 +1,4 @@
-"""The reader gives the same answer however the upstream's bytes are cut, and never breaks but by a Problem."""
+"""The decoder gives the same answer however the upstream's bytes are split, and raises nothing but a Problem."""
 
 import json
 from collections import deque
@@ -26,7 +26,7 @@ WHOLE = wire.opening() + wire.text("Hi, ") + wire.text("there") + wire.block_sto
 
 
 class Outcome(NamedTuple):
-    """What an answer comes to, however it was cut."""
+    """The result of an answer, however it was split."""
 
     text: str
     start: Start | None
@@ -36,13 +36,13 @@ class Outcome(NamedTuple):
 
 
 def take_all(pieces: Iterable[bytes]) -> tuple[list[Event], Problem | None]:
-    """Return every event of an upstream that sends the pieces and closes, and the Problem that cut them short."""
+    """Return every event of an upstream that sends the pieces and closes, and the Problem that ended them."""
     reader = Decoder()
     events: list[Event] = []
     for piece in pieces:
         events.extend(reader.feed(piece))
         if reader.ended or reader.problem:
-            return events, reader.problem  # Whoever reads an answer leaves at its end.
+            return events, reader.problem  # A reader stops at the end of the answer.
     events.extend(reader.finish())
     return events, reader.problem
 
@@ -60,19 +60,19 @@ def read(*pieces: bytes) -> Outcome:
     return Outcome(text, start, end, problem and problem.name, problem and problem.detail)
 
 
-def cut(data: bytes, points: Iterable[int]) -> list[bytes]:
+def split(data: bytes, points: Iterable[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in pairwise([0, *sorted(points), len(data)])]
 
 
 def deltas_of(data: bytes) -> str:
-    """Return the text of a recording in LF lines, by json alone; a surrogate that stays alone is U+FFFD."""
+    """Return the text of a recording in LF lines, parsed with json only; a lone surrogate is U+FFFD."""
     messages = [json.loads(line[5:]) for line in data.split(b"\n") if line.startswith(b"data:")]
     deltas = [message["delta"] for message in messages if message["type"] == "content_block_delta"]
     text = "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-# However it is cut
+# Splits
 
 
 @every_recording
@@ -99,7 +99,7 @@ def test_every_read_size_gives_the_same_answer(name: str, line_end: bytes) -> No
     whole = read(data)
     data = data.replace(b"\n", line_end)
     for size in range(1, 200 if line_end == b"\n" else 40):
-        assert read(*cut(data, range(size, len(data), size))) == whole, f"in reads of {size}"
+        assert read(*split(data, range(size, len(data), size))) == whole, f"in reads of {size}"
 
 
 @every_recording
@@ -107,7 +107,7 @@ def test_every_single_split_gives_the_same_answer(name: str) -> None:
     data = wire.recorded(name).replace(b"\n", b"\r\n")
     whole = read(data)
     for point in range(0, len(data), 1 if len(data) < 2600 else 7):
-        assert read(data[:point], data[point:]) == whole, f"cut at {point}"
+        assert read(data[:point], data[point:]) == whole, f"split at {point}"
 
 
 @given(data=st.data())
@@ -117,17 +117,17 @@ def test_random_splits_give_the_same_answer(data: st.DataObject) -> None:
     line_end = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
     stream = recorded.replace(b"\n", line_end)
     points = data.draw(st.lists(st.integers(0, len(stream)), max_size=40))
-    assert read(*cut(stream, points)) == read(recorded)
+    assert read(*split(stream, points)) == read(recorded)
 
 
 FAULTY = {
-    "broken JSON": WHOLE[:-30] + b'data: {"type":\n\n',
+    "invalid JSON": WHOLE[:-30] + b'data: {"type":\n\n',
     "an error event": wire.opening() + wire.text("Hi") + wire.stream_error() + wire.text("never"),
-    "a cut": wire.opening() + wire.text("Hi") + wire.text("there"),
-    "a cut within an event": wire.opening() + wire.text("Hi") + wire.text("there")[:40],
+    "a close": wire.opening() + wire.text("Hi") + wire.text("there"),
+    "a close within an event": wire.opening() + wire.text("Hi") + wire.text("there")[:40],
     "lone surrogates": WHOLE[: -len(wire.stop())] + LONE_SURROGATE * 3 + wire.text("\ude00") + wire.stop(),
-    "a surrogate at the cut": wire.opening() + LONE_SURROGATE,
-    "broken UTF-8": wire.opening() + BROKEN_UTF8 + wire.stop(),
+    "a surrogate before the close": wire.opening() + LONE_SURROGATE,
+    "invalid UTF-8": wire.opening() + BROKEN_UTF8 + wire.stop(),
     "not an object": wire.opening() + wire.text("Hi") + b"data: [1]\n\n",
     "more after the end": WHOLE + wire.text("never"),
     "a mark after the end": WHOLE + b"data: [DONE]\n\n",
@@ -139,7 +139,7 @@ FAULTY = {
 def test_every_read_size_of_a_faulty_stream_gives_the_same_answer(stream: bytes) -> None:
     whole = read(stream)
     for size in range(1, len(stream)):
-        assert read(*cut(stream, range(size, len(stream), size))) == whole, f"in reads of {size}"
+        assert read(*split(stream, range(size, len(stream), size))) == whole, f"in reads of {size}"
 
 
 @given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=[]), min_size=1), max_size=8), data=st.data())
@@ -147,8 +147,8 @@ def test_every_read_size_of_a_faulty_stream_gives_the_same_answer(stream: bytes)
 def test_any_text_in_any_deltas_arrives_complete(texts: list[str], data: st.DataObject) -> None:
     stream = wire.opening() + b"".join(map(wire.text, texts)) + wire.block_stop() + wire.stop()
     points = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
-    said = "".join(texts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    assert read(*cut(stream, points)).text == said
+    text = "".join(texts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert read(*split(stream, points)).text == text
 
 
 # Lines
@@ -161,8 +161,8 @@ def test_an_event_may_spread_its_data_over_lines(line_end: bytes) -> None:
 
 
 def test_comments_other_fields_and_a_colon_without_a_space_are_parsed() -> None:
-    odd = b": hello\nid: 7\nretry: 10\nno colon\n\n" + wire.text("Hi").replace(b"data: ", b"data:")
-    assert read(wire.start(), odd, wire.stop()).text == "Hi"
+    invalid = b": hello\nid: 7\nretry: 10\nno colon\n\n" + wire.text("Hi").replace(b"data: ", b"data:")
+    assert read(wire.start(), invalid, wire.stop()).text == "Hi"
 
 
 def test_an_event_with_empty_data_is_ignored() -> None:
@@ -175,14 +175,14 @@ def test_the_last_line_may_lack_its_end() -> None:
 
 
 def test_line_separators_within_the_text_do_not_split_it() -> None:
-    said = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh\ri\nj"
-    assert read(wire.start(), wire.text(said), wire.stop()).text == said
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh\ri\nj"
+    assert read(wire.start(), wire.text(text), wire.stop()).text == text
 
 
 def test_a_line_of_ten_megabytes_in_pieces_arrives_complete() -> None:
-    said = "x" * (10 * MEGABYTE)
-    data = wire.start() + wire.text(said) + wire.stop()
-    assert read(*cut(data, range(4096, len(data), 4096))).text == said
+    text = "x" * (10 * MEGABYTE)
+    data = wire.start() + wire.text(text) + wire.stop()
+    assert read(*split(data, range(4096, len(data), 4096))).text == text
 
 
 def test_a_line_over_the_limit_is_a_problem() -> None:
@@ -199,7 +199,7 @@ def test_an_event_of_many_lines_over_the_limit_is_a_problem() -> None:
     assert problem.name == "upstream_error"
 
 
-# Text that JSON can say and UTF-8 cannot
+# Text that JSON can represent and UTF-8 cannot
 
 
 def test_a_pair_split_over_deltas_and_reads_is_one_character() -> None:
@@ -246,9 +246,9 @@ def test_a_refusal_keeps_its_explanation() -> None:
     assert outcome.end.explanation == "Not that."
 
 
-@pytest.mark.parametrize("odd", [["x"], {"a": 1}, 7, True])
-def test_an_invalid_reason_or_explanation_is_none(odd: Any) -> None:
-    outcome = read(wire.start() + wire.stop(odd, stop_details={"explanation": odd}))
+@pytest.mark.parametrize("invalid", [["x"], {"a": 1}, 7, True])
+def test_an_invalid_reason_or_explanation_is_none(invalid: Any) -> None:
+    outcome = read(wire.start() + wire.stop(invalid, stop_details={"explanation": invalid}))
     assert outcome.end is not None
     assert (outcome.end.stop_reason, outcome.end.explanation) == (None, None)
 
@@ -348,7 +348,7 @@ def test_unknown_events_and_deltas_are_ignored() -> None:
     assert feed_one(b'data: {"kind": "no type"}\n\n') == [Heartbeat(working=False)]
 
 
-# Wrong shapes
+# Invalid shapes
 
 KINDS = [
     "message_start",
@@ -385,7 +385,7 @@ def test_no_shape_of_event_raises_anything_but_a_problem(events: list[dict[str, 
 @given(data=st.binary(max_size=300), points=st.lists(st.integers(0, 300), max_size=5))
 @settings(max_examples=100)
 def test_no_bytes_raise_anything_but_a_problem(data: bytes, points: list[int]) -> None:
-    take_all(cut(data, [point for point in points if point <= len(data)]))
+    take_all(split(data, [point for point in points if point <= len(data)]))
     take_all([b"data: " + data + b"\n\n"])
 
 
@@ -414,7 +414,7 @@ def test_a_null_count_keeps_the_known_one() -> None:
     assert outcome.end.usage["input_tokens"] == 5
 
 
-# A message that comes whole
+# Messages that are not streamed
 
 
 def test_a_non_streamed_message_has_its_end() -> None:
@@ -460,7 +460,7 @@ def test_the_official_sdk_reads_the_same_text(name: str, upstream: Upstream, cli
         except anthropic.APIStatusError:
             failed = True
     deltas = [event.delta for event in events if event.type == "content_block_delta"]
-    said = "".join(delta.text for delta in deltas if delta.type == "text_delta")
+    text = "".join(delta.text for delta in deltas if delta.type == "text_delta")
     outcome = read(data)
-    assert outcome.text == said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert outcome.text == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     assert (outcome.problem is not None) == failed
