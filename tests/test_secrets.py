@@ -276,7 +276,7 @@ CASES = cases()
 
 
 def exchange(service: Rill, request: bytes) -> tuple[int | None, str, str]:
-    """Return the status, the headers and the body, once the server has ended with whatever it has to say."""
+    """Return the status, the headers and the body, once the server has written everything."""
     with Conversation(service.port, request) as asked:
         body = asked.read_rest().decode("utf-8", "replace")
         if asked.ended != "reset":

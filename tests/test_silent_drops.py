@@ -91,9 +91,9 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_the_ai_sdk_reaches_the_upstream_as_a_block(service: Rill, upstream: Upstream, name: str) -> None:
     part, block = FILES[name]
-    message = {"type": "text", "text": "Look: "}
-    sent = receive(service, upstream, "/stream", {"messages": [parts(message, part)]})
-    assert sent["messages"] == [{"role": "user", "content": [message, block]}]
+    text = {"type": "text", "text": "Look: "}
+    sent = receive(service, upstream, "/stream", {"messages": [parts(text, part)]})
+    assert sent["messages"] == [{"role": "user", "content": [text, block]}]
 
 
 REJECTED_PARTS: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -161,8 +161,8 @@ def test_an_event_may_spread_its_data_over_lines(line_end: bytes) -> None:
 
 
 def test_comments_other_fields_and_a_colon_without_a_space_are_parsed() -> None:
-    invalid = b": hello\nid: 7\nretry: 10\nno colon\n\n" + wire.text("Hi").replace(b"data: ", b"data:")
-    assert read(wire.start(), invalid, wire.stop()).text == "Hi"
+    lines = b": hello\nid: 7\nretry: 10\nno colon\n\n" + wire.text("Hi").replace(b"data: ", b"data:")
+    assert read(wire.start(), lines, wire.stop()).text == "Hi"
 
 
 def test_an_event_with_empty_data_is_ignored() -> None:

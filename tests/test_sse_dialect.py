@@ -1,4 +1,4 @@
-"""Server-sent events: parsed back as the specification says, the text survives however it was cut."""
+"""Server-sent events: a parser of the specification reads the same text, however it was split."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class Dispatched(NamedTuple):
 
 
 def parse(stream: bytes) -> list[Dispatched]:
-    """What https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation dispatches."""
+    """Parse a stream: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation"""
     dispatched = []
     type, data, last_id = "", "", ""
     lines = re.split("\r\n|\n|\r", stream.decode().removeprefix("\ufeff"))
@@ -63,8 +63,8 @@ def text_of(stream: bytes) -> str:
 @given(pieces=texts | line_ends)
 @settings(max_examples=150)
 def test_text_is_preserved_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
-    said = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
-    assert text_of(write(Start(), *map(Text, pieces))) == said
+    text = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
+    assert text_of(write(Start(), *map(Text, pieces))) == text
 
 
 @given(text=st.text(alphabet="\r\n ab:", min_size=1), data=st.data())
@@ -94,8 +94,8 @@ def test_each_text_is_one_unnamed_event_with_an_id(text: str, data: str) -> None
 
 
 def test_a_completed_answer_is_its_texts_then_done_with_its_statistics_then_the_end_mark() -> None:
-    *said, done, mark = parse(write(Start(), Text("Hello"), Heartbeat(True), Text(" world"), END))
-    assert [event.data for event in said] == ["Hello", " world"]
+    *texts, done, mark = parse(write(Start(), Text("Hello"), Heartbeat(True), Text(" world"), END))
+    assert [event.data for event in texts] == ["Hello", " world"]
     assert done.type == "done"
     statistics = json.loads(done.data)
     assert 0 <= statistics.pop("elapsed_seconds") < 60
@@ -145,7 +145,7 @@ def test_a_heartbeat_soon_after_a_byte_sends_nothing() -> None:
 def test_a_later_heartbeat_is_one_comment_which_dispatches_nothing() -> None:
     encoder = SSEEncoder("m", ReplyFormat(), "r")
     encoder.encode(Text("a"))
-    time.sleep(COMMENT_SECONDS + 0.05)  # pacing: what is awaited is the very passing of this time
+    time.sleep(COMMENT_SECONDS + 0.05)  # pacing: the test waits for this time to pass
     comment = encoder.encode(Heartbeat(True))
     assert comment.startswith(b":")
     assert parse(comment) == []
@@ -160,4 +160,4 @@ def test_server_sent_events_begin_at_the_upstreams_first_event() -> None:
     assert not SSE.wants_text
     assert SSE.media_type == "text/event-stream; charset=utf-8"
     assert isinstance(SSE.open_encoder("m", ReplyFormat(), "r"), SSEEncoder)
-    SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # framed, it tells that itself
+    SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # the done event reports it

@@ -1,4 +1,4 @@
-"""Text leaves as it comes, and every outcome tells the truth: seen by real clients, proved by gates."""
+"""Text is forwarded as it arrives, and every outcome is truthful: seen by real clients, proved by gates."""
 
 import json
 import os
@@ -23,8 +23,8 @@ METHODS = pytest.mark.parametrize(
 )
 
 
-def gated(upstream: Upstream) -> None:
-    """An answer whose second piece the upstream sends only once the test has opened the gate."""
+def script_gated_answer(upstream: Upstream) -> None:
+    """Script an answer whose second piece is sent when the test opens the gate."""
     outcome = wire.block_stop() + wire.stop()
     upstream.script(
         *[wire.head(), wire.send(wire.opening()), wire.send(wire.text("first "))],
@@ -32,14 +32,14 @@ def gated(upstream: Upstream) -> None:
     )
 
 
-# As it comes
+# Immediate forwarding
 
 
 @METHODS
 def test_the_first_text_is_read_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str, path: str, body: bytes
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with service.ask(method, path, body=body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/plain; charset=utf-8")
         assert asked.next_chunk() == b"first "
@@ -52,7 +52,7 @@ def test_the_first_text_is_read_before_the_second_is_sent(
 def test_the_first_event_is_read_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str, path: str, body: bytes
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with service.ask(method, path, SSE, body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         assert b"data: first \n\n" in asked.read_until(b"first")
@@ -66,7 +66,7 @@ def test_the_first_event_is_read_before_the_second_is_sent(
 def test_curl_shows_the_first_text_before_the_second_is_sent(
     service: Rill, upstream: Upstream, more: list[str]
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     command = [
         "curl",
         "--silent",
@@ -91,7 +91,7 @@ def test_curl_shows_the_first_text_before_the_second_is_sent(
 def test_requests_yields_the_first_text_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with requests.request(method, f"{service.url}{ASK}", stream=True, timeout=20, data={"q": "hi"}) as answer:
         pieces = answer.iter_content(chunk_size=None, decode_unicode=True)
         assert next(pieces) == "first "
@@ -164,7 +164,7 @@ def test_utf8_split_anywhere_arrives_intact(service: Rill, upstream: Upstream, s
         assert asked.ended == "clean"
     assert b"".join(chunks).decode() == TEXT
     for chunk in chunks:
-        chunk.decode()  # each chunk is UTF-8 by itself, for clients that decode them one by one
+        chunk.decode()  # each chunk is valid UTF-8, for clients that decode chunks separately
 
 
 @FORMS
@@ -183,7 +183,7 @@ def test_a_surrogate_pair_split_across_two_deltas_arrives_intact(
     assert (text_of(events_of(body)) if headers else body) == "high 🌊 low \ufffd"
 
 
-# Never a clean end
+# Truncated answers
 
 
 def closed() -> list[Step]:
@@ -202,8 +202,8 @@ def sent_an_error() -> list[Step]:
     return [wire.send(wire.stream_error()), wire.end()]
 
 
-def sent_nonsense() -> list[Step]:
-    return [wire.send(b"data: {nonsense\n\n"), wire.end()]
+def sent_invalid_json() -> list[Step]:
+    return [wire.send(b"data: {invalid\n\n"), wire.end()]
 
 
 def stopped_at_message_delta() -> list[Step]:
@@ -211,18 +211,18 @@ def stopped_at_message_delta() -> list[Step]:
 
 
 FAULTS = pytest.mark.parametrize(
-    "fault", [closed, ended_without_message_stop, was_reset, sent_an_error, sent_nonsense, stopped_at_message_delta]
+    "fault", [closed, ended_without_message_stop, was_reset, sent_an_error, sent_invalid_json, stopped_at_message_delta]
 )
 
 
-def break_in_mid_answer(upstream: Upstream, fault: Any) -> None:
-    """An answer that breaks after its first text, once the test has seen that."""
+def script_failure_in_mid_answer(upstream: Upstream, fault: Any) -> None:
+    """Script an answer that fails after its first text, when the test opens the gate."""
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello")), wire.gate("seen"), *fault())
 
 
 @FAULTS
 def test_an_upstream_failure_in_mid_answer_aborts_plain_text(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     with ask(service) as asked:
         assert asked.next_chunk() == b"Hello"
         upstream.open("seen")
@@ -232,7 +232,7 @@ def test_an_upstream_failure_in_mid_answer_aborts_plain_text(service: Rill, upst
 
 @FAULTS
 def test_an_upstream_failure_in_mid_answer_resets_http_1_0(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     with Conversation(service.port, request_bytes("GET", ASK, version="HTTP/1.0")) as asked:
         assert (asked.status, asked.next_chunk()) == (200, b"Hello")
         upstream.open("seen")
@@ -243,7 +243,7 @@ def test_an_upstream_failure_in_mid_answer_resets_http_1_0(service: Rill, upstre
 def test_an_upstream_failure_in_mid_answer_is_an_error_event_without_done(
     service: Rill, upstream: Upstream, fault: Any
 ) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     with ask(service, headers=SSE) as asked:
         body = asked.read_until(b"Hello")
         upstream.open("seen")
@@ -267,7 +267,7 @@ def test_text_in_the_same_read_as_a_failure_is_delivered(service: Rill, upstream
 def test_curl_exits_with_an_error_for_a_truncated_answer(
     service: Rill, upstream: Upstream, fault: Any, options: list[str], exit_code: int
 ) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     command = ["curl", "--silent", "-N", "--max-time", "20", *options, f"{service.url}{ASK}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
         assert curl.stdout is not None
@@ -279,7 +279,7 @@ def test_curl_exits_with_an_error_for_a_truncated_answer(
 
 @FAULTS
 def test_requests_raises_for_a_truncated_answer(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     with requests.get(f"{service.url}{ASK}", stream=True, timeout=20) as answer:
         pieces = answer.iter_content(chunk_size=None)
         assert next(pieces) == b"Hello"
@@ -299,7 +299,7 @@ try { await reader.read(); console.log(" whole"); } catch (error) { console.log(
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_fetch_rejects_for_a_truncated_answer(service: Rill, upstream: Upstream) -> None:
-    break_in_mid_answer(upstream, closed)
+    script_failure_in_mid_answer(upstream, closed)
     command = ["node", "--input-type=module", "--eval", FETCH, f"{service.url}{ASK}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as node:
         assert node.stdout is not None
@@ -317,11 +317,11 @@ def test_a_connection_is_kept_alive_after_a_completed_answer(service: Rill, upst
         asked.read_rest()
 
 
-# Nobody pays for what nobody reads
+# Disconnects
 
 
-def flowing() -> list[Step]:
-    """Text that flows until the reader leaves."""
+def endless_text() -> list[Step]:
+    """Return the steps of an answer that sends text until the client disconnects."""
     ticks = [step for _ in range(2000) for step in (wire.send(wire.text("tick ")), wire.pause(0.005))]
     return [wire.head(), wire.send(wire.opening()), *ticks, wire.silence()]
 
@@ -331,7 +331,7 @@ def flowing() -> list[Step]:
 def test_a_disconnect_during_text_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, how: str, headers: dict[str, str]
 ) -> None:
-    upstream.script(*flowing())
+    upstream.script(*endless_text())
     with ask(service, headers=headers) as asked:
         asked.read_until(b"tick")
         getattr(asked, how)()
@@ -341,7 +341,7 @@ def test_a_disconnect_during_text_closes_the_upstream_connection(
 
 
 def test_an_interrupted_curl_closes_the_upstream_connection(service: Rill, upstream: Upstream) -> None:
-    upstream.script(*flowing())
+    upstream.script(*endless_text())
     with subprocess.Popen(["curl", "--silent", "-N", f"{service.url}{ASK}"], stdout=subprocess.PIPE) as curl:
         assert curl.stdout is not None
         os.read(curl.stdout.fileno(), 1)

@@ -1,4 +1,4 @@
-"""The fake upstream, the server runner and the raw client keep what they promise to the other tests."""
+"""The fake upstream, the server runner and the raw client work as the other tests expect."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ def ask(upstream: Upstream, request: bytes = MESSAGES) -> Conversation:
 
 
 def events_of(data: bytes) -> Iterator[dict[str, Any]]:
-    """Parse as the SSE specification says: lines end at CR LF, LF or CR, and an event at an empty line."""
+    """Parse an event stream: lines end at CR LF, LF or CR, and an event at an empty line."""
     for block in re.split(rb"(?:\r\n\r\n|\n\n|\r\r)", data):
         fields = dict(line.split(b": ", 1) for line in re.split(rb"\r\n|\n|\r", block) if line)
         if fields:
@@ -109,15 +109,15 @@ def test_a_gate_that_is_never_opened_is_a_fault_and_closes_the_connection() -> N
         assert "gate 'never' was not opened" in own.faults[0]
 
 
-@pytest.mark.parametrize("place", ["gate", "silence", "full socket"])
+@pytest.mark.parametrize("location", ["gate", "silence", "full socket"])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, place: str, how: str) -> None:
+def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, location: str, how: str) -> None:
     steps = {
         "gate": wire.gate("never"),
         "silence": wire.silence(),
         "full socket": wire.send(b"x" * 30_000_000),
     }
-    upstream.script(wire.head(), wire.send(b"one"), steps[place], wire.end())
+    upstream.script(wire.head(), wire.send(b"one"), steps[location], wire.end())
     with ask(upstream) as asked:
         assert asked.next_chunk() == b"one"
         getattr(asked, how)()
@@ -212,15 +212,17 @@ def test_the_upstream_answers_over_tls_and_an_untrusted_certificate_is_not_a_fau
     trust = ssl.create_default_context(cafile=str(certificate))
     with Upstream(tls=tls) as own:
         own.always(*wire.answer("Hello"))
-        stranger = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=ssl.create_default_context())
+        untrusting = http.client.HTTPSConnection(
+            "127.0.0.1", own.port, timeout=10, context=ssl.create_default_context()
+        )
         with pytest.raises(ssl.SSLCertVerificationError):
-            stranger.request("POST", "/v1/messages", b"{}")
-        stranger.close()
-        friend = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=trust)
+            untrusting.request("POST", "/v1/messages", b"{}")
+        untrusting.close()
+        trusting = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=trust)
         for _ in range(2):
-            friend.request("POST", "/v1/messages", b"{}")
-            assert wire.text("Hello") in friend.getresponse().read()
-        friend.close()
+            trusting.request("POST", "/v1/messages", b"{}")
+            assert wire.text("Hello") in trusting.getresponse().read()
+        trusting.close()
         assert len(own.requests) == 2
     assert own.faults == []
 
@@ -254,16 +256,16 @@ def test_every_recorded_answer_has_its_expectation() -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """Return a folder with a server of its own, for what does not depend on the service."""
+def root(tmp_path: Path) -> Path:
+    """Return a folder with a small WSGI application, for tests that do not need the service."""
     (tmp_path / "wsgi.py").write_text(WSGI)
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
     return tmp_path
 
 
 @pytest.mark.parametrize("bind", [True, False])
-def test_the_server_starts_answers_and_stops(house: Path, bind: bool) -> None:
-    with Rill({"COLOUR": "blue"}, ("--workers", "2"), root=house, bind=bind) as rill:
+def test_the_server_starts_answers_and_stops(root: Path, bind: bool) -> None:
+    with Rill({"COLOUR": "blue"}, ("--workers", "2"), root=root, bind=bind) as rill:
         with rill.ask("GET", "/stream") as asked:
             assert (asked.status, asked.read_rest(), asked.ended) == (200, b"/stream blue", "clean")
         assert len(rill.wait_for_workers(2)) == 2
@@ -272,28 +274,28 @@ def test_the_server_starts_answers_and_stops(house: Path, bind: bool) -> None:
     assert 0 < stopped.seconds < 30
 
 
-def test_no_process_of_a_killed_server_survives(house: Path) -> None:
-    with Rill({}, root=house) as rill:
+def test_no_process_of_a_killed_server_survives(root: Path) -> None:
+    with Rill({}, root=root) as rill:
         (worker,) = rill.workers()
         rill.signal(signal.SIGKILL, everyone=True)
         assert rill.wait() == -signal.SIGKILL
     assert not worker.is_running() or worker.status() == "zombie"
 
 
-def test_a_server_that_does_not_start_reports_why(house: Path) -> None:
-    (house / "wsgi.py").write_text("raise RuntimeError('a name is missing')")
-    with pytest.raises(StartFailed, match="a name is missing") as failed, Rill({}, root=house):
+def test_a_server_that_does_not_start_reports_why(root: Path) -> None:
+    (root / "wsgi.py").write_text("raise RuntimeError('a name is missing')")
+    with pytest.raises(StartFailed, match="a name is missing") as failed, Rill({}, root=root):
         pass
-    assert failed.value.exit_code == 3  # gunicorn's for a worker that cannot boot
+    assert failed.value.exit_code == 3  # gunicorn's exit code for a worker that cannot boot
 
 
-def test_another_server_on_the_port_is_not_mistaken_for_it(house: Path, upstream: Upstream) -> None:
+def test_another_server_on_the_port_is_not_mistaken_for_it(root: Path, upstream: Upstream) -> None:
     class Unlucky(Rill):
         def choose_port(self) -> int:
             return super().choose_port() if self.port else upstream.port
 
     upstream.always(wire.status(200))
-    with Unlucky({}, root=house) as rill:
+    with Unlucky({}, root=root) as rill:
         assert rill.port != upstream.port
         with rill.ask("GET", "/mine") as asked:
             assert asked.read_rest().startswith(b"/mine")

@@ -1,4 +1,4 @@
-"""Plain text: every shape of prompt is understood exactly, and every refusal names its field."""
+"""Plain text: every form of prompt is read exactly, and every rejection names its field."""
 
 import json
 from contextlib import suppress
@@ -31,7 +31,7 @@ def one_message(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-# What is asked
+# Requests
 
 
 @given(text=prompts)
@@ -84,7 +84,7 @@ def test_a_temperature_within_its_range_is_forwarded(temperature: float | str) -
     assert read_fields({"q": SAID, "temperature": temperature}, SETTINGS).options == {"temperature": float(temperature)}
 
 
-# A conversation
+# Conversations
 
 
 def test_a_form_has_a_field_for_the_prompt() -> None:
@@ -102,12 +102,12 @@ def test_a_conversation_in_the_messages_apis_shape_is_forwarded_unchanged() -> N
         {"type": "text", "text": "What is this?"},
         {"type": "image", "source": {"type": "url", "url": "https://x/y"}},
     ]
-    said = [
+    messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": blocks},
     ]
-    assert ask(*said).messages == said
+    assert ask(*messages).messages == messages
 
 
 def test_the_ai_sdks_parts_become_their_text() -> None:
@@ -133,15 +133,15 @@ def test_system_messages_are_appended_to_the_given_system_prompt() -> None:
 
 
 def test_a_system_message_of_blocks_is_forwarded() -> None:
-    said = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    system = ask({"role": "system", "content": said}, {"role": "user", "content": "Hi"}).options["system"]
+    blocks = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    system = ask({"role": "system", "content": blocks}, {"role": "user", "content": "Hi"}).options["system"]
     assert "Be " in json.dumps(system)
     assert "brief." in json.dumps(system)
 
 
-# Refusals
+# Rejections
 
-REFUSALS: list[tuple[Any, list[str]]] = [
+REJECTIONS: list[tuple[Any, list[str]]] = [
     ({}, ["q", "prompt", "messages"]),
     ({"system": "only"}, ["q", "prompt", "messages"]),
     ({"q": ""}, ["q:"]),
@@ -181,13 +181,13 @@ REFUSALS: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "named"), REFUSALS, ids=lambda value: json.dumps(value)[:40])
+@pytest.mark.parametrize(("body", "named"), REJECTIONS, ids=lambda value: json.dumps(value)[:40])
 def test_every_rejection_names_its_field_and_its_range(body: Any, named: list[str]) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_json(json.dumps(body).encode(), SETTINGS)
-    assert refused.value.status == 400
-    assert [word for word in named if word not in refused.value.detail] == []
-    assert "\n" not in refused.value.detail
+    assert rejected.value.status == 400
+    assert [word for word in named if word not in rejected.value.detail] == []
+    assert "\n" not in rejected.value.detail
 
 
 @pytest.mark.parametrize(
@@ -207,47 +207,47 @@ def test_every_rejection_names_its_field_and_its_range(body: Any, named: list[st
     ],
 )
 def test_a_query_or_form_is_rejected_like_json(fields: dict[str, str | None], named: str) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_fields(fields, SETTINGS)
-    assert refused.value.status == 400
-    assert named in refused.value.detail
+    assert rejected.value.status == 400
+    assert named in rejected.value.detail
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"q=hello", b'{"q": "a",}', b"\xff\xfe", b'{"q": "\xe9"}', b"[" * 10_000])
 def test_invalid_json_is_distinguished_from_an_invalid_field(body: bytes) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_json(body, SETTINGS)
-    assert refused.value.status == 400
-    assert "JSON" in refused.value.detail
+    assert rejected.value.status == 400
+    assert "JSON" in rejected.value.detail
 
 
 def test_a_lone_surrogate_in_a_request_is_rejected() -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_json(b'{"q": "\\ud83d"}', SETTINGS)
-    assert refused.value.status == 400
+    assert rejected.value.status == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"  \n", b"\xff\xfe", "溪".encode()[:2]])
 def test_a_plain_body_that_is_empty_or_not_utf8_is_rejected(body: bytes) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_text(body, {}, SETTINGS)
-    assert refused.value.status == 400
+    assert rejected.value.status == 400
 
 
 def test_a_model_that_is_not_allowed_is_forbidden_and_the_allowed_ones_are_named() -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         read_fields({"q": "a", "model": "huge"}, SETTINGS)
-    assert refused.value.status == 403
-    assert "model" in refused.value.detail
-    assert "small" in refused.value.detail
-    assert "large" in refused.value.detail
+    assert rejected.value.status == 403
+    assert "model" in rejected.value.detail
+    assert "small" in rejected.value.detail
+    assert "large" in rejected.value.detail
 
 
 def test_no_rejection_repeats_the_prompt() -> None:
     for body in ({"q": "private", "max_tokens": "private"}, {"messages": ["private"]}, {"q": ["private"]}):
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(Problem) as rejected:
             read_json(json.dumps(body).encode(), SETTINGS)
-        assert "private" not in refused.value.detail
+        assert "private" not in rejected.value.detail
 
 
 NAMES = ["q", "prompt", "messages", "role", "content", "parts", "type", "text", "system", "model", "max_tokens"]
@@ -267,7 +267,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
         json.dumps([prompt.messages, prompt.options], ensure_ascii=False).encode()
 
 
-# What is answered
+# Answers
 
 
 @given(texts=st.lists(prompts, max_size=8))
@@ -284,10 +284,10 @@ def test_a_failure_adds_nothing_to_the_text() -> None:
 
 @pytest.mark.parametrize("explanation", ["Not that.", None])
 def test_a_refusal_without_text_is_a_problem_with_its_explanation(explanation: str | None) -> None:
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         check_beginning([Start(), End("refusal", {}, explanation)])
-    assert refused.value.status == 422
-    assert refused.value.detail == explanation or (explanation is None and "refused" in refused.value.detail)
+    assert rejected.value.status == 422
+    assert rejected.value.detail == explanation or (explanation is None and "refused" in rejected.value.detail)
 
 
 @pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Heartbeat(False), Start()])
