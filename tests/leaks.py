@@ -22,7 +22,7 @@ MOST = 500
 
 # The fields of a message that contain names, not user text.
 NAMES = {"type", "role", "media_type", "name", "id", "tool_use_id"}
-SAID = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
+TEXTS = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
 CREDENTIALS = re.compile(rb"^(?:authorization:[ \t]*(bearer|basic)|(x-api-key):)[ \t]*([^\r\n]*)", re.I | re.M)
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 # Values that clients choose and that a log line may contain.
@@ -60,7 +60,7 @@ class WireSecrets:
         """Record the texts of an answer, or the message of an error."""
         if self._noted["answer"] >= MOST:
             return
-        for text in SAID.findall(data[:4096]):
+        for text in TEXTS.findall(data[:4096]):
             with suppress(ValueError):
                 self._note(json.loads(b'"%b"' % text), "answer")
 

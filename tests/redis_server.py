@@ -1,4 +1,4 @@
-"""A real redis-server for tests: a child process on a port, or a socket file, of its own."""
+"""A real redis-server for tests: a child process on its own port or Unix socket."""
 
 import random
 import shutil

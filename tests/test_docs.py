@@ -218,7 +218,7 @@ def test_the_readmes_show_the_same_examples() -> None:
 
 
 def test_the_readmes_name_the_same_things_in_the_same_sections() -> None:
-    """Code in backticks, settings, statuses, and numbers of bytes, seconds or tokens."""
+    """Compare the code in backticks, the settings and the figures of each section."""
     sections = [
         re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split("\n## ") for text in READMES.values()
     ]

@@ -147,7 +147,7 @@ def test_redis_and_a_worker_count_alike(redis: RedisServer, elapsed: float, curr
         waits = SharedCounts(redis.url, [quota, free]).count("alice")
         counts = Counts(begun, current, previous).at(now, quota.seconds)
         assert waits == pytest.approx([counts.seconds_left(now, quota), 0], abs=5)
-        # A request that one quota rejects counts for none.
+        # A request that one quota rejects counts towards none.
         assert client.hexists("rill:alice", str(free.seconds)) == (waits == [0, 0])
         if waits == [0, 0]:
             kept = [float(part) for part in client.hget("rill:alice", str(quota.seconds)).split()]

@@ -190,9 +190,9 @@ def test_a_server_logs_its_start_its_answers_and_its_stop_and_nothing_else(
             asked.read_rest()
     assert rill.stop().exit_code == 0
     written = rill.output().split("\n")[:-1]
-    *answers, refused = lines_of(rill.output())
+    *answers, rejected = lines_of(rill.output())
     assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
-    assert (refused["event"], refused["path"]) == ("rejected", "/*")
+    assert (rejected["event"], rejected["path"]) == ("rejected", "/*")
     others = [line for line in written if not line.startswith("{")]
     logged = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
     assert logged == [

@@ -132,15 +132,15 @@ def test_a_conversation_arrives_in_its_order(service: Rill, upstream: Upstream) 
 
 
 def test_a_conversation_of_the_ai_sdk_arrives_in_its_order(service: Rill, upstream: Upstream) -> None:
-    said = [("user", "one"), ("assistant", "two"), ("user", PROMPT)]
+    turns = [("user", "one"), ("assistant", "two"), ("user", PROMPT)]
     chat = {
         "id": "chat-1",
-        "messages": [{"id": f"m-{text[:3]}", "role": role, "parts": parts(text)} for role, text in said],
+        "messages": [{"id": f"m-{text[:3]}", "role": role, "parts": parts(text)} for role, text in turns],
         "trigger": "submit-message",
         "messageId": "m-2",
     }
     sent = receive(service, upstream, json_request(chat))
-    assert sent == {**DEFAULTS, "messages": [{"role": role, "content": text} for role, text in said]}
+    assert sent == {**DEFAULTS, "messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 SYSTEM_MESSAGES = {

@@ -23,7 +23,7 @@ class Event(NamedTuple):
 
 
 def events_of(body: str) -> list[Event]:
-    """Parse an event stream as https://html.spec.whatwg.org/multipage/server-sent-events.html says."""
+    """Parse an event stream as https://html.spec.whatwg.org/multipage/server-sent-events.html specifies."""
     events, identity, name, data = [], "", "", []
     for line in re.split(r"\r\n|\n|\r", body):
         field, _, value = line.partition(":")

@@ -23,7 +23,7 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text("utf-8")
 SECONDS = simulate.TOKENS / simulate.RATE  # of an answer, on average
 PORTS = 60_999 - 32_768 + 1  # Linux's default ip_local_port_range
 ONE_WORKER_MB = 272 - 5_000 * simulate.STREAM_MB  # open5000, MB, without its streams
-REDIS_CALLS = 10_000  # per second: half of what one Redis did
+REDIS_CALLS = 10_000  # per second: half of the measured maximum of one Redis
 ROUTER_CPU = 13e-6  # a token
 ROUTINGS = pytest.mark.parametrize("routing", [RANDOM, ROUND_ROBIN, TWO_CHOICES, LEAST])
 
@@ -184,7 +184,7 @@ def test_the_table_of_streams_matches_the_costs() -> None:
 
 
 def sizes_table(simulated: list[str]) -> Iterator[str]:
-    """Yield what three sizes need; the machines as simulated."""
+    """Yield the resources of three sizes; the machines are simulated."""
     machines = {}
     for line in simulated:
         scale, event, _, count, *_ = (cell.strip() for cell in line.split("|")[1:-1])

@@ -222,12 +222,12 @@ def test_fields_with_the_same_meaning_in_both_apis_are_forwarded(service: Rill, 
 
 
 def test_an_earlier_message_of_the_model_may_be_empty_or_a_refusal(service: Rill, upstream: Upstream) -> None:
-    said = [
+    earlier = [
         {"role": "assistant", "content": None},
         {"role": "assistant", "content": None, "refusal": "No."},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
     ]
-    sent = receive(service, upstream, CHAT, {"messages": [HI, *said, HI], "stream": True})
+    sent = receive(service, upstream, CHAT, {"messages": [HI, *earlier, HI], "stream": True})
     assert sent["messages"] == [
         HI,
         {"role": "assistant", "content": "No."},

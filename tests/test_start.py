@@ -70,10 +70,10 @@ def assert_no_errors(service: Rill) -> None:
 
 
 def test_an_offline_start_logs_one_line_that_states_how_to_set_a_key(offline: Rill) -> None:
-    said = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
-    assert len(said) == 1
-    assert "Offline" in said[0]
-    assert "ANTHROPIC_API_KEY" in said[0]
+    lines = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
+    assert len(lines) == 1
+    assert "Offline" in lines[0]
+    assert "ANTHROPIC_API_KEY" in lines[0]
 
 
 def test_the_offline_answer_passes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:

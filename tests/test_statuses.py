@@ -751,8 +751,8 @@ def test_an_upstream_that_only_pings_has_not_started_and_is_a_504(hasty: Rill, u
 
 def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: Rill, upstream: Upstream) -> None:
     thought = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
-    upstream.script(wire.head(), wire.send(thought), wire.gate("thought"), wire.send(said), wire.end())
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(thought), wire.gate("thought"), wire.send(rest), wire.end())
     with hasty.ask("GET", ASK) as asked:
         assert asked.status == 200
         upstream.open("thought")
@@ -761,10 +761,10 @@ def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: 
 
 def test_a_model_that_starts_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    begun = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    started = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
     upstream.script(
-        wire.raw(b"%b%x\r\n%b\r\n" % (head, len(begun), begun)), wire.gate("thought"), wire.send(said), wire.end()
+        wire.raw(b"%b%x\r\n%b\r\n" % (head, len(started), started)), wire.gate("thought"), wire.send(rest), wire.end()
     )
     with hasty.ask("GET", ASK) as asked:
         asked.socket.settimeout(5)  # far more than the half second, and less than any other wake-up
@@ -776,8 +776,8 @@ def test_a_model_that_starts_in_the_packet_of_the_headers_gets_its_200_in_time(h
 def test_a_model_that_thinks_beyond_the_start_timeout_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
     thoughts = [step for _ in range(40) for step in (wire.send(wire.thinking("hm")), wire.pause(0.05))]
     begin = wire.start() + wire.block_start(type="thinking")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
-    upstream.script(wire.head(), wire.send(begin), *thoughts, wire.gate("thought"), wire.send(said), wire.end())
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(begin), *thoughts, wire.gate("thought"), wire.send(rest), wire.end())
     with hasty.ask("GET", ASK) as asked:
         assert asked.status == 200
         upstream.open("thought")

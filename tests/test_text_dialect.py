@@ -16,7 +16,7 @@ from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-SAID = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
+PROMPT = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
 prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
@@ -52,36 +52,38 @@ def test_a_prompt_arrives_unchanged_in_every_form(text: str) -> None:
 
 
 def test_without_options_the_settings_apply() -> None:
-    prompt = read_fields({"q": SAID}, make_settings(RILL_DEFAULT_MODEL="small", RILL_DEFAULT_MAX_TOKENS="77"))
-    assert prompt == Prompt("small", 77, one_message(SAID), {}, default_model=True)
-    assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
+    prompt = read_fields({"q": PROMPT}, make_settings(RILL_DEFAULT_MODEL="small", RILL_DEFAULT_MAX_TOKENS="77"))
+    assert prompt == Prompt("small", 77, one_message(PROMPT), {}, default_model=True)
+    assert read_fields({"q": PROMPT}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
 @pytest.mark.parametrize("form", ["fields", "json"])
 def test_options_are_read_in_every_form(form: str) -> None:
-    asked: dict[str, Any] = {"q": SAID, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
+    asked: dict[str, Any] = {"q": PROMPT, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
     if form == "fields":
         prompt = read_fields(
             {name: str(value) for name, value in asked.items()}, make_settings(RILL_SYSTEM_PROMPT="other")
         )
     else:
         prompt = read_json(json.dumps(asked).encode(), make_settings(RILL_SYSTEM_PROMPT="other"))
-    assert prompt == Prompt("large", 5, one_message(SAID), {"system": "溪", "temperature": 0.5})
+    assert prompt == Prompt("large", 5, one_message(PROMPT), {"system": "溪", "temperature": 0.5})
 
 
 def test_a_plain_body_takes_its_options_from_the_query() -> None:
-    prompt = read_text(SAID.encode(), {"model": "large", "q": "not this", "max_tokens": "9"}, SETTINGS)
-    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(SAID))
+    prompt = read_text(PROMPT.encode(), {"model": "large", "q": "not this", "max_tokens": "9"}, SETTINGS)
+    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(PROMPT))
 
 
 def test_unknown_fields_are_ignored() -> None:
-    body = {"q": SAID, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
-    assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": SAID}, SETTINGS)
+    body = {"q": PROMPT, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
+    assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": PROMPT}, SETTINGS)
 
 
 @pytest.mark.parametrize("temperature", [0, 1, 0.25, "0.7"])
 def test_a_temperature_within_its_range_is_forwarded(temperature: float | str) -> None:
-    assert read_fields({"q": SAID, "temperature": temperature}, SETTINGS).options == {"temperature": float(temperature)}
+    assert read_fields({"q": PROMPT, "temperature": temperature}, SETTINGS).options == {
+        "temperature": float(temperature)
+    }
 
 
 # Conversations
@@ -129,7 +131,7 @@ def test_system_messages_are_appended_to_the_given_system_prompt() -> None:
     )
     assert ask(system, user, second).options == {"system": "A\n\nB"}
     assert ask(system, user, second).messages == [user]
-    assert ask(system, user, system=SAID).options == {"system": f"{SAID}\n\nA"}
+    assert ask(system, user, system=PROMPT).options == {"system": f"{PROMPT}\n\nA"}
 
 
 def test_a_system_message_of_blocks_is_forwarded() -> None:

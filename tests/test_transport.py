@@ -192,7 +192,7 @@ def ask_with_a_broken_header(url: str) -> Iterator[Any]:
 
 
 def ask_through_the_sdk(url: str) -> Iterator[Any]:
-    """What the SDK makes of an answer, or of a refusal."""
+    """Yield the text that the SDK returns, or the status and body of the error that it raises."""
     import anthropic  # imported here, because the other clients start twice as fast without it
 
     client = anthropic.Anthropic(api_key="k", base_url=url, max_retries=0, http_client=open_client(url))

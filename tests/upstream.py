@@ -92,7 +92,7 @@ __all__ = [
 
 
 class Answer:
-    """One answer under way: what its steps use, and afterwards how it ended."""
+    """One open answer: the state that its steps use, and finally its outcome."""
 
     def __init__(self, upstream: "Upstream", request: Request, connection: Connection) -> None:
         self.upstream = upstream
@@ -113,7 +113,7 @@ class Answer:
         self.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def wait(self, signal: Signal | None = None, seconds: float | None = None) -> bool:
-        """Wait for the signal (or only the time) and say whether it came; the peer's leaving raises."""
+        """Wait for the signal, or only `seconds`, and return whether it fired; raise if the peer disconnects."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not (signal and signal.fired):
             remaining = None if deadline is None else deadline - time.monotonic()
