@@ -1,4 +1,4 @@
-"""How tests ask a server for an answer, in each dialect, and wait until something holds."""
+"""Helpers that send a request in each dialect and wait for a condition."""
 
 import json
 import time
@@ -25,9 +25,9 @@ def ask(
     timeout: float = 10,
     **fields: Any,
 ) -> Conversation:
-    """Ask in a dialect: text, sse, anthropic or openai; with ` whole` behind it, for a response that is not streamed.
+    """Ask in a dialect: text, sse, anthropic or openai; followed by ` whole` for a response that is not streamed.
 
-    `name` is the request id. `fields` are added to the query or to the body; None takes one out.
+    `name` is the request id. `fields` are added to the query or the body; None removes one.
     """
     dialect, _, whole = dialect.partition(" ")
     sent = {**({"X-Request-Id": name} if name else {}), **(headers or {})}

@@ -14,15 +14,15 @@ FLAGS = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
     "disable-sync disable-dev-shm-usage no-proxy-server"
 )
-# A host that the browser finds on this machine, and yet takes for another one: its pages have no clipboard without TLS.
+# A host that resolves to this machine but is not local for the browser: its pages have no clipboard without TLS.
 ELSEWHERE = "rill.test"
-# The name of another site, whose DNS answers with the loopback.
+# The name of another site, which its DNS resolves to the loopback.
 REBOUND = "rebound.example"
 
 
 @contextmanager
 def start_chromium() -> Iterator[webdriver.Chrome]:
-    """Run Chromium, whose console can be read, while the context lasts; skip the test where there is none."""
+    """Run Chromium, whose console can be read, while the context lasts; skip the test if it is not installed."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
     options = Options()

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's background job ignores it, and so would every program that a test starts in order to interrupt it.
+    # A shell's background job ignores SIGINT, and a program that a test starts and interrupts would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests that ask a server."""
+    """Mark the tests that use a server."""
     if not {"share_rill", "start_rill"}.isdisjoint(getattr(item, "fixturenames", ())):
         item.add_marker("server")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let every process begin with its share of the tests that wait, so that none is left for the end.
+    """Run the tests that wait first, an equal share in every process, so that none remains for the end.
 
     xdist gives each process a part of the list; a test of the soak or of timing may be deselected by then.
     """
@@ -49,14 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_upstream() -> Iterator[Upstream]:
-    """The fake upstream of this process; a test takes `upstream`."""
+    """Yield the fake upstream of this process; tests use `upstream`."""
     with Upstream() as running:
         yield running
 
 
 @pytest.fixture
 def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
-    """The fake upstream, without scripts and records; a fault in it fails the test."""
+    """Yield the fake upstream, without scripts and records; a fault in it fails the test."""
     shared_upstream.clear()
     yield shared_upstream
     faults = shared_upstream.faults
@@ -74,7 +74,7 @@ def forks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers(shared_upstream: Upstream) -> Iterator[ServerPool]:
-    """The servers that the tests of this process share."""
+    """Yield the servers that the tests of this process share."""
     with closing(ServerPool()) as pool:
         yield pool
 
@@ -90,7 +90,7 @@ def outputs_without_secrets(servers: ServerPool) -> Iterator[None]:
 def share_rill(shared_upstream: Upstream, servers: ServerPool) -> StartRill:
     """Return a server that other tests use too: `share_rill(*arguments, app=..., **env)`; None unsets.
 
-    It is for tests that neither stop nor signal it, and that use up none of its limits for good.
+    It is for tests that neither stop nor signal it, and do not exhaust any of its limits permanently.
     """
 
     def share(*arguments: str, app: str = "wsgi:app", **env: str | None) -> Rill:
@@ -101,13 +101,13 @@ def share_rill(shared_upstream: Upstream, servers: ServerPool) -> StartRill:
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """The real server with the default settings of the tests."""
+    """Return the real server with the default settings of the tests."""
     return share_rill()
 
 
 @pytest.fixture
 def start_rill(upstream: Upstream) -> Iterator[StartRill]:
-    """Start a server of the test's own on the upstream: `start_rill(*arguments, bind=True, **env)`; None unsets."""
+    """Start a server for one test only: `start_rill(*arguments, bind=True, **env)`; None unsets."""
     with ExitStack() as running:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
@@ -119,7 +119,7 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
 
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[webdriver.Chrome]":
-    """The Chromium of this process; a test leaves it at a blank page."""
+    """Yield the Chromium of this process; a test ends on a blank page."""
     from chromium import start_chromium  # most tests need no browser
 
     with start_chromium() as running:
@@ -128,24 +128,24 @@ def browser() -> "Iterator[webdriver.Chrome]":
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a filesystem in memory of so many bytes; skip the test where that is not allowed."""
-    places: list[Path] = []
+    """Mount a filesystem in memory of so many bytes; skip the test if that is not permitted."""
+    folders: list[Path] = []
 
     def mount(size: int) -> Path:
-        place = tmp_path / f"mounted-{len(places)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        folder = tmp_path / f"mounted-{len(folders)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
         if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            pytest.skip("no filesystem may be mounted here")
-        places.append(place)
-        return place
+            pytest.skip("mounting a filesystem is not permitted here")
+        folders.append(folder)
+        return folder
 
     yield mount
-    for place in places:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file with a key and a certificate that it signed itself, for 127.0.0.1 and no other name."""
+    """Return one file with a key and a self-signed certificate for 127.0.0.1 only."""
     return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")

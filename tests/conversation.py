@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from leaks import HEARD, Heard
+from leaks import WIRE_SECRETS, WireSecrets
 
 
 def request_bytes(
@@ -16,7 +16,7 @@ def request_bytes(
     body: bytes = b"",
     version: str = "HTTP/1.1",
 ) -> bytes:
-    """A request as it stands on the wire; Content-Length is added where there is a body."""
+    """Return a request in its wire format; Content-Length is added if it has a body."""
     fields = {"Host": "127.0.0.1", **({"Content-Length": str(len(body))} if body else {}), **(headers or {})}
     lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     return "\r\n".join(lines).encode() + body
@@ -39,14 +39,14 @@ def raw_request(port: int, data: bytes, timeout: float = 10) -> socket.socket:
 
 
 class Conversation:
-    """A connection on which a request was sent, and whose answer is read only as far as it is asked for.
+    """A connection on which a request was sent; its answer is read only as far as the test reads it.
 
-    `ended` is None while the answer goes on; then "clean" (its framing says that it is whole), "cut" (closed
-    before that) or "reset". An answer without framing ends clean at a close: the reader cannot tell.
+    `ended` is None while the answer is incomplete; then "clean" (its framing is complete), "cut" (closed
+    before that) or "reset". An answer without framing ends clean at a close.
     """
 
     def __init__(self, port: int, request: bytes, timeout: float = 10) -> None:
-        self._heard = HEARD.get(port, Heard())
+        self._wire_secrets = WIRE_SECRETS.get(port, WireSecrets())
         self.socket = raw_request(port, request, timeout)
         self.ended: str | None = None
         self._inbox = bytearray()
@@ -68,32 +68,32 @@ class Conversation:
         self.socket.sendall(request)
 
     def close(self) -> None:
-        """Leave by FIN (by RST, as TCP does it, if something that came was never read)."""
+        """Disconnect by FIN (TCP sends RST if received data was not read)."""
         self.socket.close()
 
     def half_close(self) -> None:
-        """Send FIN whatever is unread, and go on reading."""
+        """Send FIN even if data is unread, and keep reading."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Leave by RST."""
+        """Disconnect by RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     @property
     def status(self) -> int | None:
-        """The status of the answer, waited for; None if the connection ended before it."""
+        """The status of the answer, once it arrives; None if the connection ended before it."""
         self._read_head()
         return self._status
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of the answer by lower-case name, waited for."""
+        """The headers of the answer by lower-case name, once they arrive."""
         self._read_head()
         return self._headers
 
     def next_chunk(self) -> bytes:
-        """The payload of the next chunk (unchunked: what comes next), b"" when the answer has ended."""
+        """Return the payload of the next chunk (without chunks: the next data), or b"" if the answer has ended."""
         self._read_head()
         if self.ended:
             return b""
@@ -113,13 +113,13 @@ class Conversation:
         return got
 
     def read_rest(self) -> bytes:
-        """All that is still to come, until the answer ends in whatever way."""
+        """Return the rest of the answer, however it ends."""
         return b"".join(iter(self.next_chunk, b""))
 
     def _begin(self, request: bytes) -> None:
         self.ended, self._status, self._headers = None, None, {}
         self._method = request.split(b" ", 1)[0]
-        self._heard.note_credentials(request)
+        self._wire_secrets.note_credentials(request)
 
     def _read_head(self) -> None:
         if self._status is not None or self.ended:

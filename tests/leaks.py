@@ -1,7 +1,7 @@
-"""What no server may ever say: the keys, tokens, prompts and answers that a test used, in whatever form.
+"""Find secrets in the output of servers: the keys, prompts and answers that a test used, in every encoding.
 
-The output of a server is checked when it stops, and that of a shared server after each module (`ServerPool`); what it
-was asked and answered is noted meanwhile.
+The output of a server is checked when it stops, and that of a shared server after each module (`ServerPool`).
+Prompts, answers and credentials are recorded as they pass over the wire.
 """
 
 import json
@@ -13,43 +13,43 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
-# Shorter ones are words that any line may hold.
+# Shorter texts could occur in any line by chance.
 SHORTEST = 8
-# The beginning of a text is enough to know it by.
+# The beginning of a text is enough to recognise it.
 LONGEST = 60
-# Of so many texts of one kind; a fuzzer's hundred thousand would say no more.
+# The most texts of one kind that are recorded, for a fuzzer sends a hundred thousand.
 MOST = 500
 
-# The parts of a message that are names, not words of anybody's.
+# The fields of a message that contain names, not user text.
 NAMES = {"type", "role", "media_type", "name", "id", "tool_use_id"}
-SAID = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
+TEXTS = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.){8,200})')
 CREDENTIALS = re.compile(rb"^(?:authorization:[ \t]*(bearer|basic)|(x-api-key):)[ \t]*([^\r\n]*)", re.I | re.M)
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
-# What clients choose and every line about an answer may tell.
+# Values that clients choose and that a log line may contain.
 CHOSEN = re.compile(r'"(?:request_id|model)": "(?:[^"\\]|\\.)*"')
 
 
 class Leak(AssertionError):
-    """A server said what it must not."""
+    """A server wrote a secret."""
 
 
-class Heard:
-    """The secrets that went over the wire at one port, each with its kind."""
+class WireSecrets:
+    """The secrets that passed over the wire at one port, each with its kind."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}
         self._noted: Counter[str] = Counter()
 
     def note_credentials(self, request: bytes) -> None:
-        """Note the tokens in the head of a request."""
+        """Record the API keys in the head of a request."""
         for scheme, _, value in CREDENTIALS.findall(request[:20_000].partition(b"\r\n\r\n")[0]):
-            self._note(value.decode("latin-1"), "client's token")
+            self._note(value.decode("latin-1"), "client's API key")
             with suppress(ValueError):
                 password = b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == b"basic" else b""
-                self._note(password.decode(), "client's token")
+                self._note(password.decode(), "client's API key")
 
     def note_prompt(self, body: bytes) -> None:
-        """Note what the body of a request to the Messages API asks."""
+        """Record the prompt in the body of a request to the Messages API."""
         with suppress(ValueError, RecursionError):
             fields = json.loads(body)
             asked = [fields.get("system"), fields.get("messages")] if isinstance(fields, dict) else []
@@ -57,15 +57,15 @@ class Heard:
                 self._note(text, "prompt")
 
     def note_answer(self, data: bytes) -> None:
-        """Note the texts of an answer, or the words of an error."""
+        """Record the texts of an answer, or the message of an error."""
         if self._noted["answer"] >= MOST:
             return
-        for text in SAID.findall(data[:4096]):
+        for text in TEXTS.findall(data[:4096]):
             with suppress(ValueError):
                 self._note(json.loads(b'"%b"' % text), "answer")
 
     def forget(self) -> None:
-        """Forget what was noted."""
+        """Forget all recorded secrets."""
         self.kinds.clear()
         self._noted.clear()
 
@@ -77,11 +77,11 @@ class Heard:
             self.kinds[known] = kind
 
 
-HEARD: dict[int, Heard] = {}
+WIRE_SECRETS: dict[int, WireSecrets] = {}
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Every string of parsed JSON that may be somebody's words."""
+    """Yield every string of parsed JSON that may be user text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -94,51 +94,51 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
-    """The secrets that a server is given by its environment, each with its kind."""
-    found = {env.get("ANTHROPIC_API_KEY", ""): "service's key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "service's key"}
+    """Return the secrets in the environment of a server, each with its kind."""
+    found = {env.get("ANTHROPIC_API_KEY", ""): "upstream key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "upstream key"}
     for entry in env.get("RILL_API_KEYS", "").split(","):
-        found[entry.partition("=")[2] or entry] = "client's token"
+        found[entry.partition("=")[2] or entry] = "client's API key"
     with suppress(ValueError):
         found[unquote(urlsplit(env.get("REDIS_URL", "")).password or "")] = "password of Redis"
     found[env.get("RILL_SYSTEM_PROMPT", "")[:LONGEST]] = "system prompt"
     return {secret: kind for secret, kind in found.items() if len(secret) >= SHORTEST}
 
 
-def heard_by(port: int, env: Mapping[str, str]) -> dict[str, str]:
-    """All that the server at `port`, with this environment, must not say, each with its kind."""
+def forbidden_at(port: int, env: Mapping[str, str]) -> dict[str, str]:
+    """Return every secret that the server at `port`, with this environment, must not write, each with its kind."""
     ports = [port]
-    with suppress(ValueError):  # of a port that is none
+    with suppress(ValueError):  # the port may be invalid
         ports.append(urlsplit(env.get("ANTHROPIC_BASE_URL", "")).port or 0)
-    said = [item for each in ports if each in HEARD for item in list(HEARD[each].kinds.items())]
-    return {**dict(said), **secrets_of(env)}
+    is_text = [item for each in ports if each in WIRE_SECRETS for item in list(WIRE_SECRETS[each].kinds.items())]
+    return {**dict(is_text), **secrets_of(env)}
 
 
 def forms(secret: str) -> set[str]:
-    """The secret in every way in which a line may hold it."""
+    """Return the secret in every encoding that a line may contain."""
     written = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
     written |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.encode().hex()}
-    for before in range(3):  # where it stands in what is encoded changes its letters, and those at its edges
+    for before in range(3):  # its position in the encoded data changes its base64 letters, and those at its edges
         encoded = b64encode(b"\0" * before + secret.encode()).decode().rstrip("=")
         written.add(encoded[4 if before else 0 : -1])
     return written
 
 
 def find_leaks(output: str, secrets: Mapping[str, str]) -> list[str]:
-    """What kind of secret is in which line of the output."""
+    """Return a description of each secret in the output: its kind, its encoding and the line."""
     output = output.replace("\\n", "\n")
     without_chosen = CHOSEN.sub("", output)
     leaks = []
     for secret, kind in secrets.items():
-        said = kind in ("prompt", "answer")
+        is_text = kind in ("prompt", "answer")
         for form in forms(secret):
-            if line := line_with(form, without_chosen if said else output, whole=said and secret.isalnum()):
+            if line := line_with(form, without_chosen if is_text else output, whole=is_text and secret.isalnum()):
                 leaks.append(f"the {kind} {secret!r}, as {form!r}, in the line {line[:500]!r}")
                 break
     return leaks
 
 
 def line_with(form: str, output: str, whole: bool) -> str:
-    """The first line that holds these letters; `whole`: not as part of a word, as Overloaded is of OverloadedError."""
+    """Return the first line that contains `form`, or ""; if `whole`, only as a whole word."""
     at = output.find(form)
     if at >= 0 and whole:
         found = re.search(rf"(?<!\w){re.escape(form)}(?!\w)", output)

@@ -81,7 +81,7 @@ def stop(stop_reason: str = "end_turn", output_tokens: int = 7, **fields: object
 
 
 def stream_error(type: str = "overloaded_error", message: str = "Overloaded") -> bytes:
-    """Return an error event, as it comes in the middle of a stream."""
+    """Return an error event, as sent in the middle of a stream."""
     return event("error", error={"details": None, "type": type, "message": message}, request_id=REQUEST_ID)
 
 

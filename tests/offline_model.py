@@ -1,4 +1,4 @@
-"""The offline model as a process of its own."""
+"""The offline model in its own process."""
 
 import re
 import subprocess

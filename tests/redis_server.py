@@ -1,4 +1,4 @@
-"""A real redis-server for tests: a child process on a port, or a socket file, of its own."""
+"""A real redis-server for tests: a child process on its own port or Unix socket."""
 
 import random
 import shutil
@@ -15,15 +15,15 @@ import pytest
 import redis
 
 START_SECONDS = 10
-# Below the ports that systems give to those who ask for any, so that nobody takes one while its server is down.
+# Below the range of ephemeral ports, so that no other process takes one while its server is down.
 PORTS = range(20_000, 32_000)
 
 
 class RedisServer:
-    """redis-server while the context is entered; `kill` and `start` lose it and bring it back at the same address."""
+    """A redis-server while the context is entered; `kill` stops it and `start` restarts it at the same address."""
 
     def __init__(self, folder: Path, password: str = "", socket_file: bool = False, certificate: Path | None = None):
-        """`certificate` is a file with a key and its certificate: then it speaks TLS, and nothing else."""
+        """With `certificate`, a file with a key and its certificate, it accepts TLS only."""
         if not shutil.which("redis-server"):
             pytest.skip("redis-server is not installed")
         self.folder = folder
@@ -50,18 +50,18 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """What REDIS_URL is set to, with the password."""
+        """The value of REDIS_URL, with the password."""
         return self.url_with(self.password)
 
     def url_with(self, password: str) -> str:
-        """The URL with another password."""
+        """Return the URL with another password."""
         credentials = f":{password}@" if password else ""
         if self.path:
             return f"redis+unix://{credentials}{self.path}"
         return f"{'rediss' if self.certificate else 'redis'}://{credentials}127.0.0.1:{self.port}/0"
 
     def client(self) -> "redis.Redis":
-        """A client of the test's own."""
+        """Return a client for the test."""
         if self.path:
             return redis.Redis(unix_socket_path=str(self.path), password=self.password or None)
         return redis.Redis(
@@ -69,12 +69,12 @@ class RedisServer:
         )
 
     def clients(self) -> int:
-        """How many connections it has, without the one that asks."""
+        """Return how many connections it has, without the one that counts."""
         with self.client() as client:
             return len(client.client_list()) - 1
 
     def kept(self) -> int:
-        """How many keys it holds."""
+        """Return how many keys it contains."""
         with self.client() as client:
             return int(str(client.dbsize()))
 
@@ -92,7 +92,7 @@ class RedisServer:
         raise RuntimeError(f"redis-server does not start: {self.kill()}")
 
     def kill(self) -> str:
-        """End it at once, so that it has no time to say goodbye; return what it said."""
+        """Kill it, so that it closes nothing properly; return its output."""
         process, self._process = self._process, None
         if not process:
             return ""
@@ -100,11 +100,11 @@ class RedisServer:
         return process.communicate()[0].decode()
 
     def hang(self) -> None:
-        """Let it accept connections and answer nothing, until `go_on`."""
+        """Suspend it until `go_on`: it accepts connections and answers nothing."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it answer again."""
+        """Resume it."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
@@ -125,13 +125,13 @@ class RedisServer:
 
 
 def speaks_tls() -> bool:
-    """Whether the redis-server of this machine was built with TLS."""
-    refused = subprocess.run(["redis-server", "--tls-port", "1", "--port", "0"], capture_output=True, timeout=10)
-    return b"Bad directive" not in refused.stdout + refused.stderr
+    """Return whether the redis-server of this machine was built with TLS."""
+    ran = subprocess.run(["redis-server", "--tls-port", "1", "--port", "0"], capture_output=True, timeout=10)
+    return b"Bad directive" not in ran.stdout + ran.stderr
 
 
 def choose_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     while True:
         port = random.choice(PORTS)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

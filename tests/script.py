@@ -1,4 +1,4 @@
-"""The steps of which a test writes the answers of the fake upstream, each a function of the `Answer` under way."""
+"""The steps of which a test composes the answers of the fake upstream, each a function of the open `Answer`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messages_api import REQUEST_ID, block_stop, error_body, opening, stop, text
-from wire_connection import Cut
+from wire_connection import Closed
 
 if TYPE_CHECKING:
     from upstream import Answer
@@ -30,7 +30,7 @@ def error(code: int, type: str, message: str, headers: Headers | None = None) ->
 
 
 def head(headers: Headers | None = None) -> Step:
-    """Send the head of an event stream, in a write of its own."""
+    """Send the head of an event stream, in its own write."""
     fields = {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
@@ -50,12 +50,12 @@ def send(*events: bytes) -> Step:
     """Send one chunk of one or more events (or any bytes), in one write."""
     data = b"".join(events)
     if not data:
-        raise ValueError("an empty chunk would end the body: that is end()")
+        raise ValueError("an empty chunk would end the body: use end()")
     return lambda answer: answer.write_chunk(data)
 
 
 def dribble(data: bytes, size: int = 1) -> Step:
-    """Send the data in chunks of `size` bytes, each in a write of its own."""
+    """Send the data in chunks of `size` bytes, each in its own write."""
 
     def write_pieces(answer: "Answer") -> None:
         for begin in range(0, len(data), size):
@@ -74,13 +74,13 @@ def gate(name: str, seconds: float = 30) -> Step:
 
     def hold(answer: "Answer") -> None:
         if not answer.upstream.hold(answer, name, seconds):
-            raise RuntimeError(f"nobody opened gate {name!r} in {seconds:g} s")
+            raise RuntimeError(f"gate {name!r} was not opened in {seconds:g} s")
 
     return hold
 
 
 def pause(seconds: float) -> Step:
-    """Send nothing for some seconds: to pace an answer, never to prove anything."""
+    """Send nothing for some seconds: to pace an answer, never as proof of an order."""
 
     def wait(answer: "Answer") -> None:
         answer.wait(seconds=seconds)
@@ -110,20 +110,20 @@ def end() -> Step:
 def close() -> Step:
     """Close the connection by FIN, without the terminating chunk."""
 
-    def cut(answer: "Answer") -> None:
-        raise Cut
+    def abort(answer: "Answer") -> None:
+        raise Closed
 
-    return cut
+    return abort
 
 
 def reset() -> Step:
-    """Reset the connection: the peer gets a RST, and loses what it has not read yet."""
+    """Reset the connection: the peer gets a RST, and loses the data that it has not read."""
 
-    def cut(answer: "Answer") -> None:
+    def abort(answer: "Answer") -> None:
         answer.connection.reset_on_close = True
-        raise Cut
+        raise Closed
 
-    return cut
+    return abort
 
 
 def _head(code: int, reason: str, fields: Headers) -> bytes:

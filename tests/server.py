@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psutil
 from conversation import Conversation, request_bytes
 from fork_server import Forked, fork_server
-from leaks import HEARD, Heard, Leak, find_leaks, heard_by
+from leaks import WIRE_SECRETS, Leak, WireSecrets, find_leaks, forbidden_at
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
@@ -23,20 +23,20 @@ START_SECONDS = 60
 STOP_SECONDS = 40
 SETTINGS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "REDIS_URL", "DYNO")
 FORKED_APPS = ("wsgi:app", "probe:app", "failing:app")
-BUSY_PORT = "Connection in use"  # how gunicorn says it
+BUSY_PORT = "Connection in use"  # gunicorn's message
 
 
 class StartFailed(Exception):
-    """The server did not come up; `output` is all that it said, `exit_code` None if it was still running."""
+    """The server did not start; `output` is everything that it wrote, `exit_code` None if it was still running."""
 
     def __init__(self, output: str, exit_code: int | None) -> None:
-        super().__init__(f"the server did not start (exit code {exit_code}); it said:\n{output}")
+        super().__init__(f"the server did not start (exit code {exit_code}); its output:\n{output}")
         self.output = output
         self.exit_code = exit_code
 
 
 class PortTaken(StartFailed):
-    """Another process was quicker to listen on the port."""
+    """Another process listened on the port first."""
 
 
 class Stopped(NamedTuple):
@@ -47,7 +47,7 @@ class Stopped(NamedTuple):
 
 
 class Rill:
-    """`gunicorn wsgi:app`, running as a process group of its own while the context is entered."""
+    """`gunicorn wsgi:app`, running in its own process group while the context is entered."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Rill:
     ) -> None:
         """`bind=False` names the port as a platform does, by PORT in the environment.
 
-        `outputs` takes what goes to stdout and to stderr; `output()` has what goes to stdout only if that is None.
+        `outputs` are the files for stdout and stderr; `output()` contains stdout only if the first is None.
         `forked` starts the server from a process that has imported it, unless that makes a difference.
         """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -79,7 +79,7 @@ class Rill:
     def __enter__(self) -> "Rill":
         if self.port:  # entered before, by a fixture
             return self
-        # The port is free when it is asked for; if another process takes it before gunicorn does, ask again.
+        # The port is free when it is chosen; if another process takes it before gunicorn does, choose another.
         for _ in range(4):
             with contextlib.suppress(PortTaken):
                 return self._start()
@@ -98,7 +98,7 @@ class Rill:
 
     @property
     def pid(self) -> int:
-        """The process id of gunicorn's master, which is its process group's too."""
+        """The process id of gunicorn's master, which is also that of its process group."""
         return self._process.pid
 
     @property
@@ -107,7 +107,7 @@ class Rill:
         return bool(self.port) and self._stopped is None and self._process.poll() is None
 
     def choose_port(self) -> int:
-        """Find a port that nobody listens on at this moment."""
+        """Return a port that is free at this moment."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port: int = probe.getsockname()[1]
             return port
@@ -119,17 +119,17 @@ class Rill:
         return os.pread(self._output.fileno(), size, self._begun).decode("utf-8", "replace")
 
     def check_output(self) -> None:
-        """Raise Leak if the output contains what it must not."""
-        leaks = find_leaks(self.output(), heard_by(self.port, self.env))
+        """Raise Leak if the output contains a secret."""
+        leaks = find_leaks(self.output(), forbidden_at(self.port, self.env))
         if leaks:
-            raise Leak("\n".join([f"gunicorn {self.app} {' '.join(self.arguments)} at {self.url} said:", *leaks]))
+            raise Leak("\n".join([f"gunicorn {self.app} {' '.join(self.arguments)} at {self.url} wrote:", *leaks]))
 
     def forget_output(self) -> None:
-        """Let `output` begin here."""
+        """Make `output` begin here."""
         self._begun = os.fstat(self._output.fileno()).st_size
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes alive now."""
+        """Return the worker processes alive now."""
         return [each for each in psutil.Process(self.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
 
     def wait_for_workers(self, n: int, timeout: float = 10) -> list[psutil.Process]:
@@ -155,7 +155,7 @@ class Rill:
     def stop(self) -> Stopped:
         """Send SIGTERM and wait for all processes to end; after 40 s kill the group and raise.
 
-        Raises Leak if the server has said anything that it must not.
+        Raise Leak if the server has written a secret.
         """
         if self._stopped:
             return self._stopped
@@ -176,7 +176,7 @@ class Rill:
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> "Conversation":
-        """Send a request on a connection of its own; nothing of the answer is read yet."""
+        """Send a request on a new connection, and read nothing of the answer yet."""
         return Conversation(self.port, request_bytes(method, path, headers, body))
 
     def _start(self) -> "Rill":
@@ -192,13 +192,13 @@ class Rill:
 
     def _launch(self) -> None:
         self.port = self.choose_port()
-        HEARD[self.port] = Heard()
+        WIRE_SECRETS[self.port] = WireSecrets()
         self._stopped = None
         self._begun = 0
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (read until the server has stopped)
         stdout, stderr = self.outputs or (None, subprocess.STDOUT)
-        place = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
-        arguments = [self.app, *place, *self.arguments]
+        bind = ["--bind", f"127.0.0.1:{self.port}"] if self.bind else []
+        arguments = [self.app, *bind, *self.arguments]
         env = self.env if self.bind else {**self.env, "PORT": str(self.port)}
         self._process: Forked | subprocess.Popen[bytes]
         if self.forked:
@@ -224,7 +224,7 @@ class Rill:
         raise failure(self.output(), self._process.poll())
 
     def _is_listening(self) -> bool:
-        """Whether this very process listens: another server on the port could be healthy too."""
+        """Return whether this very process listens: another server on the port could be healthy too."""
         with contextlib.suppress(psutil.Error):
             return any(
                 each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
@@ -241,7 +241,7 @@ class Rill:
         return False
 
     def _survivors(self) -> list[int]:
-        """The group's processes that have not ended; a zombie has."""
+        """Return the ids of the group's processes that have not ended (a zombie has)."""
         return [each.pid for each in psutil.process_iter(["status"]) if self._is_ours(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -260,7 +260,7 @@ StartRill = Callable[..., Rill]
 
 
 def rill_env(upstream: Upstream) -> dict[str, str]:
-    """The environment of a server that is wired to the fake upstream."""
+    """Return the environment of a server that uses the fake upstream."""
     return {
         "ANTHROPIC_API_KEY": "sk-test-key",
         "ANTHROPIC_BASE_URL": upstream.url,

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 
-from leaks import HEARD
+from leaks import WIRE_SECRETS
 from server import Rill
 
 MOST = 12
 
 
 class ServerPool:
-    """Starts each server once and stops the one that was unused for longest when there are too many."""
+    """Start each server once, and stop the least recently used one if there are too many."""
 
     def __init__(self) -> None:
         self._servers: dict[tuple[object, ...], Rill] = {}
 
     def get(self, env: Mapping[str, str], arguments: tuple[str, ...] = (), app: str = "wsgi:app") -> Rill:
-        """Return a running server, which the caller must neither stop nor signal."""
+        """Return a running server, which the test must neither stop nor signal."""
         key = (app, arguments, *sorted(env.items()))
         found = self._servers.pop(key, None)
         if found and not found.is_running:
@@ -33,8 +33,8 @@ class ServerPool:
         for each in self._servers.values():
             each.check_output()
             each.forget_output()
-        for heard in HEARD.values():
-            heard.forget()
+        for secrets in WIRE_SECRETS.values():
+            secrets.forget()
 
     def close(self) -> None:
         """Stop every server."""

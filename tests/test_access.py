@@ -1,4 +1,4 @@
-"""Who may ask: whoever sends one of the tokens that are set."""
+"""Authentication accepts exactly the configured API keys."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from rill.settings import digest_of
 HASHED = "sha256:" + digest_of("open sesame").hex()
 
 
-TOKENS = ApiKeys({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
+KEYS = ApiKeys({"alice": digest_of("one"), "bob": digest_of("open sesame"), "default": digest_of("schlüssel-溪")})
 
 
 @pytest.mark.parametrize(("sent", "name"), [("one", "alice"), ("open sesame", "bob"), ("schlüssel-溪", "default")])
-def test_a_token_that_is_set_names_its_client(sent: str, name: str) -> None:
-    assert TOKENS.name_of(sent, "203.0.113.7") == name
+def test_a_configured_key_identifies_its_client(sent: str, name: str) -> None:
+    assert KEYS.name_of(sent, "203.0.113.7") == name
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,25 @@ def test_a_token_that_is_set_names_its_client(sent: str, name: str) -> None:
         "x" * 100_000,
     ],
 )
-def test_any_other_token_is_refused(sent: str | None) -> None:
-    with pytest.raises(Problem) as refused:
-        TOKENS.name_of(sent, "203.0.113.7")
-    assert refused.value.status == 401
+def test_any_other_key_is_rejected(sent: str | None) -> None:
+    with pytest.raises(Problem) as rejected:
+        KEYS.name_of(sent, "203.0.113.7")
+    assert rejected.value.status == 401
 
 
 @pytest.mark.parametrize("sent", [None, ""])
-def test_an_empty_secret_lets_nobody_in(sent: str | None) -> None:
+def test_an_empty_secret_never_authenticates(sent: str | None) -> None:
     with pytest.raises(Problem):
         ApiKeys({"alice": digest_of("")}).name_of(sent, "203.0.113.7")
 
 
-def test_the_refusal_never_repeats_what_was_sent() -> None:
-    with pytest.raises(Problem) as refused:
-        TOKENS.name_of("a-secret-mistyped", "203.0.113.7")
-    assert "mistyped" not in str(refused.value.as_json())
-    assert "one" not in refused.value.detail.split()
+def test_the_rejection_never_repeats_the_key_that_was_sent() -> None:
+    with pytest.raises(Problem) as rejected:
+        KEYS.name_of("a-secret-mistyped", "203.0.113.7")
+    assert "mistyped" not in str(rejected.value.as_json())
+    assert "one" not in rejected.value.detail.split()
 
 
 @pytest.mark.parametrize("sent", [None, "", "anything"])
-def test_where_no_tokens_are_set_everybody_may_ask_and_is_known_by_address(sent: str | None) -> None:
+def test_without_keys_every_client_is_identified_by_its_address(sent: str | None) -> None:
     assert ApiKeys({}).name_of(sent, "203.0.113.7") == "203.0.113.7"

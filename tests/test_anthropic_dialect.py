@@ -1,4 +1,4 @@
-"""The Messages API's own dialect: requests and answers go through as they are, and half an event never does."""
+"""The Messages API's own dialect forwards requests and answers unchanged, and never sends a partial event."""
 
 import json
 from itertools import accumulate, pairwise
@@ -36,8 +36,8 @@ def read(fields: object, headers: dict[str, str] | None = None, query: dict[str,
     return read_messages(json.dumps(fields).encode(), headers or {}, query or {}, SETTINGS)[0]
 
 
-def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
-    """The stream in any reads that it may come in."""
+def split(data: st.DataObject, stream: bytes) -> list[bytes]:
+    """Return the stream, split into arbitrary reads."""
     points = sorted({0, len(stream), *data.draw(st.lists(st.integers(0, len(stream)), max_size=12))})
     return [stream[begin:end] for begin, end in pairwise(points)]
 
@@ -46,10 +46,10 @@ def events_of(stream: bytes, line_end: bytes = b"\n") -> list[bytes]:
     return [event + line_end * 2 for event in stream.split(line_end * 2) if event]
 
 
-# What is asked
+# Requests
 
 
-def test_a_request_is_carried_over_whole() -> None:
+def test_every_field_of_a_request_is_forwarded() -> None:
     options = {"system": [{"type": "text", "text": "x"}], "tools": [{"name": "t"}], "thinking": {"nothing": None}}
     prompt = read({**ASKED, **options, "stream": True}, query={"beta": "true"})
     assert (prompt.model, prompt.max_tokens, prompt.messages) == ("small", 9, ASKED["messages"])
@@ -65,14 +65,14 @@ def test_only_stream_true_is_streamed(stream: dict[str, Any]) -> None:
     assert prompt.options == {"stream": False}
 
 
-def test_the_settings_of_this_service_add_nothing_to_the_request() -> None:
+def test_settings_add_nothing_to_the_request() -> None:
     settings = make_settings(RILL_SYSTEM_PROMPT="Be brief.", RILL_DEFAULT_MAX_TOKENS="77")
     prompt, _ = read_messages(json.dumps(ASKED).encode(), {}, {}, settings)
     assert (prompt.max_tokens, prompt.options) == (9, {"stream": False})
 
 
 @pytest.mark.parametrize("spelled", [str.lower, str.title, str.upper])
-def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
+def test_betas_and_version_are_forwarded_and_credentials_never(spelled: Any) -> None:
     forwarded = {"anthropic-beta": "pdfs-2024-09-25,effort-2099-01-01", "anthropic-version": "2023-06-01"}
     kept = {"authorization": "Bearer s", "x-api-key": "s", "cookie": "s", "host": "h", "anthropic-organization": "o"}
     headers = {spelled(name): value for name, value in {**forwarded, **kept}.items()}
@@ -80,7 +80,7 @@ def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "name", "words"),
+    ("changed", "name", "message"),
     [
         ({"model": None}, "bad_request", "model"),
         ({"model": ""}, "bad_request", "model"),
@@ -98,57 +98,59 @@ def test_betas_and_version_go_up_and_credentials_never_do(spelled: Any) -> None:
         ({"stream": "yes"}, "bad_request", "stream: should be true or false."),
     ],
 )
-def test_what_may_not_be_asked_is_refused_by_name(changed: dict[str, Any], name: str, words: str) -> None:
-    with pytest.raises(Problem) as refused:
+def test_an_invalid_field_is_rejected_by_name(changed: dict[str, Any], name: str, message: str) -> None:
+    with pytest.raises(Problem) as rejected:
         read({**ASKED, **changed})
-    assert refused.value.name == name
-    assert words in refused.value.detail
+    assert rejected.value.name == name
+    assert message in rejected.value.detail
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"hi"', b"\xff", b'{"a": NaN}', b'{"a": -Infinity}'])
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
-    with pytest.raises(Problem, match="JSON") as refused:
+def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
+    with pytest.raises(Problem, match="JSON") as rejected:
         read_messages(body, {}, {}, SETTINGS)
-    assert refused.value.name == "bad_request"
+    assert rejected.value.name == "bad_request"
 
 
-# What is answered
+# Answers
 
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
 @hypothesis_settings(max_examples=60)
-def test_an_answer_is_the_same_bytes_however_they_were_cut(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
+def test_an_answer_is_the_same_bytes_however_its_reads_are_split(
+    line_end: bytes, stream: bytes, data: st.DataObject
+) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
-    written = [encoder.encode(Bytes(piece)) for piece in cut(data, stream)]
+    written = [encoder.encode(Bytes(piece)) for piece in split(data, stream)]
     assert b"".join(written) + encoder.encode(END) == stream
 
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
 @hypothesis_settings(max_examples=60)
-def test_every_event_leaves_with_the_read_that_ends_it_and_none_before(
+def test_each_event_is_forwarded_with_the_read_that_completes_it(
     line_end: bytes, stream: bytes, data: st.DataObject
 ) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     boundaries = list(accumulate(map(len, events_of(stream, line_end))))
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
-    came = written = 0
-    for piece in cut(data, stream):
-        came += len(piece)
+    received = written = 0
+    for piece in split(data, stream):
+        received += len(piece)
         written += len(encoder.encode(Bytes(piece)))
-        assert written == max((end for end in boundaries if end <= came), default=0)
+        assert written == max((end for end in boundaries if end <= received), default=0)
 
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
 @hypothesis_settings(max_examples=60)
-def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
+def test_an_error_event_never_follows_a_partial_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
-    came = stream[: data.draw(st.integers(0, len(stream)))]
+    received = stream[: data.draw(st.integers(0, len(stream)))]
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
-    written = b"".join(encoder.encode(Bytes(piece)) for piece in cut(data, came))
+    written = b"".join(encoder.encode(Bytes(piece)) for piece in split(data, received))
     assert stream.startswith(written)
     assert written == b"" or written.endswith(line_end * 2)
     error = encoder.encode_error(Problem("upstream_truncated"))
@@ -157,60 +159,60 @@ def test_an_error_never_follows_half_an_event(line_end: bytes, stream: bytes, da
     assert error.count(b"\n") == 3
 
 
-def test_a_long_event_is_looked_through_once() -> None:
-    encoder = AnthropicEncoder("m", ReplyFormat(), "r")  # to look through it all at every read would take minutes
+def test_a_long_event_is_scanned_once() -> None:
+    encoder = AnthropicEncoder("m", ReplyFormat(), "r")  # scanning it from the start at every read would take minutes
     event = b"data: " + b"x" * 16_000_000 + b"\n\n"
     written = [encoder.encode(Bytes(event[at : at + 1000])) for at in range(0, len(event), 1000)]
     assert b"".join(written) == event
     assert not any(written[:-1])
 
 
-def test_the_upstreams_own_error_event_is_not_told_twice() -> None:
+def test_an_error_event_of_the_upstream_is_not_sent_twice() -> None:
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
     problem = Problem("upstream_overloaded", is_forwarded=True)
     assert encoder.encode(Bytes(wire.stream_error())) + encoder.encode_error(problem) == wire.stream_error()
 
 
-def test_the_upstreams_own_error_event_is_told_although_it_lacks_its_end() -> None:
+def test_an_error_event_of_the_upstream_without_its_blank_line_is_forwarded() -> None:
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
     problem = Problem("upstream_overloaded", is_forwarded=True)
-    came = encoder.encode(Bytes(wire.stream_error().removesuffix(b"\n\n")))
-    assert came + encoder.encode_error(problem) == wire.stream_error()
+    received = encoder.encode(Bytes(wire.stream_error().removesuffix(b"\n\n")))
+    assert received + encoder.encode_error(problem) == wire.stream_error()
 
 
-def test_a_last_event_that_lacks_its_end_is_not_lost() -> None:
+def test_a_last_event_without_its_blank_line_is_forwarded() -> None:
     encoder = AnthropicEncoder("m", ReplyFormat(), "r")
-    came = encoder.encode(Bytes(wire.stop().removesuffix(b"\n\n")))
-    assert came + encoder.encode(END) == wire.stop()
+    received = encoder.encode(Bytes(wire.stop().removesuffix(b"\n\n")))
+    assert received + encoder.encode(END) == wire.stop()
 
 
 @pytest.mark.parametrize("event", [Start(), Text("溪"), Heartbeat(True), Heartbeat(False), END])
-def test_what_was_read_out_of_the_bytes_adds_nothing_to_them(event: Event) -> None:
+def test_parsed_events_add_no_bytes(event: Event) -> None:
     assert AnthropicEncoder("m", ReplyFormat(), "r").encode(event) == b""
 
 
-def test_a_whole_message_is_the_upstreams_bytes() -> None:
+def test_a_non_streamed_message_is_the_upstreams_bytes() -> None:
     body = b' {"type" : "message"}\n'
     assert encode_whole([[Heartbeat(True)], [Bytes(body), END]], "m", "r") == (body, END)
 
 
-# What went wrong
+# Errors
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_every_problem_is_in_the_apis_shape(name: str) -> None:
-    told = json.loads(encode_problem(Problem(name, 'a "word"\n溪'), "req-7"))
+def test_every_problem_has_the_apis_error_shape(name: str) -> None:
+    body = json.loads(encode_problem(Problem(name, 'a "word"\n溪'), "req-7"))
     error = {"type": KINDS[name].type, "message": 'a "word"\n溪'}
-    assert told == {"type": "error", "error": error, "request_id": "req-7"}
+    assert body == {"type": "error", "error": error, "request_id": "req-7"}
 
 
-def test_an_error_event_holds_the_problem_in_the_apis_shape() -> None:
+def test_an_error_event_contains_the_problem_in_the_apis_shape() -> None:
     problem = Problem("idle_timeout")
     lines = AnthropicEncoder("m", ReplyFormat(), "req-7").encode_error(problem).split(b"\n")
     assert lines == [b"event: error", b"data: " + encode_problem(problem, "req-7"), b"", b""]
 
 
-def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
+def test_the_dialect_responds_at_the_upstreams_first_event() -> None:
     assert not ANTHROPIC.wants_text
-    ANTHROPIC.check_beginning([Start(), End("refusal", {}, "Not that.")])  # verbatim, it tells that itself
+    ANTHROPIC.check_beginning([Start(), End("refusal", {}, "Not that.")])  # the forwarded bytes report it
     assert ANTHROPIC.media_type == "text/event-stream; charset=utf-8"

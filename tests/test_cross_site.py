@@ -1,4 +1,4 @@
-"""No page of another site uses this service through its visitor's browser: not by DNS rebinding, a form or fetch."""
+"""No page of another site can use the service through its visitor's browser: by DNS rebinding, a form or fetch."""
 
 import socket
 import tempfile
@@ -18,7 +18,7 @@ CHAT = (
     b'{"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": true}'
 )
 JSON = {"Content-Type": "application/json"}
-# Every route that may be billed, or that shows answers, metrics or settings.
+# Every route that may cause billing, or that shows answers, metrics or settings.
 GUARDED = {
     "GET /stream": ("GET", "/stream?q=hi", b""),
     "POST /stream": ("POST", "/stream", b'{"q": "hi"}'),
@@ -35,12 +35,12 @@ BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metri
 
 @pytest.fixture
 def local(share_rill: StartRill) -> Rill:
-    """What `make run` starts where a key is set: on loopback, without client keys."""
+    """Return the server that `make run` starts with an upstream key: on loopback, without client keys."""
     return share_rill(**KEY, RILL_ALLOWED_MODELS=None, RILL_ALLOWED_HOSTS=None)
 
 
 def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
-    """The status and the body of the answer on one of the routes."""
+    """Return the status and the body of the response of a route."""
     method, path, body = GUARDED[name]
     fields = {**(JSON if body else {}), "Connection": "close", **headers}
     with Conversation(port or service.port, request_bytes(method, path, fields, body)) as asked:
@@ -79,28 +79,26 @@ def test_on_loopback_without_client_keys_another_host_name_is_rejected(
 )
 def test_a_host_name_that_only_looks_local_is_rejected(local: Rill, upstream: Upstream, host: str) -> None:
     with local.ask("GET", "/stream?q=hi", {"Host": host}) as asked:
-        assert asked.status in (400, 403)  # 400: it is no Host at all
+        assert asked.status in (400, 403)  # 400: not a valid Host
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "[::1]"])
 @pytest.mark.parametrize("port", ["", ":", ":80", ":65535", "own"])
-def test_on_loopback_its_own_names_are_served_on_any_port(
-    local: Rill, upstream: Upstream, host: str, port: str
-) -> None:
+def test_loopback_names_are_served_on_any_port(local: Rill, upstream: Upstream, host: str, port: str) -> None:
     upstream.always(*wire.answer("ok"))
     own = f":{local.port}" if port == "own" else port
     assert ask(local, "GET /stream", {"Host": f"{host}{own}"}) == (200, "ok")
 
 
-def test_a_client_without_a_host_is_no_browser_and_is_served(local: Rill, upstream: Upstream) -> None:
+def test_a_request_without_a_host_is_served(local: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     with Conversation(local.port, b"GET /stream?q=hi HTTP/1.0\r\n\r\n") as asked:
         assert (asked.status, asked.read_rest()) == (200, b"ok")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_health_checks_are_answered_whatever_host_they_name(local: Rill, path: str) -> None:
+def test_health_checks_are_answered_for_any_host(local: Rill, path: str) -> None:
     with local.ask("GET", path, {"Host": "10.0.0.7:8000"}) as asked:
         assert asked.status == 200
 
@@ -111,7 +109,7 @@ def test_a_rejected_host_is_counted(local: Rill) -> None:
     assert 'rill_requests_rejected_total{reason="host_not_allowed"}' in text
 
 
-def test_a_host_that_is_allowed_is_served_and_no_other(share_rill: StartRill, upstream: Upstream) -> None:
+def test_only_allowed_hosts_are_served(share_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     rill = share_rill(RILL_ALLOWED_HOSTS="Rill.Example, [fd00::7]")
     statuses = {
@@ -122,22 +120,20 @@ def test_a_host_that_is_allowed_is_served_and_no_other(share_rill: StartRill, up
 
 
 @pytest.mark.parametrize("env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}], ids=["keys", "offline"])
-def test_allowed_hosts_hold_in_any_configuration_once_they_are_set(share_rill: StartRill, env: dict[str, str]) -> None:
+def test_allowed_hosts_apply_in_every_configuration(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
     assert ask(rill, "GET /stream", {"Host": REBOUND, "x-api-key": "one"})[0] == 403
     assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize("env", [{}, {"RILL_API_KEYS": "alice=one"}], ids=["no keys", "keys"])
-def test_a_star_allows_every_host(share_rill: StartRill, env: dict[str, str]) -> None:
+def test_a_wildcard_allows_every_host(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS="*", **env)
     assert ask(rill, "GET /v1/models", {"Host": REBOUND, "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize("env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}], ids=["keys", "offline"])
-def test_where_client_keys_or_the_offline_model_protect_the_key_any_host_is_served(
-    share_rill: StartRill, env: dict[str, str]
-) -> None:
+def test_with_client_keys_or_the_offline_model_any_host_is_served(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS=None, **env)
     assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
@@ -154,7 +150,9 @@ def test_a_public_setting_does_not_open_the_loopback_to_other_sites(share_rill: 
     assert upstream.requests == []
 
 
-def test_where_it_listens_on_both_only_the_loopback_is_guarded(start_rill: StartRill, upstream: Upstream) -> None:
+def test_of_a_public_and_a_loopback_address_only_the_loopback_is_guarded(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
     upstream.always(*wire.answer("ok"))
     with closing(socket.create_server(("0.0.0.0", 0))) as probe:
         public = probe.getsockname()[1]
@@ -176,7 +174,7 @@ def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream
             assert data.startswith(b"HTTP/1.1 200 "), host
 
 
-# A real browser, whose DNS answers for the other site's name with the loopback.
+# A real browser, whose DNS resolves the name of the other site to the loopback.
 
 ASK_AS_THE_SAME_ORIGIN = """
 const done = arguments[0]
@@ -184,7 +182,7 @@ fetch('/stream', { method: 'POST', body: 'hi' }).then((answer) => done(answer.st
 """
 
 
-def test_a_rebound_name_in_a_browser_neither_reads_nor_spends(
+def test_dns_rebinding_in_a_browser_neither_reads_nor_causes_billing(
     browser: webdriver.Chrome, local: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer("ok"))
@@ -198,11 +196,11 @@ def test_a_rebound_name_in_a_browser_neither_reads_nor_spends(
     assert upstream.requests == []
 
 
-# Requests of other sites, by a browser that sends no Sec-Fetch headers: they go to trustworthy origins only.
+# Requests of other sites in a browser that sends no Sec-Fetch headers: browsers send them to trustworthy origins only.
 # https://www.w3.org/TR/fetch-metadata/#framework and https://www.rfc-editor.org/rfc/rfc6454#section-7
 
 HOST = "localhost:8000"
-FOREIGN_ORIGINS = [
+OTHER_ORIGINS = [
     "http://evil.example",
     "https://evil.example:8000",
     "null",
@@ -222,7 +220,7 @@ FOREIGN_ORIGINS = [
 
 
 @pytest.mark.parametrize("name", BILLED)
-def test_a_page_of_another_origin_is_not_billed_for_without_sec_fetch(
+def test_a_page_of_another_origin_causes_no_billing_without_sec_fetch(
     local: Rill, upstream: Upstream, name: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
@@ -231,7 +229,7 @@ def test_a_page_of_another_origin_is_not_billed_for_without_sec_fetch(
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
 def test_an_origin_that_is_not_the_host_is_rejected(local: Rill, upstream: Upstream, origin: str) -> None:
     assert ask(local, "POST /stream", {"Host": HOST, "Origin": origin})[0] == 403
     assert upstream.requests == []
@@ -253,22 +251,22 @@ def test_an_origin_that_is_not_the_host_is_rejected(local: Rill, upstream: Upstr
         ("[::1]", "http://[::1]"),
     ],
 )
-def test_a_page_of_its_own_may_ask_without_sec_fetch(local: Rill, upstream: Upstream, host: str, origin: str) -> None:
+def test_a_page_of_the_same_origin_is_served_without_sec_fetch(
+    local: Rill, upstream: Upstream, host: str, origin: str
+) -> None:
     upstream.always(*wire.answer("ok"))
     assert ask(local, "POST /stream", {"Host": host, "Origin": origin}) == (200, "ok")
 
 
 @pytest.mark.parametrize("allowed", ["https://app.example", "*"])
-def test_an_origin_that_is_listed_may_ask_without_sec_fetch(
-    share_rill: StartRill, upstream: Upstream, allowed: str
-) -> None:
+def test_a_listed_origin_is_served_without_sec_fetch(share_rill: StartRill, upstream: Upstream, allowed: str) -> None:
     upstream.always(*wire.answer("ok"))
     rill = share_rill(RILL_CORS_ORIGINS=allowed)
     assert ask(rill, "POST /stream", {"Origin": "https://APP.example"})[0] == 200
     assert ask(rill, "POST /stream", {"Origin": "null"})[0] == (200 if allowed == "*" else 403)
 
 
-def test_a_get_without_an_origin_stays_possible_as_the_security_page_says(local: Rill, upstream: Upstream) -> None:
+def test_a_get_without_an_origin_is_served_as_the_security_page_states(local: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     assert ask(local, "GET /stream", {"Host": HOST, "Referer": "http://evil.example/"}) == (200, "ok")
 
@@ -281,5 +279,5 @@ CROSS_SITE = {
 
 
 @pytest.mark.parametrize("name", CROSS_SITE)
-def test_a_drip_for_another_site_holds_no_place(local: Rill, name: str) -> None:
+def test_a_drip_request_of_another_site_takes_no_slot(local: Rill, name: str) -> None:
     assert ask(local, "GET /drip", CROSS_SITE[name])[0] == 403

@@ -75,7 +75,7 @@ def test_a_fetch_example_streams_an_answer(offline: Rill, code: str) -> None:
     assert "offline model" in re.sub(r"\n(?=\S| )", "", printed)  # It prints a line for each part.
 
 
-def test_there_are_examples_in_each_language() -> None:
+def test_the_readme_has_examples_in_each_language() -> None:
     assert len(lines_of("sh")) >= 3
     assert blocks("python")
     assert blocks("js")
@@ -91,7 +91,7 @@ def commands(pattern: str) -> list[str]:
 
 
 def without_keys() -> dict[str, str]:
-    """Return this environment as a user without a key has it, who did not call `make`."""
+    """Return this environment without API keys, Rill's settings and the variables of `make`."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC", "RILL", "MAKE"))}
 
 
@@ -124,7 +124,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(command: str, output: Path, **env: str) -> Iterator[None]:
-    """Run a printed command that serves, until the context ends."""
+    """Run a printed command that starts a server, until the context ends."""
     with output.open("wb") as written:
         process = subprocess.Popen(
             ["sh", "-c", in_this_environment(command)],
@@ -151,12 +151,12 @@ def wait_until_it_listens(output: Path) -> str:
 
 
 @pytest.mark.parametrize("command", commands(OTHER_ADDRESS))
-def test_a_command_with_another_port_serves_there_alone(command: str, tmp_path: Path) -> None:
+def test_a_command_with_another_port_serves_only_there(command: str, tmp_path: Path) -> None:
     if command.startswith("make") and not (ROOT / ".venv" / ".run").exists():
         pytest.skip("needs .venv, as `make` sets it up")
     assert OTHER_ADDRESS in command
     address, output = f"127.0.0.1:{free_port()}", tmp_path / "output"
-    # PORT is the platform's, and would make it listen on every address.
+    # PORT is set by a platform, and would make the server listen on every address.
     with started(command.replace(OTHER_ADDRESS, address), output, PORT=str(free_port())):
         printed = wait_until_it_listens(output)
         listening = re.findall(r"Listening at: (\S+)", printed)
@@ -174,7 +174,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^\$ )make (\w+)", README, re.MULTILINE))))
-def test_make_knows_every_target_that_is_named(target: str) -> None:
+def test_every_named_make_target_exists(target: str) -> None:
     ran = make("-n", target)
     assert ran.returncode == 0, ran.stderr
 
@@ -206,7 +206,7 @@ def setting_rows() -> list[str]:
     return rows
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_the_settings_table_matches_the_code() -> None:
     section = README.split("## Settings")[1].split("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     assert "\n".join(table[2:]) == "\n".join(setting_rows())
@@ -218,7 +218,7 @@ def test_the_readmes_show_the_same_examples() -> None:
 
 
 def test_the_readmes_name_the_same_things_in_the_same_sections() -> None:
-    """Code in backticks, settings, statuses, and numbers of bytes, seconds or tokens."""
+    """Compare the code in backticks, the settings and the figures of each section."""
     sections = [
         re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).split("\n## ") for text in READMES.values()
     ]
@@ -232,7 +232,7 @@ def names_in(section: str) -> set[str]:
     return {" ".join(name.split()) for name in found}
 
 
-def test_the_settings_of_the_chinese_readme_are_those_of_the_english() -> None:
+def test_the_chinese_settings_table_matches_the_english_one() -> None:
     tables = [re.findall(r"^\| ([A-Z]\w+_?\w*) \| (.*?) \|", text, re.MULTILINE) for text in READMES.values()]
     assert tables[0] == tables[1]
     assert len(tables[0]) == len(Settings.model_fields)
@@ -254,7 +254,7 @@ def test_every_status_is_in_the_readme() -> None:
     assert listed == {kind.status for kind in KINDS.values()} - {never_sent}
 
 
-def test_every_field_of_the_log_is_in_the_readme(offline: Rill) -> None:
+def test_every_log_field_is_in_the_readme(offline: Rill) -> None:
     with offline.ask("GET", "/stream?q=tokens%3D3+rate%3D0") as asked:
         asked.read_rest()
     deadline = time.monotonic() + 5
@@ -272,7 +272,7 @@ NAMED_FILE = r"`((?:rill|tests|docs|bench|deploy|examples)/[\w./-]*|[\w.-]+\.(?:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_file_that_is_named_exists(document: str) -> None:
+def test_every_named_file_exists(document: str) -> None:
     named = re.findall(NAMED_FILE, (ROOT / document).read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
 

@@ -1,4 +1,4 @@
-"""Failed authentication is limited for each address, and never locks out a valid key."""
+"""Failed authentication is limited per address, and a valid key always works."""
 
 import itertools
 import time
@@ -27,13 +27,13 @@ def rill(share_rill: StartRill) -> Rill:
 
 
 def new_address() -> str:
-    """Return an address of the loopback that no other test uses."""
+    """Return a loopback address that no other test uses."""
     high, low = divmod(next(_hosts), 250)
     return f"127.9.{high}.{low + 1}"
 
 
 def statuses(rill: Rill, times: int, key: str, source: str, path: str = "/stream?q=hi") -> list[int]:
-    """The statuses of as many requests, on one connection, from an address of the loopback."""
+    """Return the statuses of that many requests, on one connection, from a loopback address."""
     request = request_bytes("GET", path, {"x-api-key": key} if key else {})
     return exchange(rill.port, request * times, source).statuses[:times]
 
@@ -45,14 +45,14 @@ def test_too_many_failures_of_one_address_are_429_and_a_valid_key_still_works(
 ) -> None:
     upstream.always(*wire.answer("ok"))
     address = new_address()
-    told = statuses(rill, FAILURES.amount + 5, key, address, path)
-    assert told == [401] * FAILURES.amount + [429] * 5
+    received = statuses(rill, FAILURES.amount + 5, key, address, path)
+    assert received == [401] * FAILURES.amount + [429] * 5
     assert statuses(rill, 1, GOOD, address) == [200]
     assert statuses(rill, 1, "wrong", address) == [429]
     assert statuses(rill, 1, "wrong", new_address()) == [401]
 
 
-def test_the_429_says_when_to_come_back_and_is_counted(start_rill: StartRill) -> None:
+def test_the_429_states_when_to_retry_and_is_counted(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS=f"alice={GOOD}")
     statuses(rill, FAILURES.amount, "wrong", "127.0.0.1")
     with rill.ask("GET", "/stream?q=hi", {"x-api-key": "wrong"}) as asked:
@@ -71,30 +71,30 @@ class Clock:
         return self.now
 
 
-def name(tokens: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
-    """The status of the problem that a key meets, 200 where it is known."""
+def status_of(keys: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
+    """Return 200 for a known key, or the status of the problem."""
     try:
-        assert tokens.name_of(sent, address) == "alice"
+        assert keys.name_of(sent, address) == "alice"
     except Problem as problem:
         return problem.status
     return 200
 
 
-def test_an_address_may_fail_again_when_its_window_is_over() -> None:
+def test_an_address_may_fail_again_after_its_window() -> None:
     clock = Clock()
-    tokens = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, clock))
-    assert [name(tokens, "wrong") for _ in range(FAILURES.amount)] == [401] * FAILURES.amount
-    assert (name(tokens, "wrong"), name(tokens, GOOD), name(tokens, None)) == (429, 200, 429)
+    keys = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, clock))
+    assert [status_of(keys, "wrong") for _ in range(FAILURES.amount)] == [401] * FAILURES.amount
+    assert (status_of(keys, "wrong"), status_of(keys, GOOD), status_of(keys, None)) == (429, 200, 429)
     clock.now += FAILURES.seconds
-    assert name(tokens, "wrong") == 401
+    assert status_of(keys, "wrong") == 401
 
 
-def test_the_addresses_of_one_ipv6_network_fail_together() -> None:
-    tokens = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, Clock()))
+def test_addresses_of_one_ipv6_network_share_their_failures() -> None:
+    keys = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, Clock()))
     for number in range(FAILURES.amount):
-        name(tokens, "wrong", f"2001:db8::{number:x}")
-    assert name(tokens, "wrong", "2001:db8::ffff") == 429
-    assert name(tokens, "wrong", "2001:db8:1::1") == 401
+        status_of(keys, "wrong", f"2001:db8::{number:x}")
+    assert status_of(keys, "wrong", "2001:db8::ffff") == 429
+    assert status_of(keys, "wrong", "2001:db8:1::1") == 401
 
 
 def test_the_memory_of_failures_is_bounded() -> None:
@@ -110,11 +110,11 @@ def test_the_memory_of_failures_is_bounded() -> None:
 @pytest.mark.timing
 def test_a_rejection_over_the_limit_costs_less_than_comparing_the_keys() -> None:
     digests = {f"name-{number}": digest_of(f"secret {number}") for number in range(20_000)}
-    tokens = ApiKeys(digests, SlidingWindow(FAILURES, Clock()))
+    keys = ApiKeys(digests, SlidingWindow(FAILURES, Clock()))
 
     def seconds() -> float:
         begun = time.perf_counter()
-        name(tokens, "wrong")
+        status_of(keys, "wrong")
         return time.perf_counter() - begun
 
     compared = min(seconds() for _ in range(FAILURES.amount))

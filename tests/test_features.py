@@ -1,4 +1,4 @@
-"""POST /v1/messages: what costs more than its tokens, or reaches outward, needs RILL_UPSTREAM_FEATURES."""
+"""POST /v1/messages: features that cost more than their tokens, or reach other systems, need RILL_UPSTREAM_FEATURES."""
 
 import json
 from typing import Any, get_args
@@ -45,12 +45,12 @@ def tool(type: str) -> dict[str, Any]:
 
 
 def inline(definition: dict[str, Any]) -> dict[str, Any]:
-    """A tool that a message adds: the beta `inline-tools`."""
+    """Return a tool that a message adds: the beta `inline-tools`."""
     block = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": definition}}
     return {"messages": [*ASKED["messages"], {"role": "system", "content": [{"type": "text", "text": "x"}, block]}]}
 
 
-# What is asked -> the words that name it, and the feature that enables it.
+# Fields of a request, the path in the message, and the feature that enables them.
 FEATURES: dict[str, tuple[dict[str, Any], str, str]] = {
     "web search": (tool("web_search_20250305"), "tools.1", "web_search"),
     "web search of tomorrow": (tool("web_search_20991231"), "tools.1", "web_search"),
@@ -110,14 +110,14 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "context edits": {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
     "no context edits": {"context_management": None},
     "sampling": {"temperature": 1, "top_p": 0.5, "top_k": 3, "stop_sequences": ["x"], "metadata": {"user_id": "u"}},
-    "fields that ask for nothing": {"speed": None, "container": None, "fallbacks": None, "of_tomorrow": None},
-    "words about models": {
+    "null fields": {"speed": None, "container": None, "fallbacks": None, "of_tomorrow": None},
+    "a tool result about models": {
         "messages": [
             {"role": "user", "content": [{"type": "tool_result", "content": "x", "model": "opus", "max_tokens": 10**6}]}
         ]
     },
 }
-# A model or a number of tokens within another field.
+# A model or a max_tokens within another field.
 NESTED: dict[str, dict[str, Any]] = {
     "an advisor's model": {"tools": [{**ADVISOR, "model": "large"}]},
     "a fallback's model": {"fallbacks": [FALLBACK, {"model": "large"}]},
@@ -132,16 +132,16 @@ NESTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_feature_that_is_not_enabled_is_a_403_that_names_it_and_the_setting(name: str) -> None:
-    fields, where, feature = FEATURES[name]
+    fields, path, feature = FEATURES[name]
     problem = rejection(fields)
     assert problem.status == 403
-    assert problem.detail.startswith(f"{where}: ")
+    assert problem.detail.startswith(f"{path}: ")
     assert "RILL_UPSTREAM_FEATURES" in problem.detail
     assert feature in problem.detail
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_feature_that_is_enabled_by_name_or_by_a_star_is_passed_on(name: str) -> None:
+def test_a_feature_that_is_enabled_by_name_or_wildcard_is_forwarded(name: str) -> None:
     fields, _, feature = FEATURES[name]
     for features in (f"other,{feature}", "*"):
         prompt = read(fields, features=features)
@@ -149,27 +149,27 @@ def test_a_feature_that_is_enabled_by_name_or_by_a_star_is_passed_on(name: str) 
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_another_feature_enables_nothing_else(name: str) -> None:
+def test_a_feature_enables_no_other(name: str) -> None:
     fields, _, feature = FEATURES[name]
     assert rejection(fields, features=f"{feature}s,x{feature}").status == 403
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_costs_no_more_than_its_tokens_needs_no_permission(name: str) -> None:
+def test_a_feature_that_costs_only_its_tokens_needs_no_permission(name: str) -> None:
     fields = HARMLESS[name]
     prompt = read(fields)
     assert fields.items() <= {**prompt.options, "messages": prompt.messages}.items()
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_a_nested_model_or_number_of_tokens_is_checked_even_where_all_is_enabled(name: str) -> None:
+def test_a_nested_model_or_max_tokens_is_checked_even_if_every_feature_is_enabled(name: str) -> None:
     problem = rejection(NESTED[name], features="*")
     assert problem.status in (400, 403)
     assert problem.detail.startswith(("model:", "max_tokens:"))
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "path"),
     [
         ({"tools": {"type": "web_search_20250305"}}, "tools"),
         ({"tools": "web_search"}, "tools"),
@@ -181,10 +181,10 @@ def test_a_nested_model_or_number_of_tokens_is_checked_even_where_all_is_enabled
         (inline(["web_search"]), "messages.1.content.1"),  # type: ignore[arg-type]
     ],
 )
-def test_what_has_no_readable_type_is_a_400(fields: dict[str, Any], words: str) -> None:
+def test_a_feature_without_a_valid_type_is_a_400(fields: dict[str, Any], path: str) -> None:
     problem = rejection(fields, features="*")
     assert problem.status == 400
-    assert problem.detail.startswith(f"{words}: ")
+    assert problem.detail.startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_what_has_no_readable_type_is_a_400(fields: dict[str, Any], words: str) 
         " , ",
     ],
 )
-def test_a_harmless_beta_is_passed_on(betas: str) -> None:
+def test_a_harmless_beta_is_forwarded(betas: str) -> None:
     assert read({}, betas).headers == {"anthropic-beta": betas}
 
 
@@ -234,18 +234,18 @@ def test_any_other_beta_is_a_403_until_it_is_enabled(betas: str, feature: str) -
         assert read({}, betas, features).headers == {"anthropic-beta": betas}
 
 
-def test_a_long_name_of_a_feature_is_not_repeated_whole() -> None:
+def test_a_long_feature_name_is_shortened_in_the_message() -> None:
     assert len(rejection({"x" * 100_000: 1}).detail) < 400
     assert len(rejection(tool("x" * 100_000)).detail) < 400
 
 
-# The lists stay complete: whatever the SDK knows is either harmless or decided to be no such thing.
+# The lists stay complete: everything that the SDK knows is classified as harmless or as not harmless.
 
 PERMITTED_FIELDS = {
     *("billing_policy", "compaction", "container", "fallback_credit_token", "fallbacks", "inference_geo"),
     *("mcp_servers", "service_tier", "speed", "thread"),
 }
-# Parameters of the SDK's methods that travel as headers.
+# Parameters of the SDK's methods that are sent as headers.
 HEADER_FIELDS = {"betas", "user_profile_id", "workspace_id"}
 PERMITTED_BETAS = {
     *("advisor-tool", "agent-memory", "analytics-usage-cost", "ce-claude-code-managed-settings", "ce-plugins"),
@@ -271,7 +271,7 @@ def test_every_beta_that_the_sdk_knows_is_classified() -> None:
     assert HARMLESS_BETAS.isdisjoint(PERMITTED_BETAS)
 
 
-def test_a_harmless_tool_is_none_that_the_upstream_runs_for_money() -> None:
+def test_no_harmless_tool_is_billed_by_the_upstream() -> None:
     assert not HARMLESS_TOOLS & {"web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"}
 
 
@@ -280,12 +280,12 @@ def test_a_harmless_tool_is_none_that_the_upstream_runs_for_money() -> None:
 
 def test_a_feature_that_is_not_enabled_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
-    for name, (fields, where, _) in FEATURES.items():
+    for name, (fields, path, _) in FEATURES.items():
         body = json.dumps({**ASKED, "stream": True, **fields}).encode()
         with service.ask("POST", "/v1/messages", {"anthropic-version": "2023-06-01"}, body) as asked:
             error = json.loads(asked.read_rest())["error"]
             assert (asked.status, error["type"], name) == (403, "permission_error", name)
-            assert error["message"].startswith(where)
+            assert error["message"].startswith(path)
     sent = {"anthropic-beta": "context-1m-2025-08-07"}
     with service.ask("POST", "/v1/messages", sent, json.dumps({**ASKED, "stream": True}).encode()) as asked:
         assert asked.status == 403

@@ -1,4 +1,4 @@
-"""Messages with parts: files become content blocks, and a part that cannot be sent is rejected by its name."""
+"""Messages with parts: files become content blocks, and a part that cannot be sent is rejected by its path."""
 
 import json
 from base64 import b64encode
@@ -104,11 +104,11 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_part_that_cannot_be_sent_is_rejected_by_its_name(name: str) -> None:
-    part, words = REJECTED[name]
-    assert rejection({"type": "text", "text": "hi"}, part).startswith(f"messages.0.parts.1{words}")
+    part, message = REJECTED[name]
+    assert rejection({"type": "text", "text": "hi"}, part).startswith(f"messages.0.parts.1{message}")
 
 
-def test_what_a_page_shows_beside_an_answer_is_left_out() -> None:
+def test_parts_that_only_a_page_shows_are_omitted() -> None:
     shown = [{"type": kind} for kind in ("step-start", "reasoning", "reasoning-file", "source-url", "source-document")]
     assert (
         read(*shown, {"type": "text", "text": "An answer."}, {"type": "data-weather"}, role="assistant") == "An answer."
@@ -120,11 +120,11 @@ def test_a_file_of_the_assistant_is_rejected() -> None:
 
 
 def test_attachments_of_older_versions_are_rejected() -> None:
-    words = rejection({"type": "text", "text": "hi"}, experimental_attachments=[{"url": LINK}])
-    assert words == "messages.0.experimental_attachments: send files as parts of the type file."
+    message = rejection({"type": "text", "text": "hi"}, experimental_attachments=[{"url": LINK}])
+    assert message == "messages.0.experimental_attachments: send files as parts of the type file."
 
 
-def test_content_beside_parts_should_be_the_same() -> None:
+def test_content_beside_parts_must_be_the_same() -> None:
     text = {"type": "text", "text": "hi"}
     assert read(text, content="hi") == "hi"
     assert read(text, file(), content="hi") == [text, *image(type="url", url=LINK)]
@@ -141,7 +141,7 @@ def test_a_system_message_is_text() -> None:
         read_json(json.dumps({"messages": messages}).encode(), SETTINGS)
 
 
-def test_an_answer_that_was_stopped_before_its_first_text_is_left_out() -> None:
+def test_an_answer_that_was_stopped_before_its_first_text_is_omitted() -> None:
     messages = [
         {"role": "user", "parts": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "parts": [{"type": "step-start"}]},

@@ -1,4 +1,4 @@
-"""What guards every route, and what every answer carries: headers, tokens, rates, and whose key nobody sees."""
+"""The guards of every route and the headers of every response: API keys, rate limits and the upstream key."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from upstream import Step, Upstream
 from app import create_app
 from rill.settings import Settings
 
-TOKEN = "wonder-land-0815"
+API_KEY = "wonder-land-0815"
 HASHED = "looking-glass-4711"
 KEY = "sk-live-key-2718281828"
 MODEL = "claude-sonnet-5-5"
@@ -28,11 +28,11 @@ _addresses = itertools.count(1)
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A service whose clients have tokens, and whose addresses a proxy tells: failures are limited for each."""
-    tokens = f"alice={TOKEN},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
+    """Return a service with API keys behind a proxy: failed authentication is limited per forwarded address."""
+    keys = f"alice={API_KEY},bob=sha256:{sha256(HASHED.encode()).hexdigest()}"
     return share_rill(
         ANTHROPIC_API_KEY=KEY,
-        RILL_API_KEYS=tokens,
+        RILL_API_KEYS=keys,
         RILL_MAX_BODY_BYTES="2000",
         RILL_ALLOWED_MODELS=MODEL,
         RILL_TRUSTED_PROXIES="1",
@@ -40,57 +40,57 @@ def service(share_rill: StartRill) -> Rill:
 
 
 @pytest.fixture
-def open_house(share_rill: StartRill) -> Rill:
-    """A service for anybody, RATE times an hour and one answer at a time, known by the address that a proxy tells."""
+def limited(share_rill: StartRill) -> Rill:
+    """Return a service without API keys behind a proxy: RATE requests per hour and one concurrent answer per client."""
     return share_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", RILL_MAX_STREAMS_PER_CLIENT="1")
 
 
-class Told(NamedTuple):
-    """An answer, read to its end."""
+class Response(NamedTuple):
+    """A response, read completely."""
 
     status: int | None
     headers: dict[str, str]
     text: str
 
     def whole(self) -> str:
-        """All that the client has got."""
+        """Return everything that the client received."""
         return f"{self.status} {self.headers} {self.text}"
 
 
-def send(port: int, request: bytes) -> Told:
+def send(port: int, request: bytes) -> Response:
     with Conversation(port, request) as asked:
-        return Told(asked.status, asked.headers, asked.read_rest().decode())
+        return Response(asked.status, asked.headers, asked.read_rest().decode())
 
 
 def ask(
     service: Rill, path: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes = b""
-) -> Told:
+) -> Response:
     return send(service.port, request_bytes(method, path, headers, body))
 
 
 def new_address() -> str:
-    """The address of a client that has never asked."""
+    """Return the address of a new client."""
     number = next(_addresses)
     return f"198.51.{100 + number // 250}.{number % 250 + 1}"
 
 
 def from_new_address() -> dict[str, str]:
-    """The header by which a proxy tells such an address."""
+    """Return the header with which a proxy forwards the address of a new client."""
     return {"X-Forwarded-For": new_address()}
 
 
 def chat(**more: Any) -> bytes:
-    """A body that both SDKs' dialects take."""
+    """Return a body that is valid in both SDKs' dialects."""
     fields = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
     return json.dumps({**fields, **more}).encode()
 
 
-ALICE = {"Authorization": f"Bearer {TOKEN}"}
+ALICE = {"Authorization": f"Bearer {API_KEY}"}
 JSON = {"Content-Type": "application/json"}
 SSE = {"Accept": "text/event-stream"}
 MESSAGES, COMPLETIONS = "/v1/messages", "/v1/chat/completions"
-# Every way of asking for an answer: method, path, headers, body.
-ASKING: dict[str, tuple[str, str, dict[str, str], bytes]] = {
+# Every way to request an answer: method, path, headers, body.
+REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "GET /stream": ("GET", "/stream?q=hi", {}, b""),
     "POST /stream": ("POST", "/stream", {}, b"hi"),
     "GET /stream as events": ("GET", "/stream?q=hi", SSE, b""),
@@ -98,19 +98,19 @@ ASKING: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "POST /v1/messages": ("POST", MESSAGES, JSON, chat(stream=True)),
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),
 }
-# Every other route; none of them costs anything, however often it is asked.
+# Every other route; none of them has a rate limit.
 FREE = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/models", "/healthz", "/readyz", "/metrics"]
 
 
-def there_is(path: str) -> bool:
-    """Whether the file that a route of the page shows is there."""
+def is_installed(path: str) -> bool:
+    """Return whether the file that a route of the page serves exists."""
     file = {"/": "page/index.html", "/page.js": "page/page.js", "/page.css": "page/page.css"}.get(path)
     return file is None or (ROOT / "rill" / file).exists()
 
 
-def test_every_route_is_looked_at_here() -> None:
+def test_every_route_is_covered_here() -> None:
     routes = {f"{','.join(sorted(rule.methods - {'HEAD', 'OPTIONS'}))} {rule.rule}" for rule in rules()}
-    asking = {name.removesuffix(" as events") for name in ASKING}
+    asking = {name.removesuffix(" as events") for name in REQUESTS}
     assert routes == asking | {f"GET {path}" for path in [*FREE, "/drip"]}
 
 
@@ -119,10 +119,10 @@ def rules() -> list[Any]:
     return list(create_app(settings).url_map.iter_rules())
 
 
-# What every answer carries
+# Headers of every response
 
 
-REFUSED = {
+REJECTED = {
     "400": ("GET", "/stream", ALICE, b"", 400),
     "400 JSON": ("GET", "/stream", {**ALICE, "Accept": "application/json"}, b"", 400),
     "400 Messages": ("POST", MESSAGES, {**ALICE, **JSON}, b"{", 400),
@@ -136,7 +136,7 @@ REFUSED = {
     "401 OpenAI": ("POST", COMPLETIONS, JSON, chat(), 401),
     "403": ("GET", "/stream?q=hi&model=other", ALICE, b"", 403),
     "404": ("GET", "/nowhere", {}, b"", 404),
-    "404 of a file": ("GET", "/../rill/settings.py", {}, b"", 404),
+    "404 for a file": ("GET", "/../rill/settings.py", {}, b"", 404),
     "404 /v1/": ("GET", "/v1/nowhere", {}, b"", 404),
     "405": ("DELETE", "/stream", {}, b"", 405),
     "405 page": ("POST", "/", {}, b"", 405),
@@ -144,7 +144,7 @@ REFUSED = {
     "413": ("POST", "/stream", ALICE, b"a" * 2001, 413),
     "415": ("POST", "/stream", {**ALICE, "Content-Type": "image/png"}, b"hi", 415),
 }
-PROMISED = {
+HEADERS = {
     "cache-control": "no-store, no-transform",
     "x-accel-buffering": "no",
     "x-content-type-options": "nosniff",
@@ -152,64 +152,64 @@ PROMISED = {
 }
 
 
-def directives(told: Told) -> dict[str, str]:
-    """The Content-Security-Policy, by directive."""
-    policy = told.headers["content-security-policy"]
+def directives(response: Response) -> dict[str, str]:
+    """Return the Content-Security-Policy, by directive."""
+    policy = response.headers["content-security-policy"]
     return {name: values for name, _, values in (each.strip().partition(" ") for each in policy.split(";") if each)}
 
 
-def assert_promised(told: Told) -> None:
-    assert {name: told.headers.get(name) for name in PROMISED} == PROMISED
-    assert len(told.headers["x-request-id"]) >= 8
-    policy = directives(told)
+def assert_headers(response: Response) -> None:
+    assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
+    assert len(response.headers["x-request-id"]) >= 8
+    policy = directives(response)
     assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
-    assert "unsafe" not in told.headers["content-security-policy"]
-    assert "server" not in told.headers or "python" not in told.headers["server"].lower()
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert "server" not in response.headers or "python" not in response.headers["server"].lower()
 
 
-@pytest.mark.parametrize("name", ASKING)
-def test_every_answer_may_not_be_stored_buffered_changed_or_shown_as_a_page(
+@pytest.mark.parametrize("name", REQUESTS)
+def test_no_answer_may_be_stored_buffered_changed_or_rendered_as_a_page(
     service: Rill, upstream: Upstream, name: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    method, path, headers, body = ASKING[name]
-    told = ask(service, path, {**ALICE, **headers}, method, body)
-    assert told.status == 200
-    assert_promised(told)
+    method, path, headers, body = REQUESTS[name]
+    response = ask(service, path, {**ALICE, **headers}, method, body)
+    assert response.status == 200
+    assert_headers(response)
 
 
 @pytest.mark.parametrize("path", FREE)
-def test_every_other_route_carries_the_same(service: Rill, path: str) -> None:
-    if not there_is(path):
-        pytest.skip(f"{path} is not there yet")
+def test_every_other_route_sends_the_same_headers(service: Rill, path: str) -> None:
+    if not is_installed(path):
+        pytest.skip(f"{path} does not exist yet")
     for method in ("GET", "HEAD", "OPTIONS"):
-        told = ask(service, path, ALICE, method)
-        assert told.status == 200
-        assert_promised(told)
+        response = ask(service, path, ALICE, method)
+        assert response.status == 200
+        assert_headers(response)
 
 
-def test_the_drip_carries_the_same(service: Rill) -> None:
+def test_the_drip_sends_the_same_headers(service: Rill) -> None:
     with service.ask("GET", "/drip", ALICE) as asked:
-        assert_promised(Told(asked.status, asked.headers, ""))
+        assert_headers(Response(asked.status, asked.headers, ""))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_every_refusal_carries_the_same(service: Rill, upstream: Upstream, name: str) -> None:
-    method, path, headers, body, status = REFUSED[name]
-    told = ask(service, path, headers, method, body)
-    assert (told.status, bool(told.text.strip())) == (status, True)
-    assert_promised(told)
+@pytest.mark.parametrize("name", REJECTED)
+def test_every_rejection_sends_the_same_headers(service: Rill, upstream: Upstream, name: str) -> None:
+    method, path, headers, body, status = REJECTED[name]
+    response = ask(service, path, headers, method, body)
+    assert (response.status, bool(response.text.strip())) == (status, True)
+    assert_headers(response)
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("step", [wire.error(529, "overloaded_error", "x", {"x-should-retry": "false"}), wire.reset()])
-def test_what_the_upstream_refuses_carries_the_same(service: Rill, upstream: Upstream, name: str, step: Step) -> None:
+def test_every_upstream_error_sends_the_same_headers(service: Rill, upstream: Upstream, name: str, step: Step) -> None:
     upstream.always(step)
-    method, path, headers, body = ASKING[name]
-    told = ask(service, path, {**ALICE, **headers}, method, body)
-    assert told.status in (502, 503)
-    assert_promised(told)
+    method, path, headers, body = REQUESTS[name]
+    response = ask(service, path, {**ALICE, **headers}, method, body)
+    assert response.status in (502, 503)
+    assert_headers(response)
 
 
 UNREADABLE = {
@@ -220,78 +220,76 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_request_is_told_so_in_words_that_nobody_keeps_or_guesses_at(service: Rill, name: str) -> None:
-    told = send(service.port, UNREADABLE[name])
-    assert told.status == int(name)
-    assert told.headers["x-content-type-options"] == "nosniff"
-    assert "no-store" in told.headers["cache-control"]
+def test_the_response_to_an_unparseable_request_may_not_be_stored_or_sniffed(service: Rill, name: str) -> None:
+    response = send(service.port, UNREADABLE[name])
+    assert response.status == int(name)
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "no-store" in response.headers["cache-control"]
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css"])
-def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_inline(service: Rill, path: str) -> None:
-    if not there_is(path):
-        pytest.skip(f"{path} is not there yet")
+def test_the_page_loads_nothing_from_other_origins_and_runs_no_inline_code(service: Rill, path: str) -> None:
+    if not is_installed(path):
+        pytest.skip(f"{path} does not exist yet")
     policy = directives(ask(service, path))
     for directive in ("script-src", "style-src", "connect-src"):
         assert policy[directive] == "'self'"
     assert (policy["base-uri"], policy["form-action"]) == ("'none'", "'none'")
 
 
-# What costs nothing
+# Requests that cost nothing
 
 
 @pytest.mark.parametrize("path", [*FREE, "/stream?q=hi", "/chat/stream?message=hi", "/drip"])
-def test_head_costs_nothing(open_house: Rill, upstream: Upstream, path: str) -> None:
+def test_head_costs_nothing(limited: Rill, upstream: Upstream, path: str) -> None:
     client = {"X-Forwarded-For": new_address()}
-    if not there_is(path):
-        pytest.skip(f"{path} is not there yet")
+    if not is_installed(path):
+        pytest.skip(f"{path} does not exist yet")
     for _ in range(RATE + 1):
-        told = ask(open_house, path, client, "HEAD")
-        assert (told.status, told.text) == (200, "")
+        response = ask(limited, path, client, "HEAD")
+        assert (response.status, response.text) == (200, "")
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, client)
+    assert_rate_limit_unused(limited, upstream, client)
 
 
 @pytest.mark.parametrize("header", ["Sec-Purpose", "Purpose"])
 @pytest.mark.parametrize("purpose", ["prefetch", "prefetch;prerender", "prefetch; anonymous-client-ip", "a, prefetch"])
 @pytest.mark.parametrize("path", ["/stream?q=hi", "/chat/stream?message=hi"])
-def test_a_prefetch_costs_nothing(open_house: Rill, upstream: Upstream, path: str, header: str, purpose: str) -> None:
+def test_a_prefetch_costs_nothing(limited: Rill, upstream: Upstream, path: str, header: str, purpose: str) -> None:
     client = {"X-Forwarded-For": new_address()}
     for _ in range(RATE + 1):
-        assert ask(open_house, path, {**client, header: purpose}).status == 403
+        assert ask(limited, path, {**client, header: purpose}).status == 403
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, client)
+    assert_rate_limit_unused(limited, upstream, client)
 
 
 @pytest.mark.parametrize("path", FREE)
-def test_a_route_that_asks_nothing_may_be_asked_any_number_of_times(
-    open_house: Rill, upstream: Upstream, path: str
-) -> None:
+def test_a_route_that_sends_nothing_upstream_has_no_rate_limit(limited: Rill, upstream: Upstream, path: str) -> None:
     client = {"X-Forwarded-For": new_address()}
-    if not there_is(path):
-        pytest.skip(f"{path} is not there yet")
-    assert {ask(open_house, path, client).status for _ in range(RATE + 2)} == {200}
+    if not is_installed(path):
+        pytest.skip(f"{path} does not exist yet")
+    assert {ask(limited, path, client).status for _ in range(RATE + 2)} == {200}
     assert upstream.requests == []
-    assert_may_still_ask(open_house, upstream, client)
+    assert_rate_limit_unused(limited, upstream, client)
 
 
-def assert_may_still_ask(service: Rill, upstream: Upstream, client: dict[str, str]) -> None:
-    """The client has all of its rate left."""
+def assert_rate_limit_unused(service: Rill, upstream: Upstream, client: dict[str, str]) -> None:
+    """Assert that the client can use its whole rate limit."""
     upstream.always(*wire.answer("ok"))
     asked = [ask(service, "/stream?q=hi", client).status for _ in range(RATE + 1)]
     assert asked == [*[200] * RATE, 429]
 
 
-def test_the_drip_counts_as_a_request(open_house: Rill, upstream: Upstream) -> None:
+def test_the_drip_counts_as_a_request(limited: Rill, upstream: Upstream) -> None:
     client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
-    assert ask(open_house, "/stream?q=hi", client).status == 200
-    with open_house.ask("GET", "/drip", client) as asked:
+    assert ask(limited, "/stream?q=hi", client).status == 200
+    with limited.ask("GET", "/drip", client) as asked:
         assert (asked.status, asked.next_chunk()) == (200, b"1 of 10\n")
-    assert ask(open_house, "/drip", client).status == 429
+    assert ask(limited, "/drip", client).status == 429
 
 
-# Too often, too many
+# Rate and concurrency limits
 
 
 SHAPES = {
@@ -305,43 +303,43 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_asks_too_often_is_told_the_rate_and_when_to_come_back(
-    open_house: Rill, upstream: Upstream, shape: str
+def test_a_rate_limit_rejection_states_the_limit_and_when_to_retry(
+    limited: Rill, upstream: Upstream, shape: str
 ) -> None:
     client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
     for _ in range(RATE):
-        ask(open_house, "/stream?q=hi", client)
+        ask(limited, "/stream?q=hi", client)
     method, path, headers, body = SHAPES[shape]
-    told = ask(open_house, path, {**client, **headers}, method, body)
-    assert told.status == 429
-    assert f"At most {RATE} per hour for one client" in told.text
-    assert 1 <= int(told.headers["retry-after"]) <= 3600
-    assert told.headers["ratelimit-limit"] == str(RATE)
-    assert told.headers["ratelimit-remaining"] == "0"
-    assert told.headers["ratelimit-reset"] == told.headers["retry-after"]
-    assert told.headers["ratelimit-policy"] == f"{RATE};w=3600"
-    assert_promised(told)
+    response = ask(limited, path, {**client, **headers}, method, body)
+    assert response.status == 429
+    assert f"At most {RATE} per hour for one client" in response.text
+    assert 1 <= int(response.headers["retry-after"]) <= 3600
+    assert response.headers["ratelimit-limit"] == str(RATE)
+    assert response.headers["ratelimit-remaining"] == "0"
+    assert response.headers["ratelimit-reset"] == response.headers["retry-after"]
+    assert response.headers["ratelimit-policy"] == f"{RATE};w=3600"
+    assert_headers(response)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_asks_too_many_at_once_is_told_how_many_and_to_come_back(
-    open_house: Rill, upstream: Upstream, shape: str
+def test_a_concurrency_rejection_states_the_limit_and_when_to_retry(
+    limited: Rill, upstream: Upstream, shape: str
 ) -> None:
     client = {"X-Forwarded-For": new_address()}
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
-    with open_house.ask("GET", "/stream?q=hi", client) as first:
+    with limited.ask("GET", "/stream?q=hi", client) as first:
         assert first.next_chunk() == b"one"
         method, path, headers, body = SHAPES[shape]
-        told = ask(open_house, path, {**client, **headers}, method, body)
-        assert (told.status, told.headers["retry-after"]) == (429, "1")
-        assert "At most 1 concurrent answers for one client" in told.text
-        assert "ratelimit-limit" not in told.headers  # waiting for its reset would not help
-        assert_promised(told)
+        response = ask(limited, path, {**client, **headers}, method, body)
+        assert (response.status, response.headers["retry-after"]) == (429, "1")
+        assert "At most 1 concurrent answers for one client" in response.text
+        assert "ratelimit-limit" not in response.headers  # waiting for a reset would not help
+        assert_headers(response)
     upstream.wait_until_left()
 
 
-# Which token, and how it is sent
+# Which API key, and how it is sent
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -349,38 +347,38 @@ def basic(user: str, password: str) -> dict[str, str]:
 
 
 RIGHT: dict[str, dict[str, str]] = {
-    "Bearer": {"Authorization": f"Bearer {TOKEN}"},
-    "bearer": {"Authorization": f"bearer {TOKEN}"},
-    "BEARER": {"Authorization": f"BEARER {TOKEN}"},
-    "bEaReR": {"authorization": f"bEaReR {TOKEN}"},
-    "Bearer of a hashed one": {"Authorization": f"Bearer {HASHED}"},
-    "x-api-key": {"x-api-key": TOKEN},
-    "X-API-KEY": {"X-API-KEY": TOKEN},
-    "x-api-key of a hashed one": {"x-api-key": HASHED},
-    "x-api-key beside another scheme": {"x-api-key": TOKEN, "Authorization": "Digest username=alice"},
-    "Basic": basic("alice", TOKEN),
-    "Basic of a hashed one": basic("alice", HASHED),
-    "Basic without a user": basic("", TOKEN),
-    "Basic of another's name": basic("bob", TOKEN),
-    "Basic of any user": basic("溪 any-body@example", TOKEN),
-    "basic": {"Authorization": basic("x", TOKEN)["Authorization"].replace("Basic", "basic")},
-    "Basic as EventSource sends it": {**basic("", TOKEN), "Accept": "text/event-stream", "Cache-Control": "no-store"},
+    "Bearer": {"Authorization": f"Bearer {API_KEY}"},
+    "bearer": {"Authorization": f"bearer {API_KEY}"},
+    "BEARER": {"Authorization": f"BEARER {API_KEY}"},
+    "bEaReR": {"authorization": f"bEaReR {API_KEY}"},
+    "Bearer with a hashed key": {"Authorization": f"Bearer {HASHED}"},
+    "x-api-key": {"x-api-key": API_KEY},
+    "X-API-KEY": {"X-API-KEY": API_KEY},
+    "x-api-key with a hashed key": {"x-api-key": HASHED},
+    "x-api-key beside another scheme": {"x-api-key": API_KEY, "Authorization": "Digest username=alice"},
+    "Basic": basic("alice", API_KEY),
+    "Basic with a hashed key": basic("alice", HASHED),
+    "Basic without a user": basic("", API_KEY),
+    "Basic with another's name": basic("bob", API_KEY),
+    "Basic with any user": basic("溪 any-body@example", API_KEY),
+    "basic": {"Authorization": basic("x", API_KEY)["Authorization"].replace("Basic", "basic")},
+    "Basic as EventSource sends it": {**basic("", API_KEY), "Accept": "text/event-stream", "Cache-Control": "no-store"},
 }
 
 
 @pytest.mark.parametrize("way", RIGHT)
-def test_a_token_is_known_however_it_is_sent(service: Rill, upstream: Upstream, way: str) -> None:
+def test_an_api_key_is_accepted_however_it_is_sent(service: Rill, upstream: Upstream, way: str) -> None:
     upstream.always(*wire.answer("ok"))
     for path in ("/stream?q=hi", "/chat/stream?message=hi", "/v1/models"):
         assert ask(service, path, RIGHT[way]).status == 200
 
 
-def ways(token: bytes) -> dict[str, bytes]:
-    """The header lines that carry a token, whatever bytes it is of."""
+def ways(key: bytes) -> dict[str, bytes]:
+    """Return the header lines that contain an API key of any bytes."""
     return {
-        "Bearer": b"Authorization: Bearer " + token,
-        "x-api-key": b"x-api-key: " + token,
-        "Basic": b"Authorization: Basic " + b64encode(b"alice:" + token),
+        "Bearer": b"Authorization: Bearer " + key,
+        "x-api-key": b"x-api-key: " + key,
+        "Basic": b"Authorization: Basic " + b64encode(b"alice:" + key),
     }
 
 
@@ -388,11 +386,11 @@ WRONG = {
     "another": b"wonder-land-0816",
     "empty": b"",
     "blank": b"  ",
-    "part of it": TOKEN.encode()[:-1],
-    "more than it": TOKEN.encode() + b"0",
-    "another case": TOKEN.upper().encode(),
+    "part of it": API_KEY.encode()[:-1],
+    "longer than it": API_KEY.encode() + b"0",
+    "another case": API_KEY.upper().encode(),
     "the name": b"alice",
-    "the entry": f"alice={TOKEN}".encode(),
+    "the entry": f"alice={API_KEY}".encode(),
     "the hash": sha256(HASHED.encode()).hexdigest().encode(),
     "the hash with its mark": b"sha256:" + sha256(HASHED.encode()).hexdigest().encode(),
     "UTF-8": "wönder-länd-溪".encode(),
@@ -400,99 +398,101 @@ WRONG = {
     "no encoding": b"\xff\xfe\x80wonder",
     "huge": b"w" * 5500,
     "the service's key": KEY.encode(),
-    "two": f"{TOKEN} {TOKEN}".encode(),
-    "two with a comma": f"{TOKEN},{HASHED}".encode(),
+    "two": f"{API_KEY} {API_KEY}".encode(),
+    "two with a comma": f"{API_KEY},{HASHED}".encode(),
 }
 
 
 @pytest.mark.parametrize("way", ways(b""))
 @pytest.mark.parametrize("name", WRONG)
-def test_no_other_token_is_known_however_odd(service: Rill, upstream: Upstream, name: str, way: str) -> None:
+def test_no_other_api_key_is_accepted(service: Rill, upstream: Upstream, name: str, way: str) -> None:
     line = ways(WRONG[name])[way] + f"\r\nX-Forwarded-For: {new_address()}".encode()
     for path in (b"/stream?q=hi", b"/v1/models"):
-        told = send(service.port, b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (path, line))
-        assert told.status == 401
-        assert {"Bearer", "Basic"} <= {each.split()[0] for each in told.headers["www-authenticate"].split(", ")}
-        assert "x-api-key" in told.text
-        assert_promised(told)
+        response = send(service.port, b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (path, line))
+        assert response.status == 401
+        assert {"Bearer", "Basic"} <= {each.split()[0] for each in response.headers["www-authenticate"].split(", ")}
+        assert "x-api-key" in response.text
+        assert_headers(response)
     assert upstream.requests == []
 
 
-def test_a_token_of_seven_thousand_letters_is_a_401(service: Rill) -> None:
+def test_an_api_key_of_seven_thousand_characters_is_a_401(service: Rill) -> None:
     for header in ({"Authorization": "Bearer " + "w" * 7000}, {"x-api-key": "w" * 7000}):
         assert ask(service, "/stream?q=hi", {**header, **from_new_address()}).status == 401
 
 
 ELSEWHERE = {
-    "token": f"/stream?q=hi&token={TOKEN}",
-    "api_key": f"/stream?q=hi&api_key={TOKEN}",
-    "access_token": f"/stream?q=hi&access_token={TOKEN}",
-    "key": f"/stream?q=hi&key={TOKEN}",
-    "x-api-key": f"/stream?q=hi&x-api-key={TOKEN}",
-    "authorization": f"/stream?q=hi&authorization=Bearer%20{TOKEN}",
-    "of chat": f"/chat/stream?message=hi&token={TOKEN}&api_key={TOKEN}",
-    "of models": f"/v1/models?api_key={TOKEN}&key={TOKEN}",
-    "a user of the absolute form": f"http://alice:{TOKEN}@127.0.0.1/stream?q=hi",
-    "a user without a password": f"http://{TOKEN}@127.0.0.1/stream?q=hi",
+    "token": f"/stream?q=hi&token={API_KEY}",
+    "api_key": f"/stream?q=hi&api_key={API_KEY}",
+    "access_token": f"/stream?q=hi&access_token={API_KEY}",
+    "key": f"/stream?q=hi&key={API_KEY}",
+    "x-api-key": f"/stream?q=hi&x-api-key={API_KEY}",
+    "authorization": f"/stream?q=hi&authorization=Bearer%20{API_KEY}",
+    "in chat": f"/chat/stream?message=hi&token={API_KEY}&api_key={API_KEY}",
+    "in models": f"/v1/models?api_key={API_KEY}&key={API_KEY}",
+    "a user of the absolute form": f"http://alice:{API_KEY}@127.0.0.1/stream?q=hi",
+    "a user without a password": f"http://{API_KEY}@127.0.0.1/stream?q=hi",
 }
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_token_in_the_url_opens_nothing(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_api_key_in_the_url_is_not_accepted(service: Rill, upstream: Upstream, name: str) -> None:
     # A target with a user in it is not valid: https://www.rfc-editor.org/rfc/rfc9110#section-4.2.4
     assert ask(service, ELSEWHERE[name], from_new_address()).status == (400 if "@" in ELSEWHERE[name] else 401)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("header", ["Cookie", "Proxy-Authorization", "X-Auth-Token", "Api-Key", "Referer"])
-def test_a_token_in_any_other_header_or_in_the_body_opens_nothing(
+def test_an_api_key_in_another_header_or_in_the_body_is_not_accepted(
     service: Rill, upstream: Upstream, header: str
 ) -> None:
-    value = {"Cookie": f"token={TOKEN}; x-api-key={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}"}.get(header, TOKEN)
+    value = {"Cookie": f"token={API_KEY}; x-api-key={API_KEY}", "Proxy-Authorization": f"Bearer {API_KEY}"}.get(
+        header, API_KEY
+    )
     form = {"Content-Type": "application/x-www-form-urlencoded", header: value, **from_new_address()}
-    body = f"q=hi&token={TOKEN}&api_key={TOKEN}&authorization=Bearer+{TOKEN}".encode()
+    body = f"q=hi&token={API_KEY}&api_key={API_KEY}&authorization=Bearer+{API_KEY}".encode()
     assert ask(service, "/stream", form, "POST", body).status == 401
     assert upstream.requests == []
 
 
-def test_the_log_names_the_client_and_never_its_secret(service: Rill, upstream: Upstream) -> None:
+def test_the_log_names_the_client_and_never_contains_its_key(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
-    for number, (token, name) in enumerate([(TOKEN, "alice"), (HASHED, "bob")]):
+    for number, (key, name) in enumerate([(API_KEY, "alice"), (HASHED, "bob")]):
         identity = f"named-{number}"
-        ask(service, "/stream?q=hi", {"x-api-key": token, "X-Request-Id": identity})
+        ask(service, "/stream?q=hi", {"x-api-key": key, "X-Request-Id": identity})
         assert logged(service, identity)["client"] == name
     ask(service, "/stream?q=hi", {"x-api-key": "wonder-land-mistyped"})
-    for secret in (TOKEN, HASHED, sha256(HASHED.encode()).hexdigest(), "wonder-land-mistyped"):
+    for secret in (API_KEY, HASHED, sha256(HASHED.encode()).hexdigest(), "wonder-land-mistyped"):
         assert secret not in service.output()
 
 
 def logged(service: Rill, identity: str) -> dict[str, Any]:
-    """Wait for the log line of one request."""
+    """Wait for the log line of a request, and return it."""
     deadline = time.monotonic() + 10
     while True:
         for line in service.output().splitlines():
             if line.startswith("{") and json.loads(line).get("request_id") == identity:
                 found: dict[str, Any] = json.loads(line)
                 return found
-        assert time.monotonic() < deadline, f"no line about {identity}"
+        assert time.monotonic() < deadline, f"no log line of {identity}"
         time.sleep(0.02)
 
 
-# Whose token goes where
+# Which key is sent to whom
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("way", ["Bearer", "x-api-key", "Basic"])
-def test_the_clients_token_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
+def test_a_clients_api_key_never_reaches_the_upstream(service: Rill, upstream: Upstream, name: str, way: str) -> None:
     upstream.always(*wire.answer("ok"))
-    method, path, headers, body = ASKING[name]
-    everywhere = {"Cookie": f"t={TOKEN}", "Proxy-Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": TOKEN}
-    more = {**headers, **everywhere, "Referer": f"http://x/?t={TOKEN}", "User-Agent": TOKEN, "X-Api-Token": TOKEN}
-    url = f"{path}{'&' if '?' in path else '?'}token={TOKEN}&api_key={TOKEN}"
+    method, path, headers, body = REQUESTS[name]
+    everywhere = {"Cookie": f"t={API_KEY}", "Proxy-Authorization": f"Bearer {API_KEY}", "X-Forwarded-For": API_KEY}
+    more = {**headers, **everywhere, "Referer": f"http://x/?t={API_KEY}", "User-Agent": API_KEY, "X-Api-Token": API_KEY}
+    url = f"{path}{'&' if '?' in path else '?'}token={API_KEY}&api_key={API_KEY}"
     assert ask(service, url, {**more, **RIGHT[way]}, method, body).status == 200
     (request,) = upstream.requests
     seen = f"{request.path} {request.headers} {request.body.decode()}"
-    for form in (TOKEN, b64encode(f"alice:{TOKEN}".encode()).decode(), b64encode(TOKEN.encode()).decode()):
+    for form in (API_KEY, b64encode(f"alice:{API_KEY}".encode()).decode(), b64encode(API_KEY.encode()).decode()):
         assert form not in seen
     assert KEY in request.headers.get("x-api-key", "") + request.headers.get("authorization", "")
 
@@ -509,18 +509,18 @@ def echo_in_mid_stream(*events: bytes) -> list[Step]:
     return [wire.head(), wire.send(wire.opening(), wire.text("one")), *(wire.send(each) for each in events), wire.end()]
 
 
-WORDS = f"Bad header: Authorization: Bearer {KEY} ({KEY})"
-ERROR = wire.stream_error("invalid_request_error", WORDS)
+MESSAGE = f"Bad header: Authorization: Bearer {KEY} ({KEY})"
+ERROR = wire.stream_error("invalid_request_error", MESSAGE)
 MIDDLE = ERROR.index(KEY.encode()) + len(KEY) // 2
-# A relay that tells the key it was sent, wherever it can.
+# A relay that repeats the key that it was sent, in every possible location.
 ECHOES = {
-    "a 400's words": echo(400, message=WORDS),
-    "a 413's words": echo(413, "request_too_large", WORDS),
-    "a 401's words": echo(401, "authentication_error", WORDS),
-    "a 500's words": echo(500, "api_error", WORDS),
+    "a 400's message": echo(400, message=MESSAGE),
+    "a 413's message": echo(413, "request_too_large", MESSAGE),
+    "a 401's message": echo(401, "authentication_error", MESSAGE),
+    "a 500's message": echo(500, "api_error", MESSAGE),
     "an error's type": echo(400, KEY, "no"),
     "a 500's type": echo(500, KEY, KEY),
-    "a body that is no JSON": [wire.status(400, {**ONCE, "content-type": "text/plain"}, WORDS.encode())],
+    "a body that is not JSON": [wire.status(400, {**ONCE, "content-type": "text/plain"}, MESSAGE.encode())],
     "a header": echo(400, x_debug=KEY, server=KEY, set_cookie=KEY, www_authenticate=KEY),
     "the request's id": echo(400, request_id=KEY),
     "Retry-After": echo(429, "rate_limit_error", retry_after=KEY),
@@ -537,39 +537,41 @@ ECHOES = {
 }
 
 
-@pytest.mark.parametrize("name", ASKING)
-@pytest.mark.parametrize("place", ECHOES)
-def test_the_services_key_never_reaches_a_client(service: Rill, upstream: Upstream, place: str, name: str) -> None:
-    upstream.always(*ECHOES[place])
-    method, path, headers, body = ASKING[name]
-    told = ask(service, path, {**ALICE, **headers}, method, body)
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("location", ECHOES)
+def test_the_upstream_key_never_reaches_a_client(service: Rill, upstream: Upstream, location: str, name: str) -> None:
+    upstream.always(*ECHOES[location])
+    method, path, headers, body = REQUESTS[name]
+    response = ask(service, path, {**ALICE, **headers}, method, body)
     assert upstream.requests
-    assert told.status is not None
-    assert KEY not in told.whole()
+    assert response.status is not None
+    assert KEY not in response.whole()
 
 
-@pytest.mark.parametrize("place", [place for place in ECHOES if "stream" not in place and "first" not in place])
+@pytest.mark.parametrize(
+    "location", [location for location in ECHOES if "stream" not in location and "first" not in location]
+)
 @pytest.mark.parametrize("path", [MESSAGES, COMPLETIONS])
-def test_the_services_key_never_reaches_a_client_that_wants_the_answer_whole(
-    service: Rill, upstream: Upstream, place: str, path: str
+def test_the_upstream_key_is_never_in_a_non_streamed_response(
+    service: Rill, upstream: Upstream, location: str, path: str
 ) -> None:
-    upstream.always(*ECHOES[place])
-    told = ask(service, path, {**ALICE, **JSON}, "POST", chat())
+    upstream.always(*ECHOES[location])
+    response = ask(service, path, {**ALICE, **JSON}, "POST", chat())
     assert upstream.requests
-    assert KEY not in told.whole()
+    assert KEY not in response.whole()
 
 
-def test_the_services_key_is_in_no_log_wherever_a_relay_repeats_it(service: Rill, upstream: Upstream) -> None:
+def test_the_upstream_key_is_never_logged_even_if_a_relay_repeats_it(service: Rill, upstream: Upstream) -> None:
     since = len(service.output())
-    for place, steps in ECHOES.items():
+    for location, steps in ECHOES.items():
         upstream.always(*steps)
-        identity = f"echo-{place}".replace(" ", "-").replace("'", "")
+        identity = f"echo-{location}".replace(" ", "-").replace("'", "")
         ask(service, "/stream?q=hi", {**ALICE, "X-Request-Id": identity})
         logged(service, identity)
-        assert KEY not in service.output()[since:], place
+        assert KEY not in service.output()[since:], location
 
 
-# One client
+# Addresses of a client
 
 
 TWINS = [
@@ -578,7 +580,7 @@ TWINS = [
     ("203.0.113.7", "::ffff:203.0.113.7"),
     ("::ffff:203.0.113.8", "::ffff:cb00:7108"),
 ]
-STRANGERS = [
+OTHERS = [
     ("2001:db8:2:4::1", "2001:db8:2:5::1"),
     ("2001:db8:3::1", "2001:db9:3::1"),
     ("203.0.113.17", "203.0.113.18"),
@@ -587,24 +589,26 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("first", "second"), TWINS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_one_client_share_its_rate(open_house: Rill, upstream: Upstream, first: str, second: str) -> None:
+def test_addresses_of_one_client_share_its_rate_limit(
+    limited: Rill, upstream: Upstream, first: str, second: str
+) -> None:
     upstream.always(*wire.answer("ok"))
-    asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
+    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [*[200] * RATE, 429]
 
 
-@pytest.mark.parametrize(("first", "second"), STRANGERS, ids=lambda address: address.replace(":", "."))
-def test_addresses_of_two_clients_have_a_rate_each(
-    open_house: Rill, upstream: Upstream, first: str, second: str
+@pytest.mark.parametrize(("first", "second"), OTHERS, ids=lambda address: address.replace(":", "."))
+def test_addresses_of_two_clients_have_a_rate_limit_each(
+    limited: Rill, upstream: Upstream, first: str, second: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
+    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [200] * (RATE + 1)
 
 
-def test_what_is_no_address_is_one_client_and_harms_nobody(open_house: Rill, upstream: Upstream) -> None:
+def test_invalid_addresses_are_one_client_and_do_not_affect_others(limited: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     sent = ["unknown", "203.0.113.9:1234x", "fe80::1%eth0/../..", "a" * 3000, "_hidden", "\x7f"]
-    asked = [ask(open_house, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]
+    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]
     assert set(asked) <= {200, 429, 400}
-    assert ask(open_house, "/stream?q=hi", {"X-Forwarded-For": new_address()}).status == 200
+    assert ask(limited, "/stream?q=hi", {"X-Forwarded-For": new_address()}).status == 200

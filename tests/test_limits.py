@@ -1,4 +1,4 @@
-"""How much, how often, how many at once."""
+"""Rate limits and concurrency limits."""
 
 import time
 from collections import deque
@@ -26,63 +26,63 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize(("rate", "times"), [("1/minute", 1), ("3/minute", 3), ("60/minute", 60), ("5 per hour", 5)])
-def test_a_client_may_ask_as_often_as_the_rate_says_and_then_not(rate: str, times: int) -> None:
+def test_a_client_gets_as_many_requests_as_its_rate_limit_allows(rate: str, times: int) -> None:
     counted = RateLimit(rate)
     for _ in range(times):
         counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.status == 429
+    assert rejected.value.status == 429
 
 
 @pytest.mark.parametrize(("rate", "longest"), [("1/minute", 60), ("2/hour", 3600), ("1/day", 86400)])
-def test_a_refusal_says_the_rate_and_when_to_come_back(rate: str, longest: int) -> None:
+def test_a_rejection_states_the_limit_and_when_to_retry(rate: str, longest: int) -> None:
     counted = RateLimit(rate)
     for _ in range(int(rate[0])):
         counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.retry_after is not None
-    assert 1 <= refused.value.retry_after <= longest
-    assert rate[0] in refused.value.detail
-    assert rate.partition("/")[2] in refused.value.detail
+    assert rejected.value.retry_after is not None
+    assert 1 <= rejected.value.retry_after <= longest
+    assert rate[0] in rejected.value.detail
+    assert rate.partition("/")[2] in rejected.value.detail
 
 
 @pytest.mark.parametrize("rate", ["2/second;3/day", "3/day;2/second"])
-def test_each_of_several_rates_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
+def test_each_of_several_limits_applies_and_the_exceeded_one_is_reported(rate: str) -> None:
     counted = RateLimit(rate)
     counted.count("alice")
     counted.count("alice")
-    for _ in range(50):  # What the shorter window rejects uses up nothing of the longer one.
+    for _ in range(50):  # Requests that the shorter window rejects do not count in the longer one.
         with suppress(Problem):
             counted.count("alice")
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    assert refused.value.headers["RateLimit-Policy"] in ("2;w=1", "3;w=86400")
-    time.sleep(2.1)  # pacing: what is awaited is the very passing of this time
+    assert rejected.value.headers["RateLimit-Policy"] in ("2;w=1", "3;w=86400")
+    time.sleep(2.1)  # pacing: the test waits for this time to pass
     with suppress(Problem):
         counted.count("alice")
     time.sleep(1.1)
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         counted.count("alice")
-    assert refused.value.headers["RateLimit-Limit"] == "3"
-    assert refused.value.headers["RateLimit-Policy"] == "3;w=86400"
-    assert refused.value.retry_after is not None
-    assert refused.value.retry_after > 1000
+    assert rejected.value.headers["RateLimit-Limit"] == "3"
+    assert rejected.value.headers["RateLimit-Policy"] == "3;w=86400"
+    assert rejected.value.retry_after is not None
+    assert rejected.value.retry_after > 1000
 
 
-def test_who_comes_back_when_told_to_is_let_in() -> None:
+def test_a_client_that_waits_for_retry_after_is_accepted() -> None:
     counted = RateLimit("5/second")
     with suppress(Problem):
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Problem) as rejected:
         deque(map(counted.count, repeat("alice")), maxlen=0)
-    assert refused.value.retry_after == 1
-    time.sleep(refused.value.retry_after)  # pacing: what is awaited is the very passing of this time
+    assert rejected.value.retry_after == 1
+    time.sleep(rejected.value.retry_after)  # pacing: the test waits for this time to pass
     counted.count("alice")
 
 
-def test_a_request_that_one_quota_rejects_counts_for_none() -> None:
+def test_a_request_that_one_quota_rejects_counts_towards_none() -> None:
     counted = RateLimit("3/second;2/day")
     for _ in range(50):
         with suppress(Problem):
@@ -97,7 +97,7 @@ def test_a_request_that_one_quota_rejects_counts_for_none() -> None:
     pauses=st.lists(st.floats(0, 30, exclude_min=True), min_size=1, max_size=100),
     used=st.integers(1, 5),
 )
-def test_a_client_has_something_left_exactly_when_it_was_told_to(amount: int, pauses: list[float], used: int) -> None:
+def test_quota_is_available_exactly_after_the_reported_wait(amount: int, pauses: list[float], used: int) -> None:
     now = 1000.0
     window = SlidingWindow(Quota(amount, 10, "10 seconds"), lambda: now)
     for pause in pauses:
@@ -136,7 +136,7 @@ def test_expired_counts_are_forgotten() -> None:
         (2.1, 9, 9),
     ],
 )
-def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, current: int, previous: int) -> None:
+def test_redis_and_a_worker_count_alike(redis: RedisServer, elapsed: float, current: int, previous: int) -> None:
     quota, free = Quota(5, 1000, "1000 seconds"), Quota(7, 86400, "day")
     with redis.client() as client:
         client.flushall()
@@ -147,7 +147,7 @@ def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, curre
         waits = SharedCounts(redis.url, [quota, free]).count("alice")
         counts = Counts(begun, current, previous).at(now, quota.seconds)
         assert waits == pytest.approx([counts.seconds_left(now, quota), 0], abs=5)
-        # A request that one quota rejects counts for none.
+        # A request that one quota rejects counts towards none.
         assert client.hexists("rill:alice", str(free.seconds)) == (waits == [0, 0])
         if waits == [0, 0]:
             kept = [float(part) for part in client.hget("rill:alice", str(quota.seconds)).split()]
@@ -156,7 +156,7 @@ def test_redis_counts_as_a_worker_does(redis: RedisServer, elapsed: float, curre
             assert 0 < client.ttl("rill:alice") <= 2 * 86400
 
 
-def test_each_client_is_counted_apart() -> None:
+def test_each_client_is_counted_separately() -> None:
     counted = RateLimit("1/minute")
     counted.count("alice")
     counted.count("bob")
@@ -164,16 +164,16 @@ def test_each_client_is_counted_apart() -> None:
         counted.count("alice")
 
 
-def test_a_refused_request_is_not_counted_again() -> None:
+def test_a_rejected_request_is_not_counted() -> None:
     counted = RateLimit("2/second")
     for _ in range(1000):
         with suppress(Problem):
             counted.count("alice")
-    time.sleep(2.1)  # pacing: as long as two windows last
+    time.sleep(2.1)  # pacing: the length of two windows
     counted.count("alice")
 
 
-def test_a_great_many_clients_are_each_counted() -> None:
+def test_thousands_of_clients_are_each_counted() -> None:
     counted = RateLimit("1/hour")
     for number in range(3000):
         counted.count(f"client {number}")
@@ -182,29 +182,29 @@ def test_a_great_many_clients_are_each_counted() -> None:
             counted.count(f"client {number}")
 
 
-def test_no_more_answers_at_once_than_there_are_places() -> None:
+def test_concurrent_answers_never_exceed_the_slots() -> None:
     slots = ConcurrencyLimit(total=2, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("bob"):
-        with pytest.raises(Problem) as refused, slots.hold_slot("carol"):
+        with pytest.raises(Problem) as rejected, slots.hold_slot("carol"):
             pass
-        assert (refused.value.status, refused.value.retry_after) == (503, 1)
+        assert (rejected.value.status, rejected.value.retry_after) == (503, 1)
         with pytest.raises(Problem):
             slots.check_capacity()
     slots.check_capacity()
 
 
-def test_no_more_answers_at_once_for_one_client_than_its_share() -> None:
+def test_concurrent_answers_of_one_client_never_exceed_its_slots() -> None:
     slots = ConcurrencyLimit(total=10, per_client=2)
     with slots.hold_slot("alice"), slots.hold_slot("alice"):
-        with pytest.raises(Problem) as refused, slots.hold_slot("alice"):
+        with pytest.raises(Problem) as rejected, slots.hold_slot("alice"):
             pass
-        assert (refused.value.status, refused.value.retry_after) == (429, 1)
-        assert "2" in refused.value.detail
+        assert (rejected.value.status, rejected.value.retry_after) == (429, 1)
+        assert "2" in rejected.value.detail
         with slots.hold_slot("bob"):
             slots.check_capacity()
 
 
-def test_a_place_is_free_again_however_its_answer_ended() -> None:
+def test_a_slot_is_released_at_every_outcome() -> None:
     slots = ConcurrencyLimit(total=1, per_client=1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), slots.hold_slot("alice"):
@@ -216,7 +216,7 @@ def test_a_place_is_free_again_however_its_answer_ended() -> None:
     slots.check_capacity()
 
 
-def test_a_refused_place_takes_none() -> None:
+def test_a_rejected_request_costs_no_slot() -> None:
     slots = ConcurrencyLimit(total=2, per_client=1)
     with slots.hold_slot("alice"):
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""The log: one line an answer with the same fields each time, hardly anything else, and never what was said."""
+"""The log: one line per answer, always with the same fields, little else, and never a prompt or an answer."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ from upstream import Step, Upstream
 
 from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
 
-WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
 SSE = {"Accept": "text/event-stream"}
-BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
-WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
+STARTED = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
+REST = (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def line_about(rill: Rill, name: str) -> dict[str, Any]:
     return line
 
 
-# The line of an answer
+# The log line of an answer
 
 
-def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, *WHOLE)
+def test_a_log_line_has_exactly_the_documented_fields(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, *REST)
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "whole"}) as asked:
         asked.read_rest()
     line = line_about(rill, "whole")
-    table = WATCHING.split("## Log line")[1].split("\n## ")[0]
+    table = MONITORING.split("## Log line")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(line)
     duration, first_text, timestamp = (line.pop(name) for name in ("duration_ms", "ttft_ms", "timestamp"))
     assert duration >= first_text >= 0
@@ -80,9 +80,9 @@ def test_a_line_has_every_field_that_the_documents_name_and_no_other(rill: Rill,
     }
 
 
-def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, *WHOLE)
-    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+def test_a_request_that_the_upstream_rejects_has_the_same_fields(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, *REST)
+    upstream.script(wire.error(400, "invalid_request_error", "canary-message"))
     for name in ("good", "bad"):
         with rill.ask("GET", "/stream?q=canary-prompt", {"X-Request-Id": name}) as asked:
             asked.read_rest()
@@ -99,12 +99,12 @@ def test_a_request_that_the_upstream_refuses_has_the_same_fields(rill: Rill, ups
         ((wire.close(),), "upstream_truncated"),
         ((wire.send(wire.stream_error()), wire.end()), "upstream_error"),
     ],
-    ids=["cut", "error"],
+    ids=["closed", "error"],
 )
-def test_what_the_upstream_broke_off_is_not_said_to_be_cancelled(
+def test_an_answer_that_the_upstream_ends_early_is_not_logged_as_cancelled(
     rill: Rill, upstream: Upstream, rest: tuple[Step, ...], outcome: str
 ) -> None:
-    upstream.script(*BEGUN, *rest)
+    upstream.script(*STARTED, *rest)
     with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": outcome}) as asked:
         asked.read_rest()
     line = line_about(rill, outcome)
@@ -112,48 +112,48 @@ def test_what_the_upstream_broke_off_is_not_said_to_be_cancelled(
 
 
 def every(seconds: float, event: bytes) -> tuple[Step, ...]:
-    """The event again and again, for longer than any deadline of these tests."""
+    """Return steps that repeat the event for longer than any deadline of these tests."""
     return tuple(step for _ in range(100) for step in (wire.pause(seconds), wire.send(event)))
 
 
-def test_what_a_deadline_broke_off_is_said_to_be_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
+def test_an_answer_that_exceeds_a_deadline_is_logged_as_cancelled(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1", RILL_TOTAL_TIMEOUT_SECONDS="2")
     scripts = {"silence": (), "pings": every(0.1, wire.ping()), "talk": every(0.1, wire.text("and "))}
     with ExitStack() as stack:
         asked = []
         for name, rest in scripts.items():
-            upstream.script(*BEGUN, *rest, wire.silence())
+            upstream.script(*STARTED, *rest, wire.silence())
             asked.append(stack.enter_context(rill.ask("GET", "/stream?q=hi", {"X-Request-Id": name})))
             assert asked[-1].next_chunk() == b"some "
         for each in asked:
             each.read_rest()
-    told = {name: line_about(rill, name) for name in scripts}
-    assert {name: line["outcome"] for name, line in told.items()} == {
+    lines = {name: line_about(rill, name) for name in scripts}
+    assert {name: line["outcome"] for name, line in lines.items()} == {
         "silence": "idle_timeout",
         "pings": "idle_timeout",
         "talk": "total_timeout",
     }
-    assert [line["cancelled"] for line in told.values()] == [True] * 3
+    assert [line["cancelled"] for line in lines.values()] == [True] * 3
 
 
-def test_the_line_of_an_answer_whose_client_left_says_that_it_was_broken_off(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, wire.silence())
-    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "left"}) as asked:
+def test_an_answer_whose_client_disconnects_is_logged_as_cancelled(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, wire.silence())
+    with rill.ask("GET", "/stream?q=hi", {"X-Request-Id": "disconnected"}) as asked:
         assert asked.next_chunk() == b"some "
-    line = line_about(rill, "left")
+    line = line_about(rill, "disconnected")
     assert (line["outcome"], line["cancelled"], line["status"], line["bytes"]) == ("client_disconnected", True, 200, 5)
 
 
-def test_who_leaves_behind_the_last_event_has_a_whole_answer(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, WHOLE[0], wire.silence())  # the body's end, which Rill waits for a moment, never comes
-    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "behind"}) as asked:
+def test_a_disconnect_after_the_last_event_is_a_completed_answer(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, REST[0], wire.silence())  # the end of the body, which Rill awaits briefly, never comes
+    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "after-done"}) as asked:
         asked.read_until(b"[DONE]\n\n")
-    line = line_about(rill, "behind")
+    line = line_about(rill, "after-done")
     assert (line["outcome"], line["cancelled"]) == ("completed", False)
 
 
-def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *WHOLE)
+def test_ttft_is_measured_from_the_request(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *STARTED[1:], *REST)
     with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "held"}) as asked:
         asked.read_until(b"\n\n")
         begun = time.monotonic()
@@ -165,23 +165,23 @@ def test_the_first_text_is_timed_from_the_request_on(rill: Rill, upstream: Upstr
     assert line["duration_ms"] >= line["ttft_ms"] >= held * 1000 - 1
 
 
-def test_an_answer_without_text_has_no_time_of_a_first_text(rill: Rill, upstream: Upstream) -> None:
+def test_an_answer_without_text_has_no_ttft(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("tool_use")), wire.end())
-    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "mute"}) as asked:
+    with rill.ask("GET", "/stream?q=hi", {**SSE, "X-Request-Id": "no-text"}) as asked:
         asked.read_rest()
-    line = line_about(rill, "mute")
+    line = line_about(rill, "no-text")
     assert (line["ttft_ms"], line["stop_reason"], line["outcome"]) == (None, "tool_use", "completed")
 
 
-# All that is written
+# The whole output
 
 
-def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
+def test_a_server_logs_its_start_its_answers_and_its_stop_and_nothing_else(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     rill = start_rill()
     for number in range(3):
-        upstream.script(*BEGUN, *WHOLE)
+        upstream.script(*STARTED, *REST)
         with rill.ask("GET", "/stream?q=canary", {"X-Request-Id": f"answer-{number}"}) as asked:
             asked.read_rest()
         line_about(rill, f"answer-{number}")
@@ -190,12 +190,12 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
             asked.read_rest()
     assert rill.stop().exit_code == 0
     written = rill.output().split("\n")[:-1]
-    *answers, refused = lines_of(rill.output())
+    *answers, rejected = lines_of(rill.output())
     assert [line["request_id"] for line in answers] == ["answer-0", "answer-1", "answer-2"]
-    assert (refused["event"], refused["path"]) == ("rejected", "/*")
+    assert (rejected["event"], rejected["path"]) == ("rejected", "/*")
     others = [line for line in written if not line.startswith("{")]
-    said = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
-    assert said == [
+    logged = [re.sub(r"^\[.*\] \[INFO\] |\b\d[\d.:]*\b|\(.*\)", "", line).strip() for line in others]
+    assert logged == [
         "Starting gunicorn",
         "Listening at: http://",
         "Using worker: rill.server.worker.Worker",
@@ -207,11 +207,11 @@ def test_a_service_writes_its_start_its_answers_and_its_stop_and_nothing_else(
     assert "canary" not in rill.output()
 
 
-# For humans
+# Terminals
 
 
 def read_line(terminal: int, wanted: bytes) -> str:
-    """What is written to a terminal, up to the end of the first line that is wanted."""
+    """Return the output of a terminal up to the end of the first line that contains `wanted`."""
     got, deadline = b"", time.monotonic() + 20
     while not (wanted in got and got.endswith(b"\n")):
         assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], got
@@ -220,8 +220,8 @@ def read_line(terminal: int, wanted: bytes) -> str:
 
 
 @contextmanager
-def on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
-    """A server whose stdout is a terminal, and its port."""
+def server_on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
+    """Start a server whose stdout is a terminal; yield the terminal and the port."""
     terminal, end = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8", **rill_env(upstream)}
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"]
@@ -234,9 +234,9 @@ def on_terminal(upstream: Upstream) -> Iterator[tuple[int, int]]:
     os.close(terminal)
 
 
-def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
-    upstream.script(*BEGUN, *WHOLE)
-    with on_terminal(upstream) as (terminal, port):
+def test_log_lines_on_a_terminal_are_human_readable(upstream: Upstream) -> None:
+    upstream.script(*STARTED, *REST)
+    with server_on_terminal(upstream) as (terminal, port):
         curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary"]
         assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
         written = read_line(terminal, b"answer")
@@ -249,7 +249,7 @@ def test_on_a_terminal_the_lines_are_for_humans(upstream: Upstream) -> None:
 
 
 def wait_for_port(pid: int) -> int:
-    """The port that gunicorn's master listens on, once a worker serves there."""
+    """Return the port that gunicorn's master listens on, once a worker runs."""
     master, deadline = psutil.Process(pid), time.monotonic() + 20
     while time.monotonic() < deadline:
         ports = [each.laddr.port for each in master.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]
@@ -259,11 +259,11 @@ def wait_for_port(pid: int) -> int:
     raise AssertionError("gunicorn does not listen")
 
 
-# What goes wrong inside
+# Internal errors
 
 
-class Screen(StringIO):
-    """A stream that says it is a terminal."""
+class Terminal(StringIO):
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -271,7 +271,7 @@ class Screen(StringIO):
 
 @pytest.fixture
 def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
-    """Write the service's log to a stream, for one test."""
+    """Return a function that writes the log to a stream, for one test."""
     names = ("rill", *VERBOSE_LIBRARIES)
     before = [(logging.getLogger(name), vars(logging.getLogger(name)).copy()) for name in names]
     threads = logging.logThreads
@@ -284,37 +284,37 @@ def logs() -> Iterator[Callable[[StringIO], logging.Logger]]:
     logging.logThreads = threads
     for logger, was in before:
         vars(logger).update(was)
-        logger.setLevel(was["level"])  # also forgets which levels were found to be on
+        logger.setLevel(was["level"])  # also clears the cache of enabled levels
 
 
-def fail(words: str) -> None:
-    """Raise an error with a cause, both of which repeat what was said."""
+def raise_errors(message: str) -> None:
+    """Raise an error with a cause; the messages of both contain `message`."""
     try:
-        raise KeyError(words)
+        raise KeyError(message)
     except KeyError as error:
-        error.add_note(words)
-        raise ValueError(f"cannot take {words}") from error
+        error.add_note(message)
+        raise ValueError(f"cannot take {message}") from error
 
 
-@pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
-def test_an_error_inside_is_logged_with_its_place_and_without_its_words(
+@pytest.mark.parametrize("stream", [StringIO, Terminal], ids=["file", "terminal"])
+def test_an_internal_error_is_logged_with_its_location_and_without_its_message(
     logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
 ) -> None:
     written = stream()
     try:
-        fail("canary" + "-prompt")
+        raise_errors("canary" + "-prompt")
     except ValueError:
         logs(written).exception("a request failed")
-    said = written.getvalue()
-    assert "canary-prompt" not in said
-    assert "a request failed" in said
-    assert "test_logs.py" in said
-    assert "in fail" in said
-    assert "ValueError" in said
-    assert said.count("\n") == 1 if stream is StringIO else said.count("\n") > 1
+    logged = written.getvalue()
+    assert "canary-prompt" not in logged
+    assert "a request failed" in logged
+    assert "test_logs.py" in logged
+    assert "in raise_errors" in logged
+    assert "ValueError" in logged
+    assert logged.count("\n") == 1 if stream is StringIO else logged.count("\n") > 1
 
 
-def test_a_line_break_in_what_is_logged_makes_no_second_line(logs: Callable[[StringIO], logging.Logger]) -> None:
+def test_a_line_break_in_a_message_makes_no_second_line(logs: Callable[[StringIO], logging.Logger]) -> None:
     written = StringIO()
     logs(written).warning("a model named %s", 'x"\n{"event": "answer"}')
     assert written.getvalue().count("\n") == 1
@@ -325,27 +325,27 @@ def test_a_line_break_in_what_is_logged_makes_no_second_line(logs: Callable[[Str
 UNSAFE = "\x00\x07\x08\x1b\x7f\x85\x9b\u061c\u200e\u200f\u202a\u202e\u2028\u2029\u2066\u2069\udc80"
 
 
-@pytest.mark.parametrize("stream", [StringIO, Screen], ids=["file", "terminal"])
-def test_a_field_that_a_client_chooses_cannot_steer_a_terminal(
+@pytest.mark.parametrize("stream", [StringIO, Terminal], ids=["file", "terminal"])
+def test_a_field_that_a_client_chooses_cannot_control_a_terminal(
     logs: Callable[[StringIO], logging.Logger], stream: type[StringIO]
 ) -> None:
     written = stream()
     logs(written).warning("a model named %s", UNSAFE, extra={"model": f"a{UNSAFE}b", "list": [UNSAFE], UNSAFE: "name"})
-    said = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # the colours
-    assert [letter for letter in UNSAFE if letter in said] == []
-    assert said.count("\n") == 1
+    logged = re.sub(r"\x1b\[[\d;]*m", "", written.getvalue())  # the colours
+    assert [letter for letter in UNSAFE if letter in logged] == []
+    assert logged.count("\n") == 1
     if stream is StringIO:
-        assert said.isascii()
-        assert json.loads(said)["model"] == f"a{UNSAFE}b"
+        assert logged.isascii()
+        assert json.loads(logged)["model"] == f"a{UNSAFE}b"
     else:
-        assert "\\u001b" in said
-        assert "\\u202e" in said
+        assert "\\u001b" in logged
+        assert "\\u202e" in logged
 
 
-def test_a_model_with_terminal_escapes_reaches_no_terminal(upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *WHOLE)
+def test_terminal_escapes_in_a_model_name_never_reach_a_terminal(upstream: Upstream) -> None:
+    upstream.always(*STARTED, *REST)
     model = quote(f"]0;owned{UNSAFE[:-1]}")
-    with on_terminal(upstream) as (terminal, port):
+    with server_on_terminal(upstream) as (terminal, port):
         curl = ["curl", "--silent", "--max-time", "20", f"http://127.0.0.1:{port}/stream?q=canary&model={model}"]
         assert subprocess.run(curl, capture_output=True, check=True).stdout == b"some text"
         written = read_line(terminal, b"answer")
@@ -355,8 +355,8 @@ def test_a_model_with_terminal_escapes_reaches_no_terminal(upstream: Upstream) -
 
 
 ESCAPES = "\x1b]0;owned\x07\x9b31m\u202e\x7f"
-# Wherever a client's bytes may stand that gunicorn reads.
-STEERING = {
+# Every part of a request that gunicorn reads.
+INJECTIONS = {
     "method": f"G{ESCAPES} /stream HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "URL": f"GET /stream?q={ESCAPES} HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "encoded URL": f"GET /{quote(ESCAPES)}?q={quote(ESCAPES)} HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -370,9 +370,9 @@ STEERING = {
 }
 
 
-def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> None:
+def test_gunicorns_log_contains_no_terminal_escape(start_rill: StartRill) -> None:
     rill = start_rill("--log-level", "debug", "--access-logfile", "-", "--capture-output")
-    for request in STEERING.values():
+    for request in INJECTIONS.values():
         with Conversation(rill.port, request.encode()) as asked:
             asked.half_close()
             asked.read_rest()
@@ -381,9 +381,7 @@ def test_the_log_of_gunicorn_holds_no_terminal_escape(start_rill: StartRill) -> 
 
 
 @pytest.mark.parametrize("name", VERBOSE_LIBRARIES)
-def test_libraries_that_would_log_prompts_are_kept_from_it(
-    logs: Callable[[StringIO], logging.Logger], name: str
-) -> None:
+def test_libraries_that_would_log_prompts_are_silenced(logs: Callable[[StringIO], logging.Logger], name: str) -> None:
     logging.getLogger(name).setLevel(logging.DEBUG)
     logs(StringIO())
     assert not logging.getLogger(name).isEnabledFor(logging.INFO)

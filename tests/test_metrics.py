@@ -1,4 +1,4 @@
-"""The numbers of /metrics: right whichever worker tells them, few, and none of them a secret."""
+"""/metrics: the same totals from every worker, a bounded number of series, and no secrets."""
 
 import json
 import os
@@ -23,73 +23,73 @@ from rill.streaming.delivery import UPSTREAM_OUTCOMES
 from rill.telemetry.metrics import Telemetry
 
 ALICE, BOB, CAROL = ({"x-api-key": f"secret-of-{name}"} for name in ("alice", "bob", "carol"))
-TOKENS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
+API_KEYS = "alice=secret-of-alice,bob=secret-of-bob,carol=secret-of-carol"
 MODEL = "claude-sonnet-5-5"
-WATCHING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
-# Not to be tried again, so that a refusal is told at once.
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+# Prevents a retry, so that an error is reported at once.
 AT_ONCE = {"x-should-retry": "false"}
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
-class Numbers(dict[Series, float]):
-    """What /metrics told: the name and the labels of each series -> its number."""
+class Metrics(dict[Series, float]):
+    """The series of /metrics: name and labels -> value."""
 
     def of(self, name: str, **labels: str) -> float:
-        """The sum of all series of that name that have those labels."""
+        """Return the sum of all series with this name and these labels."""
         return sum(
-            number for (known, pairs), number in self.items() if known == name and pairs.issuperset(labels.items())
+            value for (known, pairs), value in self.items() if known == name and pairs.issuperset(labels.items())
         )
 
-    def since(self, before: "Numbers") -> "Numbers":
-        """What has been added."""
-        return Numbers({series: n - before.get(series, 0) for series, n in self.items() if n != before.get(series, 0)})
+    def since(self, before: "Metrics") -> "Metrics":
+        """Return the series that have changed, with their differences."""
+        return Metrics({series: n - before.get(series, 0) for series, n in self.items() if n != before.get(series, 0)})
 
     def named(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
-        """The series of one name, by their labels."""
-        return {pairs: number for (known, pairs), number in self.items() if known == name}
+        """Return the series with this name, by their labels."""
+        return {pairs: value for (known, pairs), value in self.items() if known == name}
 
 
-def read_numbers(text: str) -> Numbers:
+def parse_metrics(text: str) -> Metrics:
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    numbers = Numbers({(each.name, frozenset(each.labels.items())): each.value for each in samples})
-    assert len(numbers) == len(samples), "a series stands there twice"
-    return numbers
+    metrics = Metrics({(each.name, frozenset(each.labels.items())): each.value for each in samples})
+    assert len(metrics) == len(samples), "a series occurs twice"
+    return metrics
 
 
-def scrape(rill: Rill, headers: Mapping[str, str] = ALICE) -> Numbers:
+def scrape(rill: Rill, headers: Mapping[str, str] = ALICE) -> Metrics:
     with rill.ask("GET", "/metrics", {**headers, "Connection": "close"}) as asked:
         assert asked.status == 200
         assert asked.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        return read_numbers(asked.read_rest().decode())
+        return parse_metrics(asked.read_rest().decode())
 
 
-def wait_for(look: Callable[[], Numbers], condition: Callable[[Numbers], bool]) -> Numbers:
-    """Look until the condition holds: an answer is counted a moment after its end."""
+def wait_for(look: Callable[[], Metrics], condition: Callable[[Metrics], bool]) -> Metrics:
+    """Scrape until the condition holds: an answer is counted a moment after its end."""
     deadline = time.monotonic() + 10
-    while not condition(numbers := look()):
-        assert time.monotonic() < deadline, numbers
+    while not condition(metrics := look()):
+        assert time.monotonic() < deadline, metrics
         time.sleep(0.02)
-    return numbers
+    return metrics
 
 
 @contextmanager
-def counted(rill: Rill, answers: int = 1) -> Iterator[Numbers]:
-    """What so many answers add to the numbers while the context lasts; filled in at its end."""
-    before, added = scrape(rill), Numbers()
+def counted(rill: Rill, answers: int = 1) -> Iterator[Metrics]:
+    """Yield the change of the metrics by that many answers within the context; it is filled in at the end."""
+    before, added = scrape(rill), Metrics()
     yield added
 
-    def is_over(numbers: Numbers) -> bool:
-        return numbers.since(before).of("rill_requests_total") >= answers
+    def is_over(metrics: Metrics) -> bool:
+        return metrics.since(before).of("rill_requests_total") >= answers
 
     added.update(wait_for(lambda: scrape(rill), is_over).since(before))
 
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server for named clients, whose answers of a second's silence are ended."""
+    """Return a server with API keys, two slots, and one slot per client."""
     return share_rill(
-        RILL_API_KEYS=TOKENS,
+        RILL_API_KEYS=API_KEYS,
         RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5",
         RILL_MAX_STREAMS="2",
         RILL_MAX_STREAMS_PER_CLIENT="1",
@@ -99,20 +99,20 @@ def rill(share_rill: StartRill) -> Rill:
 
 @pytest.fixture
 def pair(share_rill: StartRill) -> Rill:
-    """A server of two workers, for everybody and every model."""
+    """Return a server of two workers, without API keys."""
     running = share_rill(WEB_CONCURRENCY="2", RILL_TRUSTED_PROXIES="1")
     running.wait_for_workers(2)
     return running
 
 
-# The dialects, and how a test asks in each
+# The dialects, and the steps of the upstream
 
 BODY = {"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
 
 DIALECTS = pytest.mark.parametrize("dialect", ["text", "sse", "anthropic", "openai"])
-BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
-HELD = (*BEGUN, wire.gate("rest"))
+STARTED = (wire.head(), wire.send(wire.opening(), wire.text("some ")))
+HELD = (*STARTED, wire.gate("rest"))
 REST: dict[str, tuple[Step, ...]] = {
     "completed": (wire.send(wire.text("text"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end()),
     "upstream_truncated": (wire.close(),),
@@ -129,10 +129,10 @@ def series(**labels: str) -> frozenset[tuple[str, str]]:
 
 @DIALECTS
 @pytest.mark.parametrize("outcome", REST)
-def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
+def test_an_answer_is_counted_once_with_its_outcome_its_tokens_and_its_bytes(
     rill: Rill, upstream: Upstream, dialect: str, outcome: str
 ) -> None:
-    upstream.script(*BEGUN, *REST[outcome])
+    upstream.script(*STARTED, *REST[outcome])
     with counted(rill) as added, ask(rill, dialect, ALICE) as asked:
         body = asked.read_rest()
     labels = {"client": "alice", "model": MODEL}
@@ -148,7 +148,7 @@ def test_an_answer_is_counted_once_with_its_ending_its_tokens_and_its_bytes(
 
 
 @DIALECTS
-def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Upstream, dialect: str) -> None:
+def test_a_disconnect_is_counted_as_client_disconnected(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.script(*HELD)
     with counted(rill) as added:
         with ask(rill, dialect, ALICE) as asked:
@@ -160,7 +160,7 @@ def test_an_answer_whose_client_left_is_counted_as_that(rill: Rill, upstream: Up
     assert added.of("rill_upstream_errors_total") == 0
 
 
-def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_pings_come_or_not(
+def test_a_silent_upstream_is_counted_as_idle_timeout_in_every_dialect_with_or_without_pings(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     rill, names = share_rill(RILL_IDLE_TIMEOUT_SECONDS="1"), ["text", "sse", "anthropic", "openai"]
@@ -168,18 +168,18 @@ def test_an_answer_that_fell_silent_is_counted_as_that_in_every_dialect_whether_
     with counted(rill, 8) as added, ExitStack() as stack:
         asked = []
         for rest in ([], pings):
-            upstream.always(*BEGUN, *rest, wire.silence())
+            upstream.always(*STARTED, *rest, wire.silence())
             for name in names:
                 asked.append(stack.enter_context(ask(rill, name, ALICE)))
                 asked[-1].read_until(b"some ")
         for each in asked:
             each.read_rest()
-    told = {series(client="", dialect=name, model=MODEL, outcome="idle_timeout"): 2.0 for name in names}
-    assert added.named("rill_requests_total") == told
+    reported = {series(client="", dialect=name, model=MODEL, outcome="idle_timeout"): 2.0 for name in names}
+    assert added.named("rill_requests_total") == reported
     assert added.named("rill_upstream_errors_total") == {series(type="idle_timeout"): 8}
 
 
-def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
+def test_a_non_streamed_answer_is_counted_like_a_streamed_one(rill: Rill, upstream: Upstream) -> None:
     message = {"type": "message", "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
     with counted(rill) as added, ask(rill, "anthropic", ALICE, stream=False) as asked:
@@ -194,7 +194,7 @@ def test_an_answer_that_came_whole_is_counted_like_a_streamed_one(rill: Rill, up
 
 
 def test_each_client_and_each_model_has_its_own_count(rill: Rill, upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *REST["completed"])
+    upstream.always(*STARTED, *REST["completed"])
     with counted(rill, 2) as added:
         for headers, model in ((ALICE, MODEL), (BOB, "claude-opus-5")):
             with ask(rill, "openai", headers, model=model) as asked:
@@ -216,8 +216,8 @@ def test_an_answer_without_text_has_no_time_to_first_token(rill: Rill, upstream:
     assert added.of("rill_time_to_first_token_seconds_count") == 0
 
 
-def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *BEGUN[1:], *REST["completed"])
+def test_time_to_first_token_ends_at_the_first_text_not_at_the_first_event(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("text"), *STARTED[1:], *REST["completed"])
     with counted(rill) as added, ask(rill, "sse", ALICE) as asked:
         assert asked.read_until(b"\n\n")
         begun = time.monotonic()
@@ -237,22 +237,22 @@ def test_the_first_text_is_timed_when_it_comes_and_not_when_the_answer_begins(ri
 
 def test_an_open_answer_is_counted_until_its_end(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD, *REST["completed"])
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
+    wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 0)
     with ask(rill, "text", ALICE) as asked:
         assert asked.next_chunk() == b"some "
         assert scrape(rill).of("rill_streams_active") == 1
         upstream.open("rest")
         assert asked.read_rest() == b"text"
-        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
+        wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 0)
 
 
-def test_an_open_answer_is_counted_until_its_client_leaves(rill: Rill, upstream: Upstream) -> None:
+def test_an_open_answer_is_counted_until_its_client_disconnects(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*HELD)
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
+    wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 0)
     with ask(rill, "sse", ALICE) as asked:
         asked.read_until(b"some ")
         assert scrape(rill).of("rill_streams_active") == 1
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
+    wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 0)
 
 
 # Several workers
@@ -260,7 +260,7 @@ def test_an_open_answer_is_counted_until_its_client_leaves(rill: Rill, upstream:
 
 @contextmanager
 def only(rill: Rill, chosen: psutil.Process) -> Iterator[None]:
-    """Let one worker alone accept connections: the others stand still."""
+    """Let only one worker accept connections: suspend the others."""
     others = [each for each in rill.workers() if each != chosen]
     try:
         for each in others:
@@ -272,7 +272,7 @@ def only(rill: Rill, chosen: psutil.Process) -> Iterator[None]:
 
 
 def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
-    """The worker that holds the other end of a connection."""
+    """Return the worker that holds the other end of a connection."""
     port = asked.socket.getsockname()[1]
     (found,) = [
         worker
@@ -282,8 +282,8 @@ def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
     return found
 
 
-def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *REST["completed"])
+def test_each_of_two_workers_reports_the_sum_of_both(pair: Rill, upstream: Upstream) -> None:
+    upstream.always(*STARTED, *REST["completed"])
     first, second = pair.wait_for_workers(2)
     with counted(pair, 3) as added:
         for worker, answers in ((first, 1), (second, 2)):
@@ -293,21 +293,19 @@ def test_two_workers_tell_the_sum_of_both_whichever_is_asked(pair: Rill, upstrea
     assert added.named("rill_requests_total") == {
         series(client="", dialect="text", model=MODEL, outcome="completed"): 3
     }
-    told = []
+    reported = []
     for worker in (first, second):
         with only(pair, worker), pair.ask("GET", "/metrics") as asked:
-            numbers = read_numbers(asked.read_until(b'rill_requests_total{client="",dialect="text"').decode())
+            metrics = parse_metrics(asked.read_until(b'rill_requests_total{client="",dialect="text"').decode())
             assert server_of(pair, asked) == worker
-            told.append(numbers.of("rill_requests_total"))
-    assert told[0] == told[1] >= 3
+            reported.append(metrics.of("rill_requests_total"))
+    assert reported[0] == reported[1] >= 3
 
 
-def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted(
-    pair: Rill, upstream: Upstream
-) -> None:
+def test_a_killed_workers_totals_remain_and_its_open_answers_are_removed(pair: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
     first, second = pair.wait_for_workers(2)
-    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") == 0)
+    before = wait_for(lambda: scrape(pair), lambda metrics: metrics.of("rill_streams_active") == 0)
     with ExitStack() as stack:
         for worker in (first, first, second):
             with only(pair, worker):
@@ -315,15 +313,15 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
                 assert asked.next_chunk() == b"some "
         assert scrape(pair).of("rill_streams_active") == 3
         first.kill()
-        numbers = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") < 3)
-        assert numbers.of("rill_streams_active") == 1
-        assert numbers.of("rill_requests_total") == before.of("rill_requests_total")
+        metrics = wait_for(lambda: scrape(pair), lambda metrics: metrics.of("rill_streams_active") < 3)
+        assert metrics.of("rill_streams_active") == 1
+        assert metrics.of("rill_requests_total") == before.of("rill_requests_total")
         upstream.open("rest")
         assert asked.read_rest() == b"text"
-        wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_streams_active") == 0)
+        wait_for(lambda: scrape(pair), lambda metrics: metrics.of("rill_streams_active") == 0)
 
 
-# What went wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -333,26 +331,26 @@ def test_a_killed_worker_takes_its_open_answers_along_and_leaves_what_it_counted
         ((wire.error(429, "rate_limit_error", "no", {"retry-after": "60"}),), "rate_limited"),
         ((wire.error(401, "authentication_error", "no"),), "rejected"),
         ((wire.error(500, "api_error", "no", AT_ONCE),), "error"),
-        ((*BEGUN[:1], wire.close()), "truncated"),
-        ((*BEGUN, wire.close()), "truncated"),
-        ((*BEGUN, wire.reset()), "error"),
-        ((*BEGUN, wire.send(wire.stream_error()), wire.end()), "overloaded"),
-        ((*BEGUN, wire.send(b"data: {]\n\n"), wire.end()), "error"),
+        ((*STARTED[:1], wire.close()), "truncated"),
+        ((*STARTED, wire.close()), "truncated"),
+        ((*STARTED, wire.reset()), "error"),
+        ((*STARTED, wire.send(wire.stream_error()), wire.end()), "overloaded"),
+        ((*STARTED, wire.send(b"data: {]\n\n"), wire.end()), "error"),
     ],
-    ids=["529", "429", "401", "500", "nothing came", "cut", "reset", "error event", "no JSON"],
+    ids=["529", "429", "401", "500", "no events", "closed", "reset", "error event", "not JSON"],
 )
-def test_an_error_of_the_upstream_is_counted_by_its_type(
+def test_an_upstream_error_is_counted_by_its_type(
     rill: Rill, upstream: Upstream, steps: tuple[Step, ...], type: str
 ) -> None:
     upstream.script(*steps)
     with counted(rill) as added, ask(rill, "text", ALICE) as asked:
         asked.read_rest()
     assert added.named("rill_upstream_errors_total") == {series(type=type): 1}
-    refused = asked.status != 200
-    assert added.named("rill_requests_rejected_total") == ({series(reason=f"upstream_{type}"): 1} if refused else {})
+    rejected = asked.status != 200
+    assert added.named("rill_requests_rejected_total") == ({series(reason=f"upstream_{type}"): 1} if rejected else {})
 
 
-def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, upstream: Upstream) -> None:
+def test_an_upstream_error_about_the_prompt_has_its_own_type(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
     with counted(rill) as added, ask(rill, "text", ALICE) as asked:
         assert asked.status == 400
@@ -361,7 +359,7 @@ def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, 
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers", "body", "status", "cause"),
+    ("method", "path", "headers", "body", "status", "reason"),
     [
         ("GET", "/stream?q=hi", {}, b"", 401, "unauthorized"),
         ("GET", "/stream", ALICE, b"", 400, "bad_request"),
@@ -371,27 +369,27 @@ def test_what_the_upstream_says_of_the_prompt_has_a_type_of_its_own(rill: Rill, 
         ("PUT", "/stream", ALICE, b"", 405, "method_not_allowed"),
     ],
 )
-def test_a_request_that_gets_no_answer_is_counted_by_its_cause(
-    rill: Rill, method: str, path: str, headers: dict[str, str], body: bytes, status: int, cause: str
+def test_a_rejected_request_is_counted_by_its_reason(
+    rill: Rill, method: str, path: str, headers: dict[str, str], body: bytes, status: int, reason: str
 ) -> None:
     before = scrape(rill)
     with rill.ask(method, path, headers, body) as asked:
         assert asked.status == status
     added = scrape(rill).since(before)
-    assert added == {("rill_requests_rejected_total", series(reason=cause)): 1}
+    assert added == {("rill_requests_rejected_total", series(reason=reason)): 1}
 
 
-def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Rill, upstream: Upstream) -> None:
+def test_a_lack_of_slots_is_counted_as_at_capacity_or_as_rate_limited(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*HELD, *REST["completed"])
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 0)
+    wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 0)
     with counted(rill, 4) as added, ask(rill, "text", ALICE) as first, ask(rill, "text", BOB) as second:
         assert first.next_chunk() == b"some "
-        with ask(rill, "text", CAROL) as refused:
-            assert refused.status == 503
+        with ask(rill, "text", CAROL) as rejected:
+            assert rejected.status == 503
         second.close()
-        wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_streams_active") == 1)
-        with ask(rill, "text", ALICE) as refused:
-            assert refused.status == 429
+        wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_streams_active") == 1)
+        with ask(rill, "text", ALICE) as rejected:
+            assert rejected.status == 429
         upstream.open("rest")
         first.read_rest()
     assert added.named("rill_requests_rejected_total") == {
@@ -400,8 +398,8 @@ def test_one_answer_too_many_is_counted_as_its_clients_or_as_everybodys(rill: Ri
     }
 
 
-def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *REST["completed"])
+def test_a_rate_limited_request_is_counted(start_rill: StartRill, upstream: Upstream) -> None:
+    upstream.always(*STARTED, *REST["completed"])
     rill = start_rill(RILL_RATE_LIMIT="2/hour")
     statuses = []
     for _ in range(4):
@@ -412,22 +410,22 @@ def test_a_client_over_its_rate_is_counted(start_rill: StartRill, upstream: Upst
     assert scrape(rill).named("rill_requests_rejected_total") == {series(reason="rate_limited"): 2}
 
 
-# Who may read them, and what is never in them
+# Access and secrets
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "secret-of-mallory"}])
-def test_the_numbers_are_for_those_who_may_ask(rill: Rill, headers: dict[str, str]) -> None:
+def test_metrics_require_an_api_key(rill: Rill, headers: dict[str, str]) -> None:
     with rill.ask("GET", "/metrics", headers) as asked:
         assert asked.status == 401
         assert b"rill_" not in asked.read_rest()
 
 
-def test_the_numbers_are_told_to_a_scraper_that_sends_a_bearer_token(rill: Rill) -> None:
+def test_a_scraper_may_send_its_api_key_as_a_bearer_token(rill: Rill) -> None:
     assert scrape(rill, {"Authorization": "Bearer secret-of-bob"}).of("rill_streams_active") >= 0
 
 
 def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *REST["completed"])
+    upstream.always(*STARTED, *REST["completed"])
     worker = pair.wait_for_workers(2)[0]
     with only(pair, worker), counted(pair) as added, ask(pair, "anthropic", ALICE, model="claude-of-my-own") as asked:
         asked.read_rest()
@@ -439,8 +437,8 @@ def test_a_model_that_is_not_in_the_settings_is_counted_as_other(pair: Rill, ups
     }
 
 
-def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream: Upstream) -> None:
-    upstream.always(*BEGUN, *REST["completed"])
+def test_many_models_and_many_addresses_create_no_new_series(pair: Rill, upstream: Upstream) -> None:
+    upstream.always(*STARTED, *REST["completed"])
 
     def ask_from(number: int) -> None:
         address = {"X-Forwarded-For": f"10.0.{number // 250}.{number % 250}", "User-Agent": f"agent {number}"}
@@ -452,17 +450,17 @@ def test_many_models_and_many_addresses_make_no_new_series(pair: Rill, upstream:
     with counted(pair):
         ask_from(0)
     counted_last = {"model": "other", "type": "output"}
-    before = wait_for(lambda: scrape(pair), lambda numbers: numbers.of("rill_tokens_total", **counted_last) > 0)
+    before = wait_for(lambda: scrape(pair), lambda metrics: metrics.of("rill_tokens_total", **counted_last) > 0)
     for number in range(1, 101):
         ask_from(number)
     after = wait_for(
-        lambda: scrape(pair), lambda numbers: numbers.since(before).of("rill_requests_total", model="other") >= 100
+        lambda: scrape(pair), lambda metrics: metrics.since(before).of("rill_requests_total", model="other") >= 100
     )
     assert after.of("rill_requests_rejected_total", reason="not_found") >= 101
     assert after.keys() == before.keys()
 
 
-def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
+def test_no_prompt_answer_or_key_is_in_the_metrics_or_their_files(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     rill = start_rill(
@@ -472,41 +470,41 @@ def test_no_prompt_no_answer_and_no_token_is_in_the_numbers_or_their_files(
         WEB_CONCURRENCY="2",
     )
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("canary-answer")), *REST["completed"])
-    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+    upstream.script(wire.error(400, "invalid_request_error", "canary-message"))
     headers = {**ALICE, "X-Request-Id": "canary-id", "User-Agent": "canary-agent"}
     for model in ("canary-model", "canary-other"):
         with rill.ask("GET", f"/stream?q=canary-prompt&model={model}", headers) as asked:
             assert b"canary" in asked.read_rest()
-    wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_requests_total") == 2)
+    wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_requests_total") == 2)
     with rill.ask("GET", "/metrics", ALICE) as asked:
-        told = asked.read_until(b"rill_requests_rejected_total{")
+        reported = asked.read_until(b"rill_requests_rejected_total{")
     (directory,) = tmp_path.glob("rill-metrics-*")
     kept = b"".join(file.read_bytes() for file in directory.iterdir())
-    assert b"rill_requests_total" in told
+    assert b"rill_requests_total" in reported
     assert b"rill_requests_total" in kept
     for secret in (b"canary", b"secret-of", b"sk-test-key"):
-        assert secret not in told
+        assert secret not in reported
         assert secret not in kept
 
 
-def test_without_gunicorn_the_numbers_are_those_of_the_process() -> None:
+def test_without_gunicorn_the_metrics_are_those_of_the_process() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
     telemetry = Telemetry(named=False, models=[MODEL])
     telemetry.count_rejection(Problem("at_capacity"))
-    assert read_numbers(telemetry.render().decode()).of("rill_requests_rejected_total", reason="at_capacity") == 1
+    assert parse_metrics(telemetry.render().decode()).of("rill_requests_rejected_total", reason="at_capacity") == 1
 
 
-# What the documents say of them
+# The documents
 
 
 def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
-    """The labels that each metric has once all has happened."""
-    upstream.script(*BEGUN, *REST["completed"])
+    """Return the labels of each metric after an answer and an upstream error."""
+    upstream.script(*STARTED, *REST["completed"])
     upstream.script(wire.error(529, "overloaded_error", "no", AT_ONCE))
     for _ in range(2):
         with ask(rill, "text", ALICE) as asked:
             asked.read_rest()
-    look = wait_for(lambda: scrape(rill), lambda numbers: numbers.of("rill_upstream_errors_total") >= 1)
+    look = wait_for(lambda: scrape(rill), lambda metrics: metrics.of("rill_upstream_errors_total") >= 1)
     found: dict[str, set[str]] = {}
     for name, pairs in look:
         found.setdefault(name, set()).update(label for label, _ in pairs)
@@ -514,39 +512,39 @@ def labels_by_name(rill: Rill, upstream: Upstream) -> dict[str, set[str]]:
 
 
 def metric_of(name: str) -> str:
-    """The metric whose series this is."""
+    """Return the name of the metric to which a series belongs."""
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
-def test_the_table_of_metrics_is_that_of_the_service(rill: Rill, upstream: Upstream) -> None:
+def test_the_metrics_table_matches_the_service(rill: Rill, upstream: Upstream) -> None:
     served: dict[str, set[str]] = {}
     for name, labels in labels_by_name(rill, upstream).items():
         served.setdefault(metric_of(name), set()).update(labels - {"le"})
-    section = WATCHING.split("## Metrics")[1].split("\n## ")[0]
+    section = MONITORING.split("## Metrics")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(rill_\w+)` \|([^|]*)\|", section, re.MULTILINE)
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
 
 
-def test_the_types_of_upstream_errors_are_all_that_there_are() -> None:
-    (row,) = re.findall(r"^\| `rill_upstream_errors_total` \| `type` \| (.*) \|$", WATCHING, re.MULTILINE)
+def test_every_upstream_error_type_is_documented() -> None:
+    (row,) = re.findall(r"^\| `rill_upstream_errors_total` \| `type` \| (.*) \|$", MONITORING, re.MULTILINE)
     names = {*UPSTREAM_TYPES.values(), *UPSTREAM_STATUSES.values(), "model_not_found", "start_timeout", "idle_timeout"}
     known = {name.removeprefix("upstream_") for name in {*KINDS} if name.startswith("upstream_") or name in names}
     assert set(re.findall(r"`(\w+)`", row)) == known
 
 
-# Those that an answer can have once it has begun.
+# The outcomes of an answer that has started.
 STARTED_OUTCOMES = {*CANCELLATION_REASONS, *UPSTREAM_OUTCOMES, "completed", "upstream_error", "internal_error"} - {
     "start_timeout"
 }
 
 
-def test_the_table_of_endings_is_that_of_the_service() -> None:
-    section = WATCHING.split("## Outcomes")[1].split("\n## ")[0]
+def test_the_outcomes_table_matches_the_service() -> None:
+    section = MONITORING.split("## Outcomes")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STARTED_OUTCOMES
 
 
 def expressions() -> dict[str, str]:
-    """Every PromQL expression of the alerts and the dashboard, by where it stands."""
+    """Return every PromQL expression of the alerts and the dashboard, by its location."""
     found = {}
     for group in yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]:
         for rule in group["rules"]:
@@ -558,38 +556,38 @@ def expressions() -> dict[str, str]:
     return found
 
 
-# What PromQL itself brings, as far as it is used.
-WORDS = {"by", "sum", "rate", "histogram_quantile", "le", "increase", "scalar"}
+# The keywords and functions of PromQL that are used.
+KEYWORDS = {"by", "sum", "rate", "histogram_quantile", "le", "increase", "scalar"}
 
 
-def test_alerts_and_dashboard_ask_only_for_what_the_service_tells(rill: Rill, upstream: Upstream) -> None:
+def test_alerts_and_dashboard_use_only_existing_metrics(rill: Rill, upstream: Upstream) -> None:
     served = labels_by_name(rill, upstream)
     known = {label for labels in served.values() for label in labels}
     asked = expressions()
     assert len(asked) >= 11
-    for place, expression in asked.items():
+    for location, expression in asked.items():
         bare = re.sub(r'"[^"]*"', "", expression)
         names = set(re.findall(r"\brill_\w+", bare))
-        assert names, place
-        assert names <= served.keys(), place
+        assert names, location
+        assert names <= served.keys(), location
         labels = set(re.findall(r"\b([a-z_]+)\s*(?:=~|!~|!=|=)", bare))
         for grouped in re.findall(r"\bby\s*\(([^)]*)\)", bare):
             labels |= set(re.findall(r"\w+", grouped))
-        assert labels <= {label for name in names for label in served[name]}, place
+        assert labels <= {label for name in names for label in served[name]}, location
         others = set(re.findall(r"\b[a-z_]+\b", re.sub(r"\[[^\]]*\]", "", bare))) - names - known
-        assert others <= WORDS, place
+        assert others <= KEYWORDS, location
 
 
-def test_alerts_and_dashboard_name_only_endings_and_causes_that_there_are() -> None:
+def test_alerts_and_dashboard_use_only_existing_outcomes_and_reasons() -> None:
     named = set()
-    for place, expression in expressions().items():
+    for location, expression in expressions().items():
         for label, known in (("outcome", STARTED_OUTCOMES | set(KINDS)), ("reason", set(KINDS))):
             for values in re.findall(rf'\b{label}(?:=~|!~|!=|=)"([^"]*)"', expression):
                 for value in values.split("|"):
                     meant = {name for name in known if re.fullmatch(value, name)}
-                    assert meant, place
+                    assert meant, location
                     named |= meant
-    # No way for an answer to be cut is forgotten.
+    # Every outcome of an incomplete answer is covered.
     assert named >= STARTED_OUTCOMES - {"client_disconnected"}
 
 
@@ -606,11 +604,11 @@ def test_the_dashboard_can_be_imported() -> None:
         assert 0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"]
 
 
-def test_every_alert_says_how_long_how_bad_and_what_to_do() -> None:
+def test_every_alert_has_a_duration_a_severity_and_a_remedy() -> None:
     (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
     assert len(group["rules"]) >= 3
     for rule in group["rules"]:
         assert rule["for"]
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"].keys() == {"summary", "description"}
-        assert f"`{rule['alert']}`" in WATCHING
+        assert f"`{rule['alert']}`" in MONITORING

@@ -1,4 +1,4 @@
-"""The offline model, served alone as a process of its own and asked through the official SDK."""
+"""The offline model, served in its own process and called through the official SDK."""
 
 import io
 import json
@@ -67,7 +67,7 @@ def test_events_come_in_the_order_of_the_spec(base_url: str) -> None:
     assert [json.loads(data)["type"] for data in re.findall(r"^data: (.*)$", raw, re.MULTILINE)] == kinds
 
 
-def test_an_answer_not_streamed_says_the_same(client: anthropic.Anthropic) -> None:
+def test_a_non_streamed_answer_has_the_same_text(client: anthropic.Anthropic) -> None:
     whole = client.messages.create(**question("Say it twice"))
     with client.messages.stream(**question("Say it twice")) as stream:
         streamed = stream.get_final_message()
@@ -94,7 +94,7 @@ def test_the_same_request_gets_the_same_bytes(base_url: str, stream: bool) -> No
         ("max_tokens=3 is not for me", 5, 5, "max_tokens"),
     ],
 )
-def test_an_answer_has_as_many_tokens_as_asked_and_allowed(
+def test_an_answer_has_as_many_tokens_as_requested_and_allowed(
     client: anthropic.Anthropic, prompt: str, limit: int, length: int, stop_reason: str
 ) -> None:
     with client.messages.stream(**question(prompt, max_tokens=limit)) as stream:
@@ -212,7 +212,7 @@ def test_other_paths_and_methods_get_404(client: anthropic.Anthropic) -> None:
         client.get("/v1/messages", cast_to=object)
 
 
-def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(base_url: str) -> None:
+def test_a_head_request_gets_no_body_and_keeps_the_connection_usable(base_url: str) -> None:
     port = int(base_url.rpartition(":")[2])
     ask = "{} / HTTP/1.1\r\nHost: localhost\r\nConnection: {}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -221,7 +221,7 @@ def test_a_head_request_gets_no_body_and_leaves_the_connection_usable(base_url: 
     assert [line for line in raw.split(b"\r\n") if b"HTTP/1.1" in line] == [b"HTTP/1.1 404 Not Found"] * 2
 
 
-def test_each_token_leaves_in_a_chunk_of_its_own(base_url: str) -> None:
+def test_each_token_is_sent_in_its_own_chunk(base_url: str) -> None:
     port, body = int(base_url.rpartition(":")[2]), json.dumps(question("tokens=40", stream=True))
     head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -232,7 +232,7 @@ def test_each_token_leaves_in_a_chunk_of_its_own(base_url: str) -> None:
     assert all(chunk.count(b"event: ") == 1 for chunk in chunks)
 
 
-def test_tokens_come_at_the_rate_that_the_prompt_asks_for(client: anthropic.Anthropic) -> None:
+def test_tokens_arrive_at_the_rate_that_the_prompt_requests(client: anthropic.Anthropic) -> None:
     begun = time.monotonic()
     with client.messages.stream(**question("tokens=50 rate=100")) as stream:
         arrivals = [time.monotonic() - begun for _ in stream.text_stream]
@@ -240,14 +240,14 @@ def test_tokens_come_at_the_rate_that_the_prompt_asks_for(client: anthropic.Anth
     assert arrivals[-1] < 2.0
 
 
-def test_a_request_body_in_chunks_is_read_to_its_end(base_url: str) -> None:
+def test_a_chunked_request_body_is_read_completely(base_url: str) -> None:
     body = json.dumps(question("in two parts")).encode()
     request = urllib.request.Request(base_url + "/v1/messages", iter([body[:30], body[30:]]))
     with urllib.request.urlopen(request) as response:
         assert "in two parts" in json.load(response)["content"][0]["text"]
 
 
-def test_a_closed_answer_ends_in_mid_stream_without_waiting() -> None:
+def test_closing_an_answer_ends_it_without_waiting() -> None:
     body = json.dumps(question("a very slow rate=0.001", stream=True)).encode()
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v1/messages", "CONTENT_LENGTH": str(len(body))}
     setup_testing_defaults(environ)

@@ -1,4 +1,4 @@
-"""OpenAI's dialect: what can be carried over is, what cannot is refused by name, and chunks say what was said."""
+"""OpenAI's dialect: supported fields are translated, others are rejected by name, and chunks contain the text."""
 
 import json
 from typing import Any
@@ -39,17 +39,17 @@ def image(url: object) -> dict[str, Any]:
 
 
 def rejection_of(**fields: Any) -> str:
-    """What a client is told of a request that is refused."""
-    with pytest.raises(Problem) as refused:
+    """Return the message with which a request is rejected."""
+    with pytest.raises(Problem) as rejected:
         read(**fields)
-    assert refused.value.name == "bad_request"
-    return refused.value.detail
+    assert rejected.value.name == "bad_request"
+    return rejected.value.detail
 
 
-# What is asked
+# Requests
 
 
-def test_what_is_unsaid_is_left_to_the_settings() -> None:
+def test_missing_fields_have_the_defaults_of_the_settings() -> None:
     prompt, reply = read_completion(
         json.dumps({"messages": [HI]}).encode(), make_settings(RILL_DEFAULT_MAX_TOKENS="77")
     )
@@ -71,7 +71,7 @@ def test_what_is_unsaid_is_left_to_the_settings() -> None:
         ({"stop": None, "temperature": None, "top_p": None, "n": None, "stream_options": None}, {}),
     ],
 )
-def test_options_are_carried_over_in_the_apis_words(fields: dict[str, Any], options: dict[str, Any]) -> None:
+def test_options_are_translated_into_those_of_the_messages_api(fields: dict[str, Any], options: dict[str, Any]) -> None:
     assert read(**fields).options == options
 
 
@@ -100,7 +100,7 @@ def test_max_completion_tokens_is_the_newer_name_of_max_tokens(fields: dict[str,
         ({"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}, True, True),
     ],
 )
-def test_how_to_answer_is_what_was_asked(fields: dict[str, Any], streamed: bool, include_usage: bool) -> None:
+def test_the_reply_format_is_the_requested_one(fields: dict[str, Any], streamed: bool, include_usage: bool) -> None:
     body = json.dumps({"model": "small", "messages": [HI], **fields}).encode()
     assert read_completion(body, SETTINGS)[1] == ReplyFormat(streamed, include_usage)
 
@@ -115,7 +115,7 @@ def test_system_and_developer_messages_become_the_system_prompt_in_their_order()
     assert (prompt.options["system"], prompt.messages) == ("One.\n\nTwo.", [HI])
 
 
-def test_without_a_system_message_the_settings_speak() -> None:
+def test_without_a_system_message_the_default_system_prompt_applies() -> None:
     assert read(make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
@@ -125,24 +125,24 @@ def test_a_system_prompt_that_is_cached_stays_in_blocks() -> None:
     assert read(messages=messages).options["system"] == [{"type": "text", "text": "One."}, cached]
 
 
-def test_an_assistants_message_without_content_is_its_refusal_or_left_out() -> None:
+def test_an_assistants_message_without_content_is_its_refusal_or_omitted() -> None:
     refusal = {"role": "assistant", "content": None, "refusal": "No."}
     messages = [HI, refusal, HI, {"role": "assistant", "content": None}, HI]
     assert read(messages=messages).messages == [HI, {"role": "assistant", "content": "No."}, HI, HI]
     assert rejection_of(messages=[{"role": "user", "content": None}]).startswith("messages.0.content: should be")
 
 
-def test_a_conversation_of_the_system_alone_is_rejected() -> None:
+def test_a_conversation_of_system_messages_only_is_rejected() -> None:
     messages = [{"role": "system", "content": "Be brief."}]
     assert rejection_of(messages=messages) == "messages: should have at least one message of the role user."
 
 
-def test_a_reasoning_effort_of_none_asks_for_nothing() -> None:
+def test_a_reasoning_effort_of_none_is_ignored() -> None:
     assert read(reasoning_effort="none").options == {}
     assert rejection_of(reasoning_effort="high").startswith("reasoning_effort")
 
 
-def test_an_unknown_field_is_rejected_by_its_name_if_that_can_be_one() -> None:
+def test_an_unknown_field_is_rejected_by_its_name() -> None:
     assert rejection_of(of_tomorrow=1) == "of_tomorrow: not known here; leave it out."
     assert rejection_of(**{"<b>": 1}) == "a field: not known here; leave it out."
     assert read(of_tomorrow=None).messages == [HI]
@@ -152,7 +152,7 @@ def test_a_message_that_is_not_an_object_is_rejected() -> None:
     assert "messages.0" in rejection_of(messages=["hi"])
 
 
-def test_consecutive_messages_of_one_role_stay_as_they_are() -> None:
+def test_consecutive_messages_of_one_role_are_not_merged() -> None:
     messages = [HI, {"role": "user", "content": "there"}, {"role": "assistant", "content": "Yes"}, HI, HI]
     assert read(messages=messages).messages == messages
 
@@ -176,7 +176,7 @@ def test_parts_become_blocks_in_their_order(url: str, source: dict[str, str]) ->
     "url",
     ["", "a.png", "file:///etc/passwd", "ftp://x/a.png", "data:text/plain;base64,AAAA", "data:image/png,x", None, 7],
 )
-def test_an_image_from_elsewhere_is_refused_with_what_is_accepted(url: object) -> None:
+def test_an_image_url_of_another_scheme_is_rejected_with_the_accepted_ones(url: object) -> None:
     assert "data:image/" in rejection_of(messages=[{"role": "user", "content": [image(url)]}])
 
 
@@ -199,14 +199,14 @@ def test_an_image_from_elsewhere_is_refused_with_what_is_accepted(url: object) -
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "/v1/messages"),
     ],
 )
-def test_what_would_change_the_answer_is_refused_with_what_to_use_instead(fields: dict[str, Any], instead: str) -> None:
-    told = rejection_of(**fields)
-    assert told.startswith(f"{next(iter(fields))}:")
-    assert instead in told
+def test_an_unsupported_option_is_rejected_with_an_alternative(fields: dict[str, Any], instead: str) -> None:
+    message = rejection_of(**fields)
+    assert message.startswith(f"{next(iter(fields))}:")
+    assert instead in message
 
 
 @pytest.mark.parametrize("content", [{"role": "tool", "tool_call_id": "c", "content": "3"}, {"role": "function"}])
-def test_what_a_tool_said_is_refused_with_what_to_use_instead(content: dict[str, Any]) -> None:
+def test_a_tool_message_is_rejected_with_an_alternative(content: dict[str, Any]) -> None:
     assert "/v1/messages" in rejection_of(messages=[HI, content])
     called = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]}
     assert "/v1/messages" in rejection_of(messages=[HI, called])
@@ -222,7 +222,7 @@ def test_what_a_tool_said_is_refused_with_what_to_use_instead(content: dict[str,
         {"parallel_tool_calls": True, "prompt_cache_key": "k"},
     ],
 )
-def test_what_asks_for_nothing_or_does_not_change_the_answer_is_let_through(fields: dict[str, Any]) -> None:
+def test_options_that_do_not_change_the_answer_are_ignored(fields: dict[str, Any]) -> None:
     assert read(**fields) == read()
 
 
@@ -246,41 +246,41 @@ def test_what_asks_for_nothing_or_does_not_change_the_answer_is_let_through(fiel
         ({"stream": "maybe"}, "stream:"),
     ],
 )
-def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
+def test_an_invalid_field_is_named(fields: dict[str, Any], named: str) -> None:
     assert named in rejection_of(**fields)
 
 
 @pytest.mark.parametrize("type", ["input_audio", "file", "video_url"])
-def test_a_part_that_is_neither_text_nor_image_is_refused_by_its_type(type: str) -> None:
-    told = rejection_of(
+def test_a_part_that_is_neither_text_nor_image_is_rejected_by_its_type(type: str) -> None:
+    message = rejection_of(
         messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": type, type: {}}]}]
     )
-    assert "image_url" in told
-    assert "text" in told
+    assert "image_url" in message
+    assert "text" in message
 
 
-def test_an_image_in_a_system_message_is_refused_and_not_ignored() -> None:
+def test_an_image_in_a_system_message_is_rejected_and_not_ignored() -> None:
     messages = [{"role": "system", "content": [{"type": "text", "text": "Like this:"}, image(PNG)]}, HI]
     assert "system" in rejection_of(messages=messages)
 
 
-def test_sound_is_refused_and_not_answered_with_text() -> None:
+def test_a_request_for_audio_is_rejected_and_not_answered_with_text() -> None:
     assert "modalities" in rejection_of(modalities=["audio"])
 
 
 def test_another_model_is_forbidden_and_the_allowed_ones_are_named() -> None:
-    with pytest.raises(Problem, match="small, large") as refused:
+    with pytest.raises(Problem, match="small, large") as rejected:
         read(model="gpt-5")
-    assert refused.value.name == "forbidden"
+    assert rejected.value.name == "forbidden"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"hi"', b"\xff"])
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
     with pytest.raises(Problem, match="JSON"):
         read_completion(body, SETTINGS)
 
 
-# What is answered
+# Answers
 
 
 def write(*events: Event, include_usage: bool = False, model: str = "m") -> bytes:
@@ -289,7 +289,7 @@ def write(*events: Event, include_usage: bool = False, model: str = "m") -> byte
 
 
 def parse(stream: bytes) -> list[Any]:
-    """The data of each event: chunks, and the bare mark of the end."""
+    """Return the data of each event: the chunks, and the end mark as bytes."""
     *events, rest = stream.split(b"\n\n")
     assert rest == b""
     assert all(event.startswith(b"data: ") and b"\n" not in event for event in events)
@@ -298,31 +298,31 @@ def parse(stream: bytes) -> list[Any]:
 
 @given(pieces=texts | line_ends)
 @hypothesis_settings(max_examples=150)
-def test_the_text_survives_exactly_one_chunk_a_piece(pieces: list[str]) -> None:
+def test_each_text_event_becomes_one_chunk_with_the_same_text(pieces: list[str]) -> None:
     chunks = parse(write(*map(Text, pieces)))
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"content": piece} for piece in pieces]
 
 
 @pytest.mark.parametrize("model", ["m", '"\\u0000"', "\0", 'a"\0"b', "溪"])
-def test_whatever_the_model_is_called_its_chunks_say_so(model: str) -> None:
+def test_every_chunk_contains_the_name_of_the_model(model: str) -> None:
     (chunk,) = parse(write(Text("a"), model=model))
     assert (chunk["model"], chunk["choices"][0]["delta"]) == (model, {"content": "a"})
 
 
-def test_the_role_comes_first_and_the_mark_last() -> None:
-    role, said, stop, mark = parse(write(Start(), Heartbeat(True), Text("溪"), Heartbeat(False), END))
+def test_the_role_comes_first_and_the_end_mark_last() -> None:
+    role, text, stop, mark = parse(write(Start(), Heartbeat(True), Text("溪"), Heartbeat(False), END))
     assert role["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     ]
-    assert said["choices"][0]["finish_reason"] is None
+    assert text["choices"][0]["finish_reason"] is None
     assert (stop["choices"][0]["delta"], stop["choices"][0]["finish_reason"]) == ({}, "stop")
     assert mark == b"[DONE]"
-    shared = [{name: chunk[name] for name in ("id", "created", "model", "object")} for chunk in (role, said, stop)]
+    shared = [{name: chunk[name] for name in ("id", "created", "model", "object")} for chunk in (role, text, stop)]
     assert shared == [shared[0]] * 3
     assert (shared[0]["id"], shared[0]["object"]) == ("chatcmpl-r", "chat.completion.chunk")
 
 
-def test_the_usage_comes_between_the_reason_and_the_mark_where_it_was_asked_for() -> None:
+def test_requested_usage_is_sent_between_the_finish_reason_and_the_end_mark() -> None:
     stop, usage, mark = parse(write(END, include_usage=True))
     assert stop["choices"][0]["finish_reason"] == "stop"
     assert (usage["choices"], mark) == ([], b"[DONE]")
@@ -342,7 +342,7 @@ def test_the_usage_comes_between_the_reason_and_the_mark_where_it_was_asked_for(
         (None, "stop"),
     ],
 )
-def test_every_stop_reason_has_its_finish_reason(stop_reason: str | None, finish_reason: str) -> None:
+def test_every_stop_reason_maps_to_a_finish_reason(stop_reason: str | None, finish_reason: str) -> None:
     assert finish_reason_of(End(stop_reason, {})) == finish_reason
     assert parse(write(End(stop_reason, {})))[0]["choices"][0]["finish_reason"] == finish_reason
 
@@ -356,50 +356,50 @@ def test_every_stop_reason_has_its_finish_reason(stop_reason: str | None, finish
         ({"input_tokens": None, "output_tokens": None, "service_tier": "standard"}, 0, 0),
     ],
 )
-def test_what_went_through_a_cache_was_sent_too(usage: dict[str, Any], sent: int, received: int) -> None:
-    counted = {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
-    assert usage_of(End("end_turn", usage)) == counted
+def test_cached_input_counts_as_prompt_tokens(usage: dict[str, Any], sent: int, received: int) -> None:
+    usage_sent = {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
+    assert usage_of(End("end_turn", usage)) == usage_sent
 
 
-def test_a_whole_completion_is_the_joined_text_with_its_reason_and_usage() -> None:
+def test_a_non_streamed_completion_has_the_joined_text_its_reason_and_usage() -> None:
     end = End("max_tokens", {"input_tokens": 3, "output_tokens": 5})
     reads: list[list[Event]] = [[Start(), Text("A ")], [Heartbeat(True)], [Text("溪"), end]]
     body, last = encode_whole(reads, "m", "r")
     assert last is end
-    told = json.loads(body)
+    completion = json.loads(body)
     message = {"role": "assistant", "content": "A 溪", "refusal": None}
-    assert told["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
-    assert (told["object"], told["id"], told["model"]) == ("chat.completion", "chatcmpl-r", "m")
-    assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert completion["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    assert (completion["object"], completion["id"], completion["model"]) == ("chat.completion", "chatcmpl-r", "m")
+    assert completion["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
-def test_a_whole_completion_that_fails_midway_raises() -> None:
-    def break_off() -> Any:
+def test_a_non_streamed_completion_that_is_truncated_raises() -> None:
+    def truncate() -> Any:
         yield [Text("A ")]
         raise Problem("upstream_truncated")
 
     with pytest.raises(Problem, match="closed before"):
-        encode_whole(break_off(), "m", "r")
+        encode_whole(truncate(), "m", "r")
 
 
-# What went wrong
+# Errors
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_every_problem_is_in_openais_shape(name: str) -> None:
-    told = json.loads(encode_problem(Problem(name, 'a "word"\n溪')))
+def test_every_problem_has_openais_error_shape(name: str) -> None:
+    body = json.loads(encode_problem(Problem(name, 'a "word"\n溪')))
     error = {"message": 'a "word"\n溪', "type": KINDS[name].type, "param": None, "code": name}
-    assert told == {"error": error}
+    assert body == {"error": error}
 
 
-def test_a_failure_is_an_error_event_and_no_mark_of_an_end() -> None:
+def test_a_failure_is_an_error_event_without_an_end_mark() -> None:
     encoder = OpenAIEncoder("m", ReplyFormat(), "r")
-    said, error = parse(encoder.encode(Text("A ")) + (encoder.encode_error(Problem("upstream_truncated")) or b""))
-    assert said["choices"][0]["delta"] == {"content": "A "}
+    text, error = parse(encoder.encode(Text("A ")) + (encoder.encode_error(Problem("upstream_truncated")) or b""))
+    assert text["choices"][0]["delta"] == {"content": "A "}
     assert error["error"]["code"] == "upstream_truncated"
 
 
-def test_the_dialect_answers_at_the_upstreams_first_event() -> None:
+def test_the_dialect_responds_at_the_upstreams_first_event() -> None:
     assert not OPENAI.wants_text
-    OPENAI.check_beginning([Start(), End("refusal", {}, "Not that.")])  # its finish_reason tells that
+    OPENAI.check_beginning([Start(), End("refusal", {}, "Not that.")])  # its finish_reason reports it
     assert OPENAI.media_type == "text/event-stream; charset=utf-8"

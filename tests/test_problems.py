@@ -1,4 +1,4 @@
-"""What can go wrong is one table, and what the upstream calls an error maps onto it."""
+"""Every problem is in one table, and every upstream error maps to it."""
 
 import re
 
@@ -41,7 +41,7 @@ def test_each_cause_has_its_true_status(name: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_problem_says_something_to_its_client_in_one_line(name: str) -> None:
+def test_each_problem_has_a_message_of_one_line(name: str) -> None:
     problem = Problem(name)
     assert 400 <= problem.status <= 599
     assert problem.type
@@ -51,21 +51,21 @@ def test_each_problem_says_something_to_its_client_in_one_line(name: str) -> Non
     assert problem.retry_after is None
 
 
-def test_closer_words_replace_those_of_the_table() -> None:
+def test_a_specific_message_replaces_the_default_one() -> None:
     problem = Problem("bad_request", "q: should not be empty.")
     assert problem.detail == str(problem) == "q: should not be empty."
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("detail", [None, "At most 60 per minute."])
-def test_the_words_name_the_time_to_wait_and_no_other(name: str, detail: str | None) -> None:
+def test_the_message_states_the_time_to_wait_and_no_other(name: str, detail: str | None) -> None:
     problem = Problem(name, detail, retry_after=3600)
     assert problem.retry_after == 3600
     assert problem.detail.endswith(". Try again in 3600 s.")
     assert not re.search(r"in a moment|later|again\.", problem.detail)
 
 
-def test_a_problem_is_written_as_rfc_9457_says() -> None:
+def test_a_problem_has_the_fields_of_rfc_9457() -> None:
     assert Problem("at_capacity").as_json() == {
         "type": "about:blank",
         "title": "Service Unavailable",
@@ -77,18 +77,18 @@ def test_a_problem_is_written_as_rfc_9457_says() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_title_of_a_problem_is_for_people_and_its_code_for_programs(name: str) -> None:
-    told = Problem(name).as_json()
-    assert told["code"] == name
-    assert " " in str(told["title"]) or told["title"] in ("Unauthorized", "Forbidden")
+    fields = Problem(name).as_json()
+    assert fields["code"] == name
+    assert " " in str(fields["title"]) or fields["title"] in ("Unauthorized", "Forbidden")
 
 
-def test_an_unknown_name_is_a_mistake_of_ours() -> None:
+def test_an_unknown_name_raises_key_error() -> None:
     with pytest.raises(KeyError):
         Problem("no_such_problem")
 
 
 @pytest.mark.parametrize("name", sorted({*UPSTREAM_TYPES.values(), *UPSTREAM_STATUSES.values()}))
-def test_the_upstreams_errors_map_onto_the_table(name: str) -> None:
+def test_every_upstream_error_maps_to_a_known_problem(name: str) -> None:
     assert name in KINDS
 
 
@@ -105,13 +105,13 @@ def test_the_upstreams_errors_map_onto_the_table(name: str) -> None:
         ("api_error", 500, 502),
         ("overloaded_error", 529, 503),
         ("timeout_error", 504, 504),
-        # An error event in mid-stream has a type only, and comes with 200.
+        # An error event in mid-stream has only a type, and the status is 200.
         ("overloaded_error", None, 503),
         ("overloaded_error", 200, 503),
         ("rate_limit_error", None, 429),
         ("api_error", None, 502),
         ("brand_new_error", None, 502),
-        # A relay's error may have a status only.
+        # A relay's error may have only a status.
         (None, 400, 400),
         (None, 401, 502),
         (None, 403, 502),
@@ -130,26 +130,26 @@ def test_the_upstreams_errors_map_onto_the_table(name: str) -> None:
         (None, None, 502),
     ],
 )
-def test_each_upstream_error_is_told_with_a_true_status(type: str | None, status: int | None, ours: int) -> None:
-    assert upstream_problem(type, "its words", status).status == ours
+def test_each_upstream_error_has_a_true_status(type: str | None, status: int | None, ours: int) -> None:
+    assert upstream_problem(type, "its message", status).status == ours
 
 
 @pytest.mark.parametrize("type", ["invalid_request_error", "request_too_large"])
-def test_what_the_client_can_mend_is_told_in_the_upstreams_words(type: str) -> None:
+def test_an_error_that_the_client_can_fix_has_the_upstreams_message(type: str) -> None:
     assert upstream_problem(type, "messages.0: roles must alternate").detail == "messages.0: roles must alternate"
 
 
 @pytest.mark.parametrize("type", [*sorted({*UPSTREAM_TYPES} - {"invalid_request_error", "request_too_large"}), None])
-def test_what_it_cannot_mend_never_shows_the_upstreams_words(type: str | None) -> None:
+def test_an_error_that_the_client_cannot_fix_never_has_the_upstreams_message(type: str | None) -> None:
     assert "sk-ant" not in upstream_problem(type, "invalid x-api-key sk-ant-123", 500).detail
 
 
-def test_an_upstream_without_words_leaves_those_of_the_table() -> None:
+def test_an_upstream_error_without_a_message_has_the_default_one() -> None:
     assert upstream_problem("invalid_request_error", None).detail == KINDS["bad_request"].message
 
 
 @pytest.mark.parametrize(
-    ("type", "sent", "told"),
+    ("type", "sent", "expected"),
     [
         ("rate_limit_error", 3600, 3600),
         ("rate_limit_error", 0, 0),
@@ -160,17 +160,18 @@ def test_an_upstream_without_words_leaves_those_of_the_table() -> None:
         ("invalid_request_error", None, None),
     ],
 )
-def test_waiting_is_advised_wherever_it_helps(type: str, sent: int | None, told: int | None) -> None:
-    assert upstream_problem(type, None, None, sent).retry_after == told
+def test_retry_after_is_set_if_waiting_helps(type: str, sent: int | None, expected: int | None) -> None:
+    assert upstream_problem(type, None, None, sent).retry_after == expected
 
 
 @pytest.mark.parametrize(
-    "words", ["Your credit balance is too low to access the API.", "You have reached your specified API usage limits."]
+    "message",
+    ["Your credit balance is too low to access the API.", "You have reached your specified API usage limits."],
 )
-def test_a_blocked_account_is_not_the_clients_mistake(words: str) -> None:
-    problem = upstream_problem("invalid_request_error", words, 400)
+def test_a_blocked_account_is_not_reported_as_a_client_error(message: str) -> None:
+    problem = upstream_problem("invalid_request_error", message, 400)
     assert (problem.name, problem.status) == ("upstream_account_blocked", 502)
-    assert words not in problem.detail
+    assert message not in problem.detail
 
 
 def test_a_model_that_does_not_exist_is_named_if_the_client_chose_it() -> None:
@@ -179,6 +180,6 @@ def test_a_model_that_does_not_exist_is_named_if_the_client_chose_it() -> None:
         assert upstream_problem("not_found_error", message, 404, model=model).name != "model_not_found"
 
 
-def test_a_secret_is_removed_from_a_message_that_is_passed_on() -> None:
+def test_a_secret_is_removed_from_a_forwarded_message() -> None:
     problem = upstream_problem("invalid_request_error", "bad key sk-1 in bad header", secrets=["sk-1"])
     assert problem.detail == "bad key [key] in bad header"

@@ -1,4 +1,4 @@
-"""What is asked arrives at the upstream exactly as it was meant, whichever way it was sent."""
+"""A prompt and its options arrive at the upstream unchanged, in whichever form they were sent."""
 
 import json
 import subprocess
@@ -28,27 +28,27 @@ class Asked(NamedTuple):
     body: bytes = b""
 
 
-def by_json(fields: object, ascii_only: bool = False) -> Asked:
+def json_request(fields: object, ascii_only: bool = False) -> Asked:
     body = json.dumps(fields, ensure_ascii=ascii_only).encode()
     return Asked("POST", "/stream", "application/json", body)
 
 
-def by_form(fields: Mapping[str, object]) -> Asked:
+def form_request(fields: Mapping[str, object]) -> Asked:
     return Asked("POST", "/stream", "application/x-www-form-urlencoded", urlencode(fields).encode())
 
 
-def by_multipart(fields: Mapping[str, object]) -> Asked:
+def multipart_request(fields: Mapping[str, object]) -> Asked:
     part = '--{}\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
     body = "".join(part.format(BOUNDARY, name, value) for name, value in fields.items()) + f"--{BOUNDARY}--\r\n"
     return Asked("POST", "/stream", f"multipart/form-data; boundary={BOUNDARY}", body.encode())
 
 
-def by_text(options: Mapping[str, object]) -> Asked:
+def text_request(options: Mapping[str, object]) -> Asked:
     return Asked("POST", f"/stream?{urlencode(options)}", "text/plain; charset=utf-8", PROMPT.encode())
 
 
 def parts(text: str) -> list[dict[str, str]]:
-    """A message of the AI SDK, with parts beside its text that are not said."""
+    """Return a message of the AI SDK, with parts that are not text."""
     middle = len(text) // 2
     return [
         {"type": "step-start"},
@@ -58,11 +58,11 @@ def parts(text: str) -> list[dict[str, str]]:
 
 
 def receive(service: Rill, upstream: Upstream, asked: Asked) -> Any:
-    """Send the request, and return the JSON that the one upstream request of it brought."""
+    """Send the request, and return the JSON of its only upstream request."""
     upstream.script(*wire.answer("ok"))
     headers = {"Content-Type": asked.media_type} if asked.media_type else {}
-    with service.ask(asked.method, asked.path, headers, asked.body) as told:
-        assert (told.status, told.read_rest()) == (200, b"ok")
+    with service.ask(asked.method, asked.path, headers, asked.body) as response:
+        assert (response.status, response.read_rest()) == (200, b"ok")
     (request,) = upstream.requests
     return request.json
 
@@ -71,20 +71,20 @@ WAYS = {
     "query": Asked("GET", f"/stream?q={quote_plus(PROMPT)}"),
     "query, spaces as %20": Asked("GET", f"/stream?q={quote(PROMPT, safe='')}"),
     "query named prompt": Asked("GET", f"/stream?{urlencode({'prompt': PROMPT})}"),
-    "text/plain": by_text({}),
+    "text/plain": text_request({}),
     "no media type": Asked("POST", "/stream", None, PROMPT.encode()),
-    "urlencoded form": by_form({"q": PROMPT}),
-    "multipart form": by_multipart({"q": PROMPT}),
-    "JSON q": by_json({"q": PROMPT}),
-    "JSON q, escaped": by_json({"q": PROMPT}, ascii_only=True),
-    "JSON prompt": by_json({"prompt": PROMPT}),
-    "JSON messages": by_json({"messages": [{"role": "user", "content": PROMPT}]}),
-    "JSON messages of the AI SDK": by_json({"messages": [{"id": "m1", "role": "user", "parts": parts(PROMPT)}]}),
+    "urlencoded form": form_request({"q": PROMPT}),
+    "multipart form": multipart_request({"q": PROMPT}),
+    "JSON q": json_request({"q": PROMPT}),
+    "JSON q, escaped": json_request({"q": PROMPT}, ascii_only=True),
+    "JSON prompt": json_request({"prompt": PROMPT}),
+    "JSON messages": json_request({"messages": [{"role": "user", "content": PROMPT}]}),
+    "JSON messages of the AI SDK": json_request({"messages": [{"id": "m1", "role": "user", "parts": parts(PROMPT)}]}),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_prompt_arrives_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+def test_a_prompt_arrives_unchanged(service: Rill, upstream: Upstream, way: str) -> None:
     sent = receive(service, upstream, WAYS[way])
     assert sent == {**DEFAULTS, "messages": [{"role": "user", "content": PROMPT}]}
 
@@ -99,27 +99,27 @@ CURL = {
 
 
 @pytest.mark.parametrize("way", CURL)
-def test_curl_sends_a_prompt_exactly_as_meant(service: Rill, upstream: Upstream, way: str) -> None:
+def test_curl_sends_a_prompt_unchanged(service: Rill, upstream: Upstream, way: str) -> None:
     upstream.script(*wire.answer("ok"))
     command = ["curl", "--silent", "--fail", "--max-time", "10", *CURL[way], f"{service.url}/stream"]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"ok"
     assert upstream.requests[0].json["messages"] == [{"role": "user", "content": PROMPT}]
 
 
-def test_the_message_of_chat_stream_arrives_exactly_as_meant(service: Rill, upstream: Upstream) -> None:
+def test_the_message_of_chat_stream_arrives_unchanged(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
-    with service.ask("GET", f"/chat/stream?{urlencode({'message': PROMPT, **OPTIONS})}") as told:
-        assert told.status == 200
-        told.read_rest()
+    with service.ask("GET", f"/chat/stream?{urlencode({'message': PROMPT, **OPTIONS})}") as response:
+        assert response.status == 200
+        response.read_rest()
     expected = {**DEFAULTS, **OPTIONS, "messages": [{"role": "user", "content": PROMPT}]}
     assert upstream.requests[0].json == expected
 
 
-def test_content_blocks_of_the_messages_api_arrive_as_they_are(service: Rill, upstream: Upstream) -> None:
+def test_content_blocks_of_the_messages_api_arrive_unchanged(service: Rill, upstream: Upstream) -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
     blocks = [image, {"type": "text", "text": PROMPT, "cache_control": {"type": "ephemeral"}}]
     messages = [{"role": "user", "content": blocks}]
-    assert receive(service, upstream, by_json({"messages": messages}))["messages"] == messages
+    assert receive(service, upstream, json_request({"messages": messages}))["messages"] == messages
 
 
 def test_a_conversation_arrives_in_its_order(service: Rill, upstream: Upstream) -> None:
@@ -128,19 +128,19 @@ def test_a_conversation_arrives_in_its_order(service: Rill, upstream: Upstream) 
         {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
         {"role": "user", "content": PROMPT},
     ]
-    assert receive(service, upstream, by_json({"messages": messages}))["messages"] == messages
+    assert receive(service, upstream, json_request({"messages": messages}))["messages"] == messages
 
 
 def test_a_conversation_of_the_ai_sdk_arrives_in_its_order(service: Rill, upstream: Upstream) -> None:
-    said = [("user", "one"), ("assistant", "two"), ("user", PROMPT)]
+    turns = [("user", "one"), ("assistant", "two"), ("user", PROMPT)]
     chat = {
         "id": "chat-1",
-        "messages": [{"id": f"m-{text[:3]}", "role": role, "parts": parts(text)} for role, text in said],
+        "messages": [{"id": f"m-{text[:3]}", "role": role, "parts": parts(text)} for role, text in turns],
         "trigger": "submit-message",
         "messageId": "m-2",
     }
-    sent = receive(service, upstream, by_json(chat))
-    assert sent == {**DEFAULTS, "messages": [{"role": role, "content": text} for role, text in said]}
+    sent = receive(service, upstream, json_request(chat))
+    assert sent == {**DEFAULTS, "messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 SYSTEM_MESSAGES = {
@@ -153,18 +153,18 @@ SYSTEM_MESSAGES = {
 @pytest.mark.parametrize("shape", SYSTEM_MESSAGES)
 def test_a_message_of_the_role_system_is_the_system_prompt(service: Rill, upstream: Upstream, shape: str) -> None:
     hello = {"role": "user", "content": "hello"}
-    sent = receive(service, upstream, by_json({"messages": [SYSTEM_MESSAGES[shape], hello]}))
+    sent = receive(service, upstream, json_request({"messages": [SYSTEM_MESSAGES[shape], hello]}))
     assert (sent.get("system"), sent["messages"]) == (PROMPT, [hello])
 
 
 WITH_OPTIONS = {
     "query": Asked("GET", f"/stream?{urlencode({'q': PROMPT, **OPTIONS})}"),
-    "text/plain with a query": by_text(OPTIONS),
-    "urlencoded form": by_form({"q": PROMPT, **OPTIONS}),
-    "form with a query": by_form({"q": PROMPT})._replace(path=f"/stream?{urlencode(OPTIONS)}"),
-    "multipart form": by_multipart({"q": PROMPT, **OPTIONS}),
-    "JSON": by_json({"q": PROMPT, **OPTIONS}),
-    "JSON messages": by_json({"messages": [{"role": "user", "content": PROMPT}], **OPTIONS}),
+    "text/plain with a query": text_request(OPTIONS),
+    "urlencoded form": form_request({"q": PROMPT, **OPTIONS}),
+    "form with a query": form_request({"q": PROMPT})._replace(path=f"/stream?{urlencode(OPTIONS)}"),
+    "multipart form": multipart_request({"q": PROMPT, **OPTIONS}),
+    "JSON": json_request({"q": PROMPT, **OPTIONS}),
+    "JSON messages": json_request({"messages": [{"role": "user", "content": PROMPT}], **OPTIONS}),
 }
 
 
@@ -175,25 +175,25 @@ def test_options_reach_the_upstream(service: Rill, upstream: Upstream, way: str)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("temperature", 1), ("max_tokens", 1)])
-def test_an_option_at_its_bound_reaches_the_upstream(
+def test_an_option_at_its_limit_reaches_the_upstream(
     service: Rill, upstream: Upstream, name: str, value: float
 ) -> None:
-    assert receive(service, upstream, by_json({"q": "hi", name: value}))[name] == value
+    assert receive(service, upstream, json_request({"q": "hi", name: value}))[name] == value
 
 
 def test_unknown_fields_are_ignored(service: Rill, upstream: Upstream) -> None:
     unknown = {"q": "hi", "stream": False, "tools": [], "user": {"id": 1}, "max_token": 3}
     expected = {**DEFAULTS, "messages": [{"role": "user", "content": "hi"}]}
-    assert receive(service, upstream, by_json(unknown)) == expected
+    assert receive(service, upstream, json_request(unknown)) == expected
 
 
-@pytest.mark.parametrize("asked", [Asked("GET", "/stream?q=hi&utm=1&stream=0"), by_form({"q": "hi", "x": "1"})])
+@pytest.mark.parametrize("asked", [Asked("GET", "/stream?q=hi&utm=1&stream=0"), form_request({"q": "hi", "x": "1"})])
 def test_unknown_fields_of_queries_and_forms_are_ignored(service: Rill, upstream: Upstream, asked: Asked) -> None:
     expected = {**DEFAULTS, "messages": [{"role": "user", "content": "hi"}]}
     assert receive(service, upstream, asked) == expected
 
 
-def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
+def test_defaults_of_the_settings_reach_the_upstream_if_a_request_has_no_options(
     start_rill: StartRill, upstream: Upstream
 ) -> None:
     own = {"system": "Sei kurz. 短く。", "model": "claude-haiku-5", "max_tokens": 123}
@@ -201,13 +201,13 @@ def test_the_settings_defaults_reach_the_upstream_where_a_request_says_nothing(
         RILL_SYSTEM_PROMPT=own["system"], RILL_DEFAULT_MODEL=own["model"], RILL_DEFAULT_MAX_TOKENS="123"
     )
     messages = [{"role": "user", "content": "hi"}]
-    assert receive(service, upstream, by_json({"q": "hi"})) == {"stream": True, **own, "messages": messages}
+    assert receive(service, upstream, json_request({"q": "hi"})) == {"stream": True, **own, "messages": messages}
     upstream.clear()
-    asked = by_json({"q": "hi", **OPTIONS})
+    asked = json_request({"q": "hi", **OPTIONS})
     assert receive(service, upstream, asked) == {"stream": True, **OPTIONS, "messages": messages}
 
 
-def test_the_upstream_is_asked_by_the_official_sdk(service: Rill, upstream: Upstream) -> None:
+def test_upstream_requests_are_sent_by_the_official_sdk(service: Rill, upstream: Upstream) -> None:
     receive(service, upstream, Asked("GET", "/stream?q=hi"))
     (request,) = upstream.requests
     assert (request.method, request.path.split("?")[0]) == ("POST", "/v1/messages")

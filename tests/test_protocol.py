@@ -1,4 +1,4 @@
-"""The small print of HTTP: what a client is told at the edges of the protocol, on real sockets."""
+"""Edge cases of HTTP on real sockets: bodies, paths, request heads and upstream responses."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ CLOSE = {"Connection": "close"}
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server with limits that are soon reached."""
+    """Return a server with low limits."""
     return share_rill(RILL_MAX_STREAMS_PER_CLIENT="2", RILL_MAX_BODY_BYTES="1000")
 
 
@@ -30,16 +30,16 @@ def ask(
 
 
 @pytest.mark.parametrize("body", [b"hello", b"hello & goodbye=1", b'{"q": "hi"}', b""])
-def test_a_body_that_curl_calls_a_form_is_rejected_with_what_to_write(service: Rill, body: bytes) -> None:
+def test_a_body_that_curl_labels_as_a_form_is_rejected_with_the_correct_command(service: Rill, body: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    status, words = ask(service, "POST", "/stream", headers, body)
+    status, message = ask(service, "POST", "/stream", headers, body)
     assert status == 400
-    assert "no field q, message, prompt or messages" in words
-    assert "curl -H 'Content-Type: text/plain' --data-binary" in words
-    assert "--json" in words
+    assert "no field q, message, prompt or messages" in message
+    assert "curl -H 'Content-Type: text/plain' --data-binary" in message
+    assert "--json" in message
 
 
-def test_bytes_of_no_further_type_are_a_prompt(service: Rill, upstream: Upstream) -> None:
+def test_an_octet_stream_body_is_a_prompt(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     headers = {"Content-Type": "application/octet-stream"}
     assert ask(service, "POST", "/stream", headers, "溪".encode()) == (200, "ok")
@@ -47,15 +47,15 @@ def test_bytes_of_no_further_type_are_a_prompt(service: Rill, upstream: Upstream
     assert ask(service, "POST", "/stream", headers, b"\xff")[0] == 400
 
 
-def test_another_type_is_rejected_with_what_to_write(service: Rill) -> None:
-    status, words = ask(service, "POST", "/stream", {"Content-Type": "text/html"}, b"hello")
+def test_another_media_type_is_rejected_with_the_correct_command(service: Rill) -> None:
+    status, message = ask(service, "POST", "/stream", {"Content-Type": "text/html"}, b"hello")
     assert status == 415
-    assert "curl -H 'Content-Type: text/plain' --data-binary" in words
+    assert "curl -H 'Content-Type: text/plain' --data-binary" in message
 
 
 # 404
 
-MEANT = {
+SUGGESTED = {
     "/messages": "/v1/messages",
     "/v1/v1/messages": "/v1/messages",
     "/v1/messages/": "/v1/messages",
@@ -71,21 +71,21 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize("path", MEANT)
-def test_a_path_that_does_not_exist_is_answered_with_the_one_that_is_meant(service: Rill, path: str) -> None:
-    status, words = ask(service, "POST", path, {"Content-Type": "application/json"}, b"{}")
+@pytest.mark.parametrize("path", SUGGESTED)
+def test_a_404_suggests_the_intended_path(service: Rill, path: str) -> None:
+    status, message = ask(service, "POST", path, {"Content-Type": "application/json"}, b"{}")
     assert status == 404
     if path.startswith("/v1/"):
-        told = json.loads(words)
-        assert ("type" in told) == path.rstrip("/").endswith("/messages")
-        words = told["error"]["message"]
-    assert MEANT[path] in words
+        body = json.loads(message)
+        assert ("type" in body) == path.rstrip("/").endswith("/messages")
+        message = body["error"]["message"]
+    assert SUGGESTED[path] in message
 
 
-# The head
+# The request head
 
 
-def test_options_of_the_server_itself_is_answered(service: Rill) -> None:
+def test_options_for_the_whole_server_is_answered(service: Rill) -> None:
     with service.ask("OPTIONS", "*", CLOSE) as asked:
         assert (asked.status, asked.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
     for method in ("GET", "POST"):
@@ -110,13 +110,13 @@ def test_a_user_in_an_absolute_target_is_a_400(service: Rill, user: str) -> None
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/openapi.json"])
-def test_if_match_any_is_no_obstacle_to_a_file_that_exists(service: Rill, path: str) -> None:
+def test_if_match_any_is_satisfied_by_an_existing_file(service: Rill, path: str) -> None:
     assert ask(service, "GET", path, {"If-Match": "*"})[0] == 200
     assert ask(service, "GET", path, {"If-None-Match": "*"})[0] in (200, 304)
     assert ask(service, "GET", path, {"If-Match": '"another"'})[0] in (200, 412)
 
 
-def test_a_body_that_is_too_long_is_rejected_before_it_is_asked_for(service: Rill) -> None:
+def test_a_body_that_is_too_long_is_rejected_without_100_continue(service: Rill) -> None:
     head = request_bytes("POST", "/stream", {"Content-Length": "1001", "Expect": "100-continue"})
     with Conversation(service.port, head) as asked:
         assert asked.status == 413
@@ -126,7 +126,7 @@ def test_a_body_that_is_too_long_is_rejected_before_it_is_asked_for(service: Ril
         assert asked.socket.recv(1) == b""
 
 
-def test_a_body_of_fitting_length_is_asked_for(service: Rill, upstream: Upstream) -> None:
+def test_a_body_within_the_limit_gets_100_continue(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     head = request_bytes("POST", "/stream", {"Content-Length": "1000", "Expect": "100-continue", **CLOSE})
     with raw_request(service.port, head) as connected:
@@ -135,7 +135,7 @@ def test_a_body_of_fitting_length_is_asked_for(service: Rill, upstream: Upstream
         assert connected.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_connection_that_is_closed_behind_a_response_says_so(service: Rill) -> None:
+def test_a_response_whose_connection_is_closed_has_connection_close(service: Rill) -> None:
     head = request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked", "Content-Type": "text/plain"})
     with Conversation(service.port, head + b"zz\r\n") as asked:
         assert (asked.status, asked.headers["connection"]) == (400, "close")
@@ -147,9 +147,7 @@ def test_a_connection_that_is_closed_behind_a_response_says_so(service: Rill) ->
 
 
 @pytest.mark.parametrize("text", ["[DONE]", "a\n[DONE]\nb", "[DONE]\n", "[DONE]\r\n[DONE]", "[DONE] [DONE]"])
-def test_a_text_that_looks_like_the_mark_of_the_end_cannot_be_taken_for_it(
-    service: Rill, upstream: Upstream, text: str
-) -> None:
+def test_text_that_looks_like_the_end_mark_is_not_mistaken_for_it(service: Rill, upstream: Upstream, text: str) -> None:
     upstream.script(*wire.answer(text))
     status, body = ask(service, "GET", "/stream?q=hi", {"Accept": "text/event-stream"})
     assert status == 200
@@ -164,7 +162,7 @@ def test_a_text_that_looks_like_the_mark_of_the_end_cannot_be_taken_for_it(
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.2", "HTTP/1.9", "HTTP/1.0"])
-def test_another_minor_version_of_the_upstream_is_no_internal_error(
+def test_another_minor_http_version_of_the_upstream_is_not_an_internal_error(
     service: Rill, upstream: Upstream, version: str
 ) -> None:
     head = f"{version} 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n".encode()
@@ -176,23 +174,23 @@ def test_another_minor_version_of_the_upstream_is_no_internal_error(
 
 @pytest.mark.parametrize("charset", ["rot13", "foo", "utf-16", "hex", "undefined", '"', "\xff"])
 @pytest.mark.parametrize("path", ["/stream", "/v1/messages"])
-def test_an_error_of_the_upstream_in_an_unknown_charset_is_what_it_is(
+def test_an_upstream_error_in_an_unknown_charset_keeps_its_status(
     service: Rill, upstream: Upstream, charset: str, path: str
 ) -> None:
     error = {"type": "error", "error": {"type": "api_error", "message": "Oh."}}
     headers = {"content-type": f"application/json; charset={charset}", "x-should-retry": "false"}
     upstream.script(wire.status(500, headers, json.dumps(error).encode()))
     fields = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
-    status, words = ask(service, "POST", path, {"Content-Type": "application/json"}, json.dumps(fields).encode())
-    assert status == 502, words
+    status, message = ask(service, "POST", path, {"Content-Type": "application/json"}, json.dumps(fields).encode())
+    assert status == 502, message
 
 
-def test_a_header_of_the_upstream_that_cannot_be_passed_on_holds_nothing(service: Rill, upstream: Upstream) -> None:
+def test_an_upstream_header_that_cannot_be_forwarded_costs_no_slot(service: Rill, upstream: Upstream) -> None:
     message = {"type": "message", "content": [], "stop_reason": "end_turn", "usage": {}}
     fields = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
     headers = {"content-type": "application/json", "request-id": "a\x7fb"}
     upstream.always(wire.status(200, headers, json.dumps(message).encode()))
-    for _ in range(4):  # Two at once are allowed.
+    for _ in range(4):  # Two concurrent answers are allowed.
         status, _ = ask(
             service, "POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(fields).encode()
         )
@@ -200,17 +198,17 @@ def test_a_header_of_the_upstream_that_cannot_be_passed_on_holds_nothing(service
 
 
 def test_a_problem_in_json_has_a_title_for_people_and_a_code_for_programs(service: Rill) -> None:
-    status, words = ask(service, "GET", "/nowhere", {"Accept": "application/json"})
-    problem = json.loads(words)
+    status, message = ask(service, "GET", "/nowhere", {"Accept": "application/json"})
+    problem = json.loads(message)
     assert (status, problem["title"], problem["code"]) == (404, "Not Found", "not_found")
 
 
 # The offline model
 
 
-def test_the_offline_model_takes_system_messages_and_counts_the_input_at_the_end() -> None:
-    said = [{"role": role, "content": "hi"} for role in ("user", "system", "user")]
-    fields = {"model": "claude-sonnet-5-5", "max_tokens": 5, "messages": said, "stream": True}
+def test_the_offline_model_accepts_system_messages_and_counts_the_input_at_the_end() -> None:
+    messages = [{"role": role, "content": "hi"} for role in ("user", "system", "user")]
+    fields = {"model": "claude-sonnet-5-5", "max_tokens": 5, "messages": messages, "stream": True}
     with Rill({"RILL_OFFLINE": "1"}, forked=True) as offline:
         headers = {"Content-Type": "application/json"}
         status, body = ask(offline, "POST", "/v1/messages", headers, json.dumps(fields).encode())

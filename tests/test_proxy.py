@@ -1,4 +1,4 @@
-"""A proxy of the environment: which one is used for the upstream, and which ones stop the start."""
+"""A proxy of the environment: which one is used for the upstream, and which settings stop the start."""
 
 import pytest
 from server import Rill, StartFailed, rill_env

@@ -1,4 +1,4 @@
-"""Recorded streams of the Messages API, replayed through the whole service, in both of its forms."""
+"""Recorded streams of the Messages API, replayed through the whole service, as plain text and as server-sent events."""
 
 import json
 import re
@@ -15,7 +15,7 @@ DONE = [name for name, outcome in EXPECTED.items() if outcome["outcome"] == "com
 
 
 class Event(NamedTuple):
-    """One server-sent event, as EventSource would hand it out."""
+    """One server-sent event, as EventSource dispatches it."""
 
     id: str
     name: str
@@ -23,7 +23,7 @@ class Event(NamedTuple):
 
 
 def events_of(body: str) -> list[Event]:
-    """Parse an event stream as https://html.spec.whatwg.org/multipage/server-sent-events.html says."""
+    """Parse an event stream as https://html.spec.whatwg.org/multipage/server-sent-events.html specifies."""
     events, identity, name, data = [], "", "", []
     for line in re.split(r"\r\n|\n|\r", body):
         field, _, value = line.partition(":")
@@ -42,12 +42,12 @@ def events_of(body: str) -> list[Event]:
 
 
 def text_of(events: list[Event]) -> str:
-    """The text of an answer: its unnamed events, without the mark of the end."""
+    """Return the text of an answer: its unnamed events, without the end mark."""
     return "".join(event.data for event in events if event.name == "message" and event.data != "[DONE]")
 
 
 def replay_by(name: str, size: int) -> list[Step]:
-    """The steps that send a recorded answer in chunks of `size` bytes, 0 for one chunk."""
+    """Return the steps that send a recorded answer in chunks of `size` bytes, 0 for one chunk."""
     return [wire.head(), wire.dribble(wire.recorded(name), size), wire.end()] if size else wire.replay(name)
 
 
@@ -68,7 +68,7 @@ def test_plain_text_is_exactly_the_recorded_text(service: Rill, upstream: Upstre
 
 @pytest.mark.parametrize("size", [0, 1, 7])
 @pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name]["outcome"] == "completed"])
-def test_server_sent_events_bring_the_recorded_text_and_its_end(
+def test_server_sent_events_contain_the_recorded_text_and_its_end(
     service: Rill, upstream: Upstream, name: str, size: int
 ) -> None:
     upstream.script(*replay_by(name, size))
@@ -76,7 +76,7 @@ def test_server_sent_events_bring_the_recorded_text_and_its_end(
         assert asked.status == 200
         events = events_of(asked.read_rest().decode())
         assert asked.ended == "clean"
-    # The format cannot carry CR: what ends a line arrives as a newline.
+    # The format cannot represent CR: every line end arrives as a newline.
     assert text_of(events) == re.sub(r"\r\n|\r", "\n", EXPECTED[name]["text"])
     assert [(event.name, event.data) for event in events][-1] == ("message", "[DONE]")
     done: dict[str, Any] = json.loads(events[-2].data)
@@ -94,7 +94,7 @@ def test_a_recorded_refusal_is_a_422_with_its_explanation(service: Rill, upstrea
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_a_recorded_error_in_mid_answer_cuts_plain_text_after_its_text(
+def test_a_recorded_error_in_mid_answer_aborts_plain_text_after_its_text(
     service: Rill, upstream: Upstream, size: int
 ) -> None:
     upstream.script(*replay_by("error_event", size))

@@ -20,17 +20,17 @@ from upstream import Upstream
 
 PASSWORD = "open-sesame-4711"
 RATE = 5
-# What it may keep open to Redis in each worker.
+# The most connections to Redis that each worker may keep open.
 CONNECTIONS = 8
-# Far more than it takes to learn that Redis is lost, and far less than a client would call a hang.
-PATIENCE = 3.0
+# The longest response time: far more than the detection of a lost Redis needs, far less than a hang.
+LONGEST_SECONDS = 3.0
 LOST, BACK = "Redis is lost", "Redis is back"
 
 _addresses = itertools.count(1)
 
 
-class Told(NamedTuple):
-    """A status, and after how many seconds it came."""
+class Response(NamedTuple):
+    """A status, and the seconds until it arrived."""
 
     status: int | None
     seconds: float
@@ -38,14 +38,14 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis with a password, which tests may lose and bring back."""
+    """Yield a Redis with a password, which tests may stop and restart."""
     with RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
-    """The environment of a service whose clients may ask RATE times an hour, each known by the address it claims."""
+def environment(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
+    """Return a function that builds the environment of a service with RATE requests per hour and forwarded address."""
 
     def build(**more: str) -> dict[str, str]:
         rate = {"RILL_RATE_LIMIT": f"{RATE}/hour", "RILL_TRUSTED_PROXIES": "1", "RILL_MAX_STREAMS_PER_CLIENT": "1000"}
@@ -55,23 +55,23 @@ def house(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def service(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    with Rill(house(REDIS_URL=redis.url), forked=True) as running:
+def service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def another(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    """A second service on the same Redis."""
-    with Rill(house(REDIS_URL=redis.url), forked=True) as running:
+def second_service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    """Yield a second service on the same Redis."""
+    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def crowd(house: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    """A service of two workers on the same Redis, whose clients have tokens."""
-    tokens = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
-    with Rill(house(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)) as running:
+def two_workers(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
+    """Yield a service of two workers on the same Redis, with API keys."""
+    keys = "alice=wonder-land,bob=builder-bob,carol=singer-carol"
+    with Rill(environment(REDIS_URL=redis.url, WEB_CONCURRENCY="2", RILL_API_KEYS=keys)) as running:
         running.wait_for_workers(2)
         yield running
 
@@ -82,52 +82,52 @@ def answers(upstream: Upstream) -> None:
 
 
 def new_address() -> str:
-    """The address of a client that has never asked."""
+    """Return the address of a new client."""
     high, low = divmod(next(_addresses), 250)
     return f"198.51.{high}.{low}"
 
 
-def ask(service: Rill, client: str) -> Told:
-    """Ask once, as the client with this address or token, on a connection of its own."""
+def ask(service: Rill, client: str) -> Response:
+    """Send a request on a new connection, as the client with this address or API key."""
     name = "X-Forwarded-For" if client[0].isdigit() else "x-api-key"
     began = time.monotonic()
     with service.ask("GET", "/stream?q=hi", {name: client, "Connection": "close"}) as asked:
         status = asked.status
         asked.read_rest()
-        return Told(status, time.monotonic() - began)
+        return Response(status, time.monotonic() - began)
 
 
 def statuses(services: list[Rill], client: str, times: int) -> list[int | None]:
-    """Ask so many times, of each service in turn."""
+    """Send that many requests, to each service in turn, and return the statuses."""
     return [ask(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
 
 
-def wait_until_said(service: Rill, words: str, since: int) -> None:
-    """Ask, for nothing is looked at otherwise, until the service has said these words."""
+def wait_until_logged(service: Rill, message: str, since: int) -> None:
+    """Send requests, which check the state of Redis, until the service has logged the message."""
 
-    def is_said() -> bool:
+    def is_logged() -> bool:
         ask(service, new_address())
-        return words in service.output()[since:]
+        return message in service.output()[since:]
 
-    wait_until(is_said, lambda: f"never said {words!r}:\n{service.output()[since:][-3000:]}")
+    wait_until(is_logged, lambda: f"never logged {message!r}:\n{service.output()[since:][-3000:]}")
 
 
 def warm(service: Rill) -> int:
-    """Count once in Redis, and return how much the service has said until then."""
+    """Send a request that is counted in Redis, and return the length of the output so far."""
     assert ask(service, new_address()).status == 200
     return len(service.output())
 
 
 @contextmanager
-def load(service: Rill, told: list[Told], threads: int = 4) -> Iterator[None]:
-    """Some clients who ask one after the other, each time from an address that never asked before."""
+def load(service: Rill, responses: list[Response], threads: int = 4) -> Iterator[None]:
+    """Run clients that send requests one after the other, each from a new address."""
     over = threading.Event()
 
-    def go_on_asking() -> None:
+    def send_requests() -> None:
         while not over.wait(0.03):
-            told.append(ask(service, new_address()))
+            responses.append(ask(service, new_address()))
 
-    running = [threading.Thread(target=go_on_asking) for _ in range(threads)]
+    running = [threading.Thread(target=send_requests) for _ in range(threads)]
     for thread in running:
         thread.start()
     try:
@@ -138,25 +138,25 @@ def load(service: Rill, told: list[Told], threads: int = 4) -> Iterator[None]:
             thread.join(20)
 
 
-ALLOWED, REFUSED = [200] * RATE, [429] * 2
+ALLOWED, REJECTED = [200] * RATE, [429] * 2
 
 
-# One count
+# One shared count
 
 
-def test_two_services_with_one_redis_share_the_count_of_an_address(service: Rill, another: Rill) -> None:
-    assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
+def test_two_services_with_one_redis_share_the_count_of_an_address(service: Rill, second_service: Rill) -> None:
+    assert statuses([service, second_service], new_address(), RATE + 2) == ALLOWED + REJECTED
 
 
-def test_addresses_that_are_one_client_are_one_in_redis_too(service: Rill, another: Rill) -> None:
+def test_addresses_of_one_client_share_a_count_in_redis_too(service: Rill, second_service: Rill) -> None:
     assert statuses([service], "2001:db8:1:2::1", RATE) == ALLOWED
-    assert statuses([another], "2001:db8:1:2:ffff::9", 1) == [429]
+    assert statuses([second_service], "2001:db8:1:2:ffff::9", 1) == [429]
 
 
-def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: RedisServer) -> None:
+def test_two_workers_share_the_count_of_an_api_key_by_its_name(two_workers: Rill, redis: RedisServer) -> None:
     before = redis.kept()
-    assert statuses([crowd], "wonder-land", RATE + 5) == ALLOWED + [429] * 5
-    assert statuses([crowd], "builder-bob", RATE + 1) == [*ALLOWED, 429]
+    assert statuses([two_workers], "wonder-land", RATE + 5) == ALLOWED + [429] * 5
+    assert statuses([two_workers], "builder-bob", RATE + 1) == [*ALLOWED, 429]
     assert redis.kept() == before + 2
     with redis.client() as client:
         kept = b" ".join(client.scan_iter())
@@ -164,17 +164,17 @@ def test_two_workers_share_the_count_of_a_token_by_its_name(crowd: Rill, redis: 
     assert b"wonder-land" not in kept
 
 
-def test_a_refusal_that_redis_counted_says_when_to_come_back(service: Rill, another: Rill) -> None:
+def test_a_rejection_counted_in_redis_states_when_to_retry(service: Rill, second_service: Rill) -> None:
     client = new_address()
     statuses([service], client, RATE)
-    with another.ask("GET", "/stream?q=hi", {"X-Forwarded-For": client}) as refused:
-        assert refused.status == 429
-        assert 1 <= int(refused.headers["retry-after"]) <= 3600
-        assert refused.headers["ratelimit-limit"] == str(RATE)
-        assert f"{RATE} per hour" in refused.read_rest().decode()
+    with second_service.ask("GET", "/stream?q=hi", {"X-Forwarded-For": client}) as rejected:
+        assert rejected.status == 429
+        assert 1 <= int(rejected.headers["retry-after"]) <= 3600
+        assert rejected.headers["ratelimit-limit"] == str(RATE)
+        assert f"{RATE} per hour" in rejected.read_rest().decode()
 
 
-def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer) -> None:
+def test_every_count_in_redis_expires(service: Rill, redis: RedisServer) -> None:
     warm(service)
     with redis.client() as client:
         assert all(client.ttl(key) > 0 for key in client.scan_iter())
@@ -183,57 +183,58 @@ def test_what_is_kept_in_redis_goes_by_itself(service: Rill, redis: RedisServer)
 def test_a_service_without_redis_url_counts_alone(start_rill: StartRill, redis: RedisServer) -> None:
     alone = start_rill(RILL_RATE_LIMIT=f"{RATE}/hour", RILL_TRUSTED_PROXIES="1", REDIS_URL="")
     before, clients = redis.kept(), redis.clients()
-    assert statuses([alone], new_address(), RATE + 2) == ALLOWED + REFUSED
+    assert statuses([alone], new_address(), RATE + 2) == ALLOWED + REJECTED
     assert (redis.kept(), redis.clients()) == (before, clients)
 
 
 # Redis lost
 
 
-def test_redis_killed_and_back_under_load_fails_nobody_and_is_told_once(
-    service: Rill, another: Rill, redis: RedisServer
+def test_a_redis_outage_under_load_fails_no_request_and_is_logged_once(
+    service: Rill, second_service: Rill, redis: RedisServer
 ) -> None:
-    since, told = warm(service), list[Told]()
-    warm(another)
-    with load(service, told):
-        wait_until(lambda: len(told) > 5, lambda: "nobody is answered")
+    since, responses = warm(service), list[Response]()
+    warm(second_service)
+    with load(service, responses):
+        wait_until(lambda: len(responses) > 5, lambda: "no request is answered")
         redis.kill()
         try:
-            wait_until_said(service, LOST, since)
+            wait_until_logged(service, LOST, since)
             client = new_address()
-            assert statuses([service], client, RATE + 2) == ALLOWED + REFUSED
-            assert statuses([another], client, 1) == [200]  # each counts for itself, and none lets everybody in
+            assert statuses([service], client, RATE + 2) == ALLOWED + REJECTED
+            # Each service counts for itself, and still applies the limit.
+            assert statuses([second_service], client, 1) == [200]
         finally:
             redis.start()
-        wait_until_said(service, BACK, since)
-        wait_until_said(another, BACK, 0)
-    assert {each.status for each in told} == {200}
-    assert max(each.seconds for each in told) < PATIENCE
+        wait_until_logged(service, BACK, since)
+        wait_until_logged(second_service, BACK, 0)
+    assert {each.status for each in responses} == {200}
+    assert max(each.seconds for each in responses) < LONGEST_SECONDS
     assert (service.output()[since:].count(LOST), service.output()[since:].count(BACK)) == (1, 1)
-    assert statuses([service, another], new_address(), RATE + 2) == ALLOWED + REFUSED
+    assert statuses([service, second_service], new_address(), RATE + 2) == ALLOWED + REJECTED
     assert "Traceback" not in service.output()
 
 
-def test_a_redis_that_hangs_costs_a_moment_and_then_nothing(service: Rill, redis: RedisServer) -> None:
-    since, told = warm(service), list[Told]()
-    with load(service, told, threads=12):
-        wait_until(lambda: len(told) > 20, lambda: "nobody is answered")
+def test_a_hanging_redis_delays_requests_only_briefly(service: Rill, redis: RedisServer) -> None:
+    since, responses = warm(service), list[Response]()
+    with load(service, responses, threads=12):
+        wait_until(lambda: len(responses) > 20, lambda: "no request is answered")
         redis.hang()
         try:
-            wait_until_said(service, LOST, since)
+            wait_until_logged(service, LOST, since)
             began = time.monotonic()
-            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REFUSED
-            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REFUSED
-            assert time.monotonic() - began < PATIENCE
+            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REJECTED
+            assert statuses([service], new_address(), RATE + 2) == ALLOWED + REJECTED
+            assert time.monotonic() - began < LONGEST_SECONDS
         finally:
             redis.go_on()
-        wait_until_said(service, BACK, since)
-    assert {each.status for each in told} == {200}
-    assert max(each.seconds for each in told) < PATIENCE
+        wait_until_logged(service, BACK, since)
+    assert {each.status for each in responses} == {200}
+    assert max(each.seconds for each in responses) < LONGEST_SECONDS
     assert (service.output()[since:].count(LOST), service.output()[since:].count(BACK)) == (1, 1)
 
 
-def test_many_starts_at_once_keep_few_connections_and_leak_none(
+def test_many_concurrent_requests_keep_few_connections_and_leak_none(
     service: Rill, upstream: Upstream, redis: RedisServer
 ) -> None:
     since = warm(service)
@@ -253,19 +254,19 @@ def test_many_starts_at_once_keep_few_connections_and_leak_none(
     assert LOST not in service.output()[since:]
     for _ in range(2):
         with redis.client() as client:
-            client.client_kill_filter(_type="normal", skipme=True)  # what is kept is gone, and nobody notices
+            client.client_kill_filter(_type="normal", skipme=True)  # the kept connections, unknown to the service
         assert ask(service, new_address()).status == 200
     assert connections_of(worker.pid, redis) <= CONNECTIONS
     assert LOST not in service.output()[since:]
 
 
 def connections_of(pid: int, redis: RedisServer) -> int:
-    """How many connections a process holds to Redis, open or not yet closed."""
+    """Return how many connections a process holds to Redis, open or not yet closed."""
     found = psutil.Process(pid).net_connections("tcp4")
     return sum(bool(each.raddr) and each.raddr.port == redis.port for each in found)
 
 
-# How REDIS_URL is meant
+# Forms of REDIS_URL
 
 
 @pytest.fixture(scope="module")
@@ -292,31 +293,33 @@ def assert_counts_alone(redis: RedisServer, service: Rill, *passwords: str) -> N
     assert not [each for each in passwords if each in service.output()]
 
 
-def test_a_redis_at_a_socket_file_counts(house: Callable[..., dict[str, str]], tmp_path: Path) -> None:
-    with RedisServer(tmp_path, PASSWORD, socket_file=True) as redis, Rill(house(REDIS_URL=redis.url)) as service:
+def test_a_redis_at_a_unix_socket_keeps_the_counts(environment: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    with RedisServer(tmp_path, PASSWORD, socket_file=True) as redis, Rill(environment(REDIS_URL=redis.url)) as service:
         assert_counts_in(redis, service)
 
 
-def test_a_wrong_password_is_a_redis_that_is_lost(house: Callable[..., dict[str, str]], redis: RedisServer) -> None:
+def test_a_wrong_password_is_treated_as_a_lost_redis(
+    environment: Callable[..., dict[str, str]], redis: RedisServer
+) -> None:
     wrong = "close-sesame-4712"
-    with Rill(house(REDIS_URL=redis.url_with(wrong))) as service:
+    with Rill(environment(REDIS_URL=redis.url_with(wrong))) as service:
         assert_counts_alone(redis, service, wrong, PASSWORD)
 
 
-def test_a_certificate_that_nobody_signed_is_not_trusted(
-    house: Callable[..., dict[str, str]], tls_redis: RedisServer
+def test_a_self_signed_certificate_is_not_trusted(
+    environment: Callable[..., dict[str, str]], tls_redis: RedisServer
 ) -> None:
-    with Rill(house(REDIS_URL=tls_redis.url)) as service:
+    with Rill(environment(REDIS_URL=tls_redis.url)) as service:
         assert_counts_alone(tls_redis, service, PASSWORD)
 
 
 @pytest.mark.parametrize(
     ("query", "more"),
     [("?ssl_cert_reqs=none", {}), ("", {"DYNO": "web.1"})],
-    ids=["where that is said", "where the platform is known for it"],
+    ids=["by the URL", "on Heroku"],
 )
-def test_a_certificate_that_nobody_signed_is_taken(
-    house: Callable[..., dict[str, str]], tls_redis: RedisServer, query: str, more: dict[str, str]
+def test_a_self_signed_certificate_is_accepted_without_verification(
+    environment: Callable[..., dict[str, str]], tls_redis: RedisServer, query: str, more: dict[str, str]
 ) -> None:
-    with Rill(house(REDIS_URL=f"{tls_redis.url}{query}", **more)) as service:
+    with Rill(environment(REDIS_URL=f"{tls_redis.url}{query}", **more)) as service:
         assert_counts_in(tls_redis, service)

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold."""
+"""Rules of the code that a test can check."""
 
 import ast
 import json
@@ -13,17 +13,17 @@ ROOT = Path(__file__).parent.parent
 CODE = [ROOT / "app.py", ROOT / "wsgi.py", ROOT / "gunicorn.conf.py", *sorted((ROOT / "rill").rglob("*.py"))]
 LONGEST_FUNCTION = 40
 
-# Imports every room, and prints what that left behind.
+# Import every module, and print the threads and sockets that exist afterwards.
 IMPORT_ALL = """
 import importlib, json, os, pkgutil, stat, threading, rill
 def sockets():
     modes = [os.stat(f"/proc/self/fd/{fd}").st_mode for fd in range(256) if os.path.exists(f"/proc/self/fd/{fd}")]
     return sum(map(stat.S_ISSOCK, modes))
 before = sockets()
-rooms = [room.name for room in pkgutil.walk_packages(rill.__path__, "rill.")]
-for room in rooms:
-    importlib.import_module(room)
-print(json.dumps({"rooms": len(rooms), "threads": threading.active_count(), "sockets": sockets() - before}))
+modules = [module.name for module in pkgutil.walk_packages(rill.__path__, "rill.")]
+for module in modules:
+    importlib.import_module(module)
+print(json.dumps({"modules": len(modules), "threads": threading.active_count(), "sockets": sockets() - before}))
 """
 
 
@@ -45,16 +45,16 @@ def test_the_import_rule_holds() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_importing_a_room_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
+def test_importing_a_module_reads_no_settings_opens_no_socket_and_starts_no_thread() -> None:
     env = {
-        "RILL_MAX_STREAMS": "no number",
-        "RILL_RATE_LIMIT": "no rate",
-        "PORT": "no port",
-        "ANTHROPIC_BASE_URL": "no url",
+        "RILL_MAX_STREAMS": "not a number",
+        "RILL_RATE_LIMIT": "not a rate",
+        "PORT": "not a port",
+        "ANTHROPIC_BASE_URL": "not a URL",
     }
     command = [sys.executable, "-c", IMPORT_ALL]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    left = json.loads(done.stdout)
-    assert left.pop("rooms") >= 15
-    assert left == {"threads": 1, "sockets": 0}
+    found = json.loads(done.stdout)
+    assert found.pop("modules") >= 15
+    assert found == {"threads": 1, "sockets": 0}

@@ -23,7 +23,7 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text("utf-8")
 SECONDS = simulate.TOKENS / simulate.RATE  # of an answer, on average
 PORTS = 60_999 - 32_768 + 1  # Linux's default ip_local_port_range
 ONE_WORKER_MB = 272 - 5_000 * simulate.STREAM_MB  # open5000, MB, without its streams
-REDIS_CALLS = 10_000  # per second: half of what one Redis did
+REDIS_CALLS = 10_000  # per second: half of the measured maximum of one Redis
 ROUTER_CPU = 13e-6  # a token
 ROUTINGS = pytest.mark.parametrize("routing", [RANDOM, ROUND_ROBIN, TWO_CHOICES, LEAST])
 
@@ -86,7 +86,7 @@ def test_a_lost_machine_truncates_its_answers_and_each_client_retries() -> None:
 
 
 def left_after(seconds: float) -> float:
-    """The share of the answers open at a moment that are still open so much later: the log-normal's residual life."""
+    """Return the share of open answers that are still open after `seconds`: the log-normal's residual life."""
     normal, log = NormalDist(), math.log(seconds * simulate.RATE)
     longer = normal.cdf((simulate.LOG_MEAN + simulate.SIGMA**2 - log) / simulate.SIGMA)
     return longer - seconds / SECONDS * normal.cdf((simulate.LOG_MEAN - log) / simulate.SIGMA)
@@ -106,7 +106,7 @@ def test_a_worker_that_was_replaced_serves_again() -> None:
     assert cell.open[0] > 50
 
 
-# The figures are those that were measured
+# The figures match the measurements
 
 
 def measured(scenario: str, column: str) -> float:
@@ -161,7 +161,7 @@ def test_the_page_lists_the_figures_of_the_simulation() -> None:
 
 @pytest.fixture(scope="module")
 def simulated() -> list[str]:
-    """The table that `python bench/simulate.py` prints."""
+    """Return the table that `python bench/simulate.py` prints."""
     command = [sys.executable, "bench/simulate.py"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -179,12 +179,12 @@ def streams_table() -> Iterator[str]:
         yield f"| {' | '.join([*cells, f'{min(large.values()):,.0f}', ends[1]])} |"
 
 
-def test_the_table_of_streams_is_what_the_costs_give() -> None:
+def test_the_table_of_streams_matches_the_costs() -> None:
     assert table_of(PAGE, "| tokens/s per stream")[2:] == list(streams_table())
 
 
 def sizes_table(simulated: list[str]) -> Iterator[str]:
-    """Yield what three sizes need; the machines as simulated."""
+    """Yield the resources of three sizes; the machines are simulated."""
     machines = {}
     for line in simulated:
         scale, event, _, count, *_ = (cell.strip() for cell in line.split("|")[1:-1])
@@ -213,11 +213,11 @@ def sized(item: str, source: str, values: Iterable[float]) -> str:
     return f"| {item} | {' | '.join(f'{value:,.0f}' for value in values)} | {source} |"
 
 
-def test_the_table_of_sizes_is_what_the_simulation_and_the_costs_give(simulated: list[str]) -> None:
+def test_the_table_of_sizes_matches_the_simulation_and_the_costs(simulated: list[str]) -> None:
     assert table_of(PAGE, "| | 1,000 open")[2:] == list(sizes_table(simulated))
 
 
-def test_the_sentences_of_the_page_are_of_the_same_run(simulated: list[str]) -> None:
+def test_the_sentences_of_the_page_match_the_same_simulation(simulated: list[str]) -> None:
     page, rows = " ".join(PAGE.split()), [[cell.strip() for cell in line.split("|")[1:-1]] for line in simulated]
     machines = {routing: int(count) for size, event, routing, count, *_ in rows if (size, event) == ("5,000", "none")}
     few, many = machines[TWO_CHOICES], machines[RANDOM]
@@ -255,12 +255,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 def script_calls(redis: RedisServer) -> int:
-    """How often a script has run in it."""
+    """Return how many calls of a script it has executed."""
     with redis.client() as client:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
 
-def test_redis_is_asked_once_a_request_however_long_the_answer(
+def test_each_request_calls_redis_once_however_long_its_answer(
     redis: RedisServer, upstream: Upstream, start_rill: StartRill
 ) -> None:
     rill = start_rill(REDIS_URL=redis.url)
@@ -274,9 +274,7 @@ def test_redis_is_asked_once_a_request_however_long_the_answer(
     assert script_calls(redis) == before + 2
 
 
-def test_redis_is_asked_once_for_a_rejected_request_too(
-    redis: RedisServer, upstream: Upstream, start_rill: StartRill
-) -> None:
+def test_a_rejected_request_calls_redis_once_too(redis: RedisServer, upstream: Upstream, start_rill: StartRill) -> None:
     rill = start_rill(REDIS_URL=redis.url, RILL_RATE_LIMIT="1/hour;2/day")
     upstream.always(*wire.answer("one"))
     ask(rill)
@@ -286,7 +284,7 @@ def test_redis_is_asked_once_for_a_rejected_request_too(
 
 
 def ask(rill: Rill) -> str:
-    """A whole answer."""
+    """Return a whole answer."""
     with rill.ask("GET", "/stream?q=hi") as asked:
         return asked.read_rest().decode()
 

@@ -1,4 +1,4 @@
-"""Nothing secret is in any output, however much is to be logged: no prompt, answer, token, key or password."""
+"""No secret is in any output at any log level: no prompt, answer, API key, upstream key or password."""
 
 import json
 from base64 import b64encode
@@ -15,65 +15,65 @@ from server import Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 MODEL = "claude-sonnet-5-5"
-TOKEN, WRONG = "tok-vellichor-2093", "tok-mistyped-8842"
-KEY = "sk-ant-quixotry-6650"
-REDIS = "pw-susurrus-9417"
-# One word that reads the same in every encoding of text, and one that each writes in its own way.
-ASKED, ASKED_TOO = "petrichor7313", "溪水潺潺流过青石"
-SYSTEM, OWN_SYSTEM = "sesquipedal4127", "own-system-perspicuity-3141"
-SAID, SAID_TOO = "wainscoting5561", "苔痕上阶绿草色"
+API_KEY, WRONG_KEY = "tok-vellichor-2093", "tok-mistyped-8842"
+UPSTREAM_KEY = "sk-ant-quixotry-6650"
+REDIS_PASSWORD = "pw-susurrus-9417"
+# An ASCII word, which is the same in every text encoding, and other letters, which each encoding writes differently.
+PROMPT_WORD, PROMPT_LETTERS = "petrichor7313", "溪水潺潺流过青石"
+SYSTEM, DEFAULT_SYSTEM = "sesquipedal4127", "own-system-perspicuity-3141"
+ANSWER_WORD, ANSWER_LETTERS = "wainscoting5561", "苔痕上阶绿草色"
 CANARIES = {
-    ASKED: "prompt of ASCII",
-    ASKED_TOO: "prompt of other letters",
+    PROMPT_WORD: "ASCII prompt",
+    PROMPT_LETTERS: "non-ASCII prompt",
     SYSTEM: "system prompt",
-    OWN_SYSTEM: "system prompt of the settings",
-    SAID: "answer of ASCII",
-    SAID_TOO: "answer of other letters",
-    TOKEN: "client's token",
-    WRONG: "wrong token",
-    KEY: "service's key",
-    REDIS: "password of Redis",
+    DEFAULT_SYSTEM: "default system prompt",
+    ANSWER_WORD: "ASCII answer",
+    ANSWER_LETTERS: "non-ASCII answer",
+    API_KEY: "client's API key",
+    WRONG_KEY: "wrong API key",
+    UPSTREAM_KEY: "upstream key",
+    REDIS_PASSWORD: "password of Redis",
 }
-# What may make a server talkative; ANTHROPIC_LOG makes the SDK print whatever it sends.
+# Settings that enable verbose output; ANTHROPIC_LOG makes the SDK print everything that it sends.
 SDK = {"ANTHROPIC_LOG": "debug", "HTTPX_LOG_LEVEL": "trace", "HTTPX2_LOG_LEVEL": "trace"}
 ALWAYS = {"FLASK_DEBUG": "1", "PYTHONUNBUFFERED": "1", "PYTHONASYNCIODEBUG": "1", "PYTHONWARNINGS": "always"}
-NOISE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+VERBOSE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "by arguments": (("--log-level", "debug", "--access-logfile", "-", "--capture-output"), SDK),
     "by the platform": ((), {**SDK, **ALWAYS, "GUNICORN_CMD_ARGS": "--access-logfile - --log-level debug"}),
 }
 
 
-# A server with a secret of every kind, whose Redis is not there.
+# A server with a secret of every kind; its Redis is unreachable.
 ENV = {
-    "ANTHROPIC_API_KEY": KEY,
-    "RILL_API_KEYS": f"alice={TOKEN}",
-    "RILL_SYSTEM_PROMPT": f"Be {OWN_SYSTEM}.",
-    "REDIS_URL": f"redis://:{REDIS}@127.0.0.1:1/0",
+    "ANTHROPIC_API_KEY": UPSTREAM_KEY,
+    "RILL_API_KEYS": f"alice={API_KEY}",
+    "RILL_SYSTEM_PROMPT": f"Be {DEFAULT_SYSTEM}.",
+    "REDIS_URL": f"redis://:{REDIS_PASSWORD}@127.0.0.1:1/0",
     "RILL_MAX_BODY_BYTES": "3000",
     "RILL_ALLOWED_MODELS": MODEL,
-    "RILL_UPSTREAM_FEATURES": ASKED,
+    "RILL_UPSTREAM_FEATURES": PROMPT_WORD,
 }
 
 
-@pytest.fixture(params=NOISE)
+@pytest.fixture(params=VERBOSE)
 def service(share_rill: StartRill, request: pytest.FixtureRequest) -> Rill:
-    """A talkative server."""
-    arguments, env = NOISE[request.param]
+    """Return a server with verbose output."""
+    arguments, env = VERBOSE[request.param]
     return share_rill(*arguments, **ENV, **env)
 
 
 class Case(NamedTuple):
-    """A request, what the upstream does if it is asked, and whether an answer may repeat what the upstream says."""
+    """A request, the upstream's answer to it, and whether the response may contain the upstream's message."""
 
     request: bytes
     steps: list[Step]
-    repeats: bool = False
+    is_forwarded: bool = False
 
 
-PROMPT = f'Say "{ASKED}" & {ASKED_TOO}'
-ANSWER = f'It is "{SAID}": {SAID_TOO}\n'
-EVERYTHING = f"{PROMPT} {SYSTEM} {ANSWER} {KEY}"
-ALICE = {"Authorization": f"Bearer {TOKEN}"}
+PROMPT = f'Say "{PROMPT_WORD}" & {PROMPT_LETTERS}'
+ANSWER = f'It is "{ANSWER_WORD}": {ANSWER_LETTERS}\n'
+EVERYTHING = f"{PROMPT} {SYSTEM} {ANSWER} {UPSTREAM_KEY}"
+ALICE = {"Authorization": f"Bearer {API_KEY}"}
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 SSE = {"Accept": "text/event-stream"}
@@ -87,18 +87,18 @@ def get(path: str, headers: Mapping[str, str] | None = None) -> bytes:
 
 
 def post(path: str, body: object, headers: Mapping[str, str] | None = None, ascii_only: bool = False) -> bytes:
-    """A POST of JSON, or of bytes as they are."""
+    """Return a POST of JSON, or of bytes as they are."""
     data = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=ascii_only).encode()
     return request_bytes("POST", path, {**ALICE, **JSON, **(headers or {})}, data)
 
 
 def chat(**more: object) -> dict[str, object]:
-    """A body that both SDKs' dialects take."""
+    """Return a body that is valid in both SDKs' dialects."""
     return {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": PROMPT}], **more}
 
 
-# How each dialect asks, with the prompt wherever it can be.
-ASKING = {
+# Requests of each dialect, with the prompt in every possible part.
+REQUESTS = {
     "query": get(f"/stream?{QUERY}"),
     "events": get(f"/stream?{QUERY}", SSE),
     "chat": get(f"/chat/stream?message={quote(PROMPT)}&system={SYSTEM}"),
@@ -110,17 +110,17 @@ ASKING = {
     "Messages": post(MESSAGES, chat(system=SYSTEM, stream=True)),
     "OpenAI": post(COMPLETIONS, chat(stream=True)),
     "OpenAI whole": post(COMPLETIONS, chat()),
-    "Basic": get(f"/stream?{QUERY}", {"Authorization": "Basic " + b64encode(f"x:{TOKEN}".encode()).decode()}),
-    "x-api-key": get(f"/stream?{QUERY}", {"x-api-key": TOKEN, "Authorization": ""}),
+    "Basic": get(f"/stream?{QUERY}", {"Authorization": "Basic " + b64encode(f"x:{API_KEY}".encode()).decode()}),
+    "x-api-key": get(f"/stream?{QUERY}", {"x-api-key": API_KEY, "Authorization": ""}),
 }
 
 
-def begun(*after: Step) -> list[Step]:
-    """An answer that has said all its words, and then ends in some way."""
+def started(*after: Step) -> list[Step]:
+    """Return an answer that sends all its text, then continues with `after`."""
     return [wire.head(), wire.send(wire.opening(), wire.text(ANSWER)), *after]
 
 
-def refusal(code: int, type: str, message: str = EVERYTHING, **headers: str) -> list[Step]:
+def upstream_error(code: int, type: str, message: str = EVERYTHING, **headers: str) -> list[Step]:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return [wire.error(code, type, message, {**ONCE, **named})]
 
@@ -130,139 +130,153 @@ def body_of(code: int, media_type: str, body: str) -> list[Step]:
 
 
 DETAILS = {"type": "refusal", "category": "cyber", "explanation": f"{PROMPT} {ANSWER}"}
-# Whatever an upstream may do, with every secret that it knows in every word that it says.
+# Everything that an upstream may do, with every secret that it knows in every message.
 UPSTREAM: dict[str, list[Step]] = {
-    "a whole answer": wire.answer(ANSWER, ANSWER),
-    "a cut": begun(wire.close()),
-    "a reset": begun(wire.reset()),
-    "no end mark": begun(wire.end()),
-    "an error in mid-stream": begun(wire.send(wire.stream_error("api_error", EVERYTHING)), wire.end()),
-    "an error of an unknown type": begun(wire.send(wire.stream_error(EVERYTHING, EVERYTHING)), wire.end()),
-    "garbage in mid-stream": begun(wire.send(f"data: {{nonsense {EVERYTHING}\n\n".encode()), wire.end()),
-    "an odd event": begun(wire.send(wire.event("content_block_delta", index=EVERYTHING, delta=EVERYTHING)), wire.end()),
+    "a completed answer": wire.answer(ANSWER, ANSWER),
+    "a close": started(wire.close()),
+    "a reset": started(wire.reset()),
+    "no end mark": started(wire.end()),
+    "an error in mid-stream": started(wire.send(wire.stream_error("api_error", EVERYTHING)), wire.end()),
+    "an error of an unknown type": started(wire.send(wire.stream_error(EVERYTHING, EVERYTHING)), wire.end()),
+    "garbage in mid-stream": started(wire.send(f"data: {{nonsense {EVERYTHING}\n\n".encode()), wire.end()),
+    "an odd event": started(
+        wire.send(wire.event("content_block_delta", index=EVERYTHING, delta=EVERYTHING)), wire.end()
+    ),
     "an error first": [wire.head(), wire.send(wire.stream_error("overloaded_error", EVERYTHING)), wire.end()],
     "a refusal": [wire.head(), wire.send(wire.start(), wire.stop("refusal", stop_details=DETAILS)), wire.end()],
-    "401": refusal(401, "authentication_error"),
-    "403": refusal(403, "permission_error"),
-    "404": refusal(404, "not_found_error"),
-    "429": refusal(429, "rate_limit_error", retry_after="30"),
-    "500": refusal(500, "api_error"),
-    "529": refusal(529, "overloaded_error"),
+    "401": upstream_error(401, "authentication_error"),
+    "403": upstream_error(403, "permission_error"),
+    "404": upstream_error(404, "not_found_error"),
+    "429": upstream_error(429, "rate_limit_error", retry_after="30"),
+    "500": upstream_error(500, "api_error"),
+    "529": upstream_error(529, "overloaded_error"),
     "500 again and again": [wire.error(500, "api_error", EVERYTHING, {"retry-after": "0"})],
-    "400": refusal(400, "invalid_request_error"),
-    "413": refusal(413, "request_too_large"),
-    "an unknown type": refusal(418, EVERYTHING),
-    "headers": refusal(502, "api_error", request_id=f"{ASKED} {KEY}", server=f"{ASKED} {KEY}", x_debug=KEY),
+    "400": upstream_error(400, "invalid_request_error"),
+    "413": upstream_error(413, "request_too_large"),
+    "an unknown type": upstream_error(418, EVERYTHING),
+    "headers": upstream_error(
+        502,
+        "api_error",
+        request_id=f"{PROMPT_WORD} {UPSTREAM_KEY}",
+        server=f"{PROMPT_WORD} {UPSTREAM_KEY}",
+        x_debug=UPSTREAM_KEY,
+    ),
     "HTML": body_of(502, "text/html", f"<html>{EVERYTHING}</html>"),
     "a page in place of events": body_of(200, "text/html", f"<html>{EVERYTHING}</html>"),
-    "JSON that is none": body_of(400, "application/json", f'{{"error": {EVERYTHING}'),
-    "odd JSON": body_of(400, "application/json", json.dumps({"error": {"type": [EVERYTHING], "message": [KEY]}})),
-    "no HTTP": [wire.raw(f"SSH-2.0-{ASKED}-{KEY}\r\n\r\n".encode()), wire.close()],
-    "an odd status": [wire.raw(f"HTTP/1.1 {ASKED}\r\n\r\n".encode()), wire.close()],
-}
-# What is tried again, with pauses: one dialect is enough.
-SLOW = {"no HTTP", "an odd status"}
-# An upstream's own words where they help; and a refusal's reason, which is an answer.
-REPEATED = {"400", "413", "a refusal"}
-BASIC = b64encode(f"x:{WRONG}".encode()).decode()
-BOUNDARY = {"Content-Type": f"multipart/form-data; boundary={ASKED}"}
-# What Rill itself refuses, the secret wherever it may stand.
-REFUSED = {
-    "space in the URL": get(f"/stream?q=a {ASKED}"),
-    "other letters in the URL": f"GET /stream?q={ASKED_TOO}{ASKED} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
-    "no HTTP": f"{ASKED} {TOKEN}\r\n\r\n".encode(),
-    "odd version": f"GET /stream?q={ASKED} HTTP/{ASKED}\r\nHost: x\r\n\r\n".encode(),
-    "long URL": get(f"/stream?q={ASKED * 900}"),
-    "odd header": get("/stream?q=hi", {f"X {ASKED}": TOKEN}),
-    "huge header": get("/stream?q=hi", {"X-Huge": f"{ASKED}{TOKEN}" * 400}),
-    "odd length": request_bytes("POST", "/stream", {**ALICE, "Content-Length": ASKED}),
-    "odd coding": request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": ASKED}),
-    "odd expectation": request_bytes("POST", "/stream", {**ALICE, "Expect": ASKED}, b"hi"),
-    "broken chunk": request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": "chunked"})
-    + f"{ASKED}\r\n".encode(),
-    "bytes after the body": request_bytes(
-        "POST", "/stream", {**ALICE, "Content-Length": "1"}, f" {ASKED}\r\n\r\n".encode()
+    "invalid JSON": body_of(400, "application/json", f'{{"error": {EVERYTHING}'),
+    "unexpected JSON": body_of(
+        400, "application/json", json.dumps({"error": {"type": [EVERYTHING], "message": [UPSTREAM_KEY]}})
     ),
-    "path": get(f"/{ASKED}/{quote(ASKED_TOO)}?q={quote(PROMPT)}"),
-    "path of /v1/": get(f"/v1/{ASKED}?q={quote(PROMPT)}"),
-    "method": request_bytes(ASKED.upper(), f"/stream?{QUERY}", ALICE),
+    "no HTTP": [wire.raw(f"SSH-2.0-{PROMPT_WORD}-{UPSTREAM_KEY}\r\n\r\n".encode()), wire.close()],
+    "an odd status": [wire.raw(f"HTTP/1.1 {PROMPT_WORD}\r\n\r\n".encode()), wire.close()],
+}
+# Cases that are retried with pauses: one dialect is sufficient.
+SLOW = {"no HTTP", "an odd status"}
+# The upstream's message if it helps the client, and the explanation of a refusal, which is an answer.
+FORWARDED = {"400", "413", "a refusal"}
+BASIC = b64encode(f"x:{WRONG_KEY}".encode()).decode()
+BOUNDARY = {"Content-Type": f"multipart/form-data; boundary={PROMPT_WORD}"}
+# Requests that Rill itself rejects, with the secret in every possible part.
+REJECTED = {
+    "space in the URL": get(f"/stream?q=a {PROMPT_WORD}"),
+    "other letters in the URL": f"GET /stream?q={PROMPT_LETTERS}{PROMPT_WORD} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "no HTTP": f"{PROMPT_WORD} {API_KEY}\r\n\r\n".encode(),
+    "odd version": f"GET /stream?q={PROMPT_WORD} HTTP/{PROMPT_WORD}\r\nHost: x\r\n\r\n".encode(),
+    "long URL": get(f"/stream?q={PROMPT_WORD * 900}"),
+    "odd header": get("/stream?q=hi", {f"X {PROMPT_WORD}": API_KEY}),
+    "huge header": get("/stream?q=hi", {"X-Huge": f"{PROMPT_WORD}{API_KEY}" * 400}),
+    "odd length": request_bytes("POST", "/stream", {**ALICE, "Content-Length": PROMPT_WORD}),
+    "odd coding": request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": PROMPT_WORD}),
+    "odd expectation": request_bytes("POST", "/stream", {**ALICE, "Expect": PROMPT_WORD}, b"hi"),
+    "broken chunk": request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": "chunked"})
+    + f"{PROMPT_WORD}\r\n".encode(),
+    "bytes after the body": request_bytes(
+        "POST", "/stream", {**ALICE, "Content-Length": "1"}, f" {PROMPT_WORD}\r\n\r\n".encode()
+    ),
+    "path": get(f"/{PROMPT_WORD}/{quote(PROMPT_LETTERS)}?q={quote(PROMPT)}"),
+    "path of /v1/": get(f"/v1/{PROMPT_WORD}?q={quote(PROMPT)}"),
+    "method": request_bytes(PROMPT_WORD.upper(), f"/stream?{QUERY}", ALICE),
     "wrong method": request_bytes("DELETE", f"/stream?{QUERY}", ALICE),
-    "media type": request_bytes("POST", "/stream", {**ALICE, "Content-Type": f"image/{ASKED}"}, PROMPT.encode()),
+    "media type": request_bytes("POST", "/stream", {**ALICE, "Content-Type": f"image/{PROMPT_WORD}"}, PROMPT.encode()),
     "too long": request_bytes("POST", "/stream", ALICE, f"{PROMPT}{'a' * 3000}".encode()),
     "bad JSON": post("/stream", f'{{"q": {PROMPT}'.encode()),
     "bad JSON of Messages": post(MESSAGES, f'{{"messages": {PROMPT}'.encode()),
     "bad JSON of OpenAI": post(COMPLETIONS, f'{{"messages": {PROMPT}'.encode()),
     "JSON string": post("/stream", json.dumps(PROMPT).encode()),
     "no UTF-8": post("/stream", PROMPT.encode() + b"\xff", {"Content-Type": "text/plain"}),
-    "number of tokens": get(f"/stream?q={ASKED}&max_tokens={ASKED}"),
-    "temperature": get(f"/stream?q={ASKED}&temperature={ASKED}"),
-    "model": get(f"/stream?q={ASKED}&model={ASKED}"),
-    "two prompts": get(f"/stream?q={ASKED}&prompt={ASKED}"),
+    "number of tokens": get(f"/stream?q={PROMPT_WORD}&max_tokens={PROMPT_WORD}"),
+    "temperature": get(f"/stream?q={PROMPT_WORD}&temperature={PROMPT_WORD}"),
+    "model": get(f"/stream?q={PROMPT_WORD}&model={PROMPT_WORD}"),
+    "two prompts": get(f"/stream?q={PROMPT_WORD}&prompt={PROMPT_WORD}"),
     "list of strings": post("/stream", {"messages": [PROMPT]}),
-    "odd role": post("/stream", {"messages": [{"role": ASKED, "content": PROMPT}]}),
-    "odd content": post("/stream", {"messages": [{"role": "user", "content": {ASKED: PROMPT}}]}),
+    "odd role": post("/stream", {"messages": [{"role": PROMPT_WORD, "content": PROMPT}]}),
+    "odd content": post("/stream", {"messages": [{"role": "user", "content": {PROMPT_WORD: PROMPT}}]}),
     "odd system": post("/stream", {"q": PROMPT, "system": {SYSTEM: SYSTEM}}),
-    "model of Messages": post(MESSAGES, chat(model=ASKED)),
+    "model of Messages": post(MESSAGES, chat(model=PROMPT_WORD)),
     "tokens of Messages": post(MESSAGES, chat(max_tokens=PROMPT)),
     "messages of Messages": post(MESSAGES, chat(messages=PROMPT)),
-    "role of OpenAI": post(COMPLETIONS, chat(messages=[{"role": ASKED, "content": PROMPT}])),
-    "content of OpenAI": post(COMPLETIONS, chat(messages=[{"role": "user", "content": {ASKED: PROMPT}}])),
+    "role of OpenAI": post(COMPLETIONS, chat(messages=[{"role": PROMPT_WORD, "content": PROMPT}])),
+    "content of OpenAI": post(COMPLETIONS, chat(messages=[{"role": "user", "content": {PROMPT_WORD: PROMPT}}])),
     "image of OpenAI": post(
         COMPLETIONS,
         chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PROMPT}}]}]),
     ),
-    "tools of OpenAI": post(COMPLETIONS, chat(tools=[{"name": ASKED}])),
+    "tools of OpenAI": post(COMPLETIONS, chat(tools=[{"name": PROMPT_WORD}])),
     "n of OpenAI": post(COMPLETIONS, chat(n=PROMPT)),
-    "format of OpenAI": post(COMPLETIONS, chat(response_format={"type": ASKED})),
-    "form in pieces": request_bytes("POST", "/stream", {**ALICE, **BOUNDARY}, f"--{ASKED}\r\n{PROMPT}".encode()),
-    "wrong Bearer": get(f"/stream?{QUERY}", {"Authorization": f"Bearer {WRONG}"}),
-    "wrong key": request_bytes("GET", f"/stream?{QUERY}", {"x-api-key": WRONG}),
+    "format of OpenAI": post(COMPLETIONS, chat(response_format={"type": PROMPT_WORD})),
+    "form in pieces": request_bytes("POST", "/stream", {**ALICE, **BOUNDARY}, f"--{PROMPT_WORD}\r\n{PROMPT}".encode()),
+    "wrong Bearer": get(f"/stream?{QUERY}", {"Authorization": f"Bearer {WRONG_KEY}"}),
+    "wrong key": request_bytes("GET", f"/stream?{QUERY}", {"x-api-key": WRONG_KEY}),
     "wrong Basic": get(f"/stream?{QUERY}", {"Authorization": f"Basic {BASIC}"}),
-    "odd scheme": get(f"/stream?{QUERY}", {"Authorization": f"{WRONG} {TOKEN}"}),
-    "token in the URL": request_bytes("GET", f"/stream?{QUERY}&token={TOKEN}&api_key={TOKEN}"),
-    "token before the host": request_bytes("GET", f"http://alice:{TOKEN}@127.0.0.1/stream?{QUERY}"),
-    "host": get(f"/stream?{QUERY}", {"Host": ASKED}),
-    "origin": get(f"/stream?{QUERY}", {"Origin": f"https://{ASKED}"}),
-    "field of Messages": post(MESSAGES, chat(of_tomorrow=ASKED)),
-    "tool of Messages": post(MESSAGES, chat(tools=[{"type": "web_search_20250305", "name": ASKED}])),
-    "prefetch": get(f"/stream?{QUERY}", {"Sec-Purpose": f"prefetch;{ASKED}"}),
+    "odd scheme": get(f"/stream?{QUERY}", {"Authorization": f"{WRONG_KEY} {API_KEY}"}),
+    "key in the URL": request_bytes("GET", f"/stream?{QUERY}&token={API_KEY}&api_key={API_KEY}"),
+    "key before the host": request_bytes("GET", f"http://alice:{API_KEY}@127.0.0.1/stream?{QUERY}"),
+    "host": get(f"/stream?{QUERY}", {"Host": PROMPT_WORD}),
+    "origin": get(f"/stream?{QUERY}", {"Origin": f"https://{PROMPT_WORD}"}),
+    "field of Messages": post(MESSAGES, chat(of_tomorrow=PROMPT_WORD)),
+    "tool of Messages": post(MESSAGES, chat(tools=[{"type": "web_search_20250305", "name": PROMPT_WORD}])),
+    "prefetch": get(f"/stream?{QUERY}", {"Sec-Purpose": f"prefetch;{PROMPT_WORD}"}),
 }
-# What is let through, with secrets where nothing should look at them.
-UNNOTICED = {
-    "headers": get(f"/stream?{QUERY}", {"Cookie": TOKEN, "Referer": ASKED, "User-Agent": TOKEN, "X-Debug": ASKED}),
-    "beta": post(MESSAGES, chat(stream=True), {"anthropic-beta": ASKED, "anthropic-version": ASKED}),
-    "media types": get(f"/stream?{QUERY}", {"Accept": f"{ASKED}/x, */*"}),
-    "forwarded": get(f"/stream?{QUERY}", {"X-Forwarded-For": TOKEN, "X-Forwarded-Proto": ASKED, "SCRIPT_NAME": ASKED}),
-    "last event": get(f"/chat/stream?message={ASKED}", {"Last-Event-ID": ASKED}),
+# Requests that are accepted, with secrets in parts that are ignored.
+IGNORED = {
+    "headers": get(
+        f"/stream?{QUERY}", {"Cookie": API_KEY, "Referer": PROMPT_WORD, "User-Agent": API_KEY, "X-Debug": PROMPT_WORD}
+    ),
+    "beta": post(MESSAGES, chat(stream=True), {"anthropic-beta": PROMPT_WORD, "anthropic-version": PROMPT_WORD}),
+    "media types": get(f"/stream?{QUERY}", {"Accept": f"{PROMPT_WORD}/x, */*"}),
+    "forwarded": get(
+        f"/stream?{QUERY}", {"X-Forwarded-For": API_KEY, "X-Forwarded-Proto": PROMPT_WORD, "SCRIPT_NAME": PROMPT_WORD}
+    ),
+    "last event": get(f"/chat/stream?message={PROMPT_WORD}", {"Last-Event-ID": PROMPT_WORD}),
     "HEAD": request_bytes("HEAD", f"/stream?{QUERY}", ALICE),
-    "OPTIONS": request_bytes("OPTIONS", f"/stream?{QUERY}", {**ALICE, "Access-Control-Request-Method": ASKED}),
-    "odd request id": get(f"/stream?{QUERY}", {"X-Request-Id": f"<{ASKED}>"}),
-    "other fields": post("/stream", {"q": PROMPT, ASKED: TOKEN, "user": TOKEN, "tools": [ASKED]}),
-    "query of the page": request_bytes("GET", f"/?{QUERY}&token={TOKEN}"),
-    "query of health": request_bytes("GET", f"/healthz?{QUERY}&token={TOKEN}"),
+    "OPTIONS": request_bytes("OPTIONS", f"/stream?{QUERY}", {**ALICE, "Access-Control-Request-Method": PROMPT_WORD}),
+    "odd request id": get(f"/stream?{QUERY}", {"X-Request-Id": f"<{PROMPT_WORD}>"}),
+    "other fields": post("/stream", {"q": PROMPT, PROMPT_WORD: API_KEY, "user": API_KEY, "tools": [PROMPT_WORD]}),
+    "query of the page": request_bytes("GET", f"/?{QUERY}&token={API_KEY}"),
+    "query of health": request_bytes("GET", f"/healthz?{QUERY}&token={API_KEY}"),
     "metrics": get(f"/metrics?{QUERY}"),
 }
 
 
 def cases() -> dict[str, Case]:
-    whole = UPSTREAM["a whole answer"]
-    asked = {f"asked by {name}": Case(request, whole) for name, request in ASKING.items()}
+    whole = UPSTREAM["a completed answer"]
+    asked = {f"asked by {name}": Case(request, whole) for name, request in REQUESTS.items()}
     ended = {
-        f"{outcome}, {name}": Case(ASKING[name], steps, outcome in REPEATED)
+        f"{outcome}, {name}": Case(REQUESTS[name], steps, outcome in FORWARDED)
         for outcome, steps in UPSTREAM.items()
         for name in ("query", "events", "Messages", "OpenAI", "OpenAI whole")
         if name == "query" or outcome not in SLOW
     }
-    refused = {f"refused: {name}": Case(request, whole) for name, request in REFUSED.items()}
-    unnoticed = {f"unnoticed: {name}": Case(request, whole) for name, request in UNNOTICED.items()}
-    return {**asked, **ended, **refused, **unnoticed}
+    rejected = {f"rejected: {name}": Case(request, whole) for name, request in REJECTED.items()}
+    ignored = {f"ignored: {name}": Case(request, whole) for name, request in IGNORED.items()}
+    return {**asked, **ended, **rejected, **ignored}
 
 
 CASES = cases()
 
 
-def tell(service: Rill, request: bytes) -> tuple[int | None, str, str]:
-    """The status, the headers and the body, once the server has ended with whatever it has to say."""
+def exchange(service: Rill, request: bytes) -> tuple[int | None, str, str]:
+    """Return the status, the headers and the body, once the server has written everything."""
     with Conversation(service.port, request) as asked:
         body = asked.read_rest().decode("utf-8", "replace")
         if asked.ended != "reset":
@@ -273,29 +287,31 @@ def tell(service: Rill, request: bytes) -> tuple[int | None, str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_secret_is_in_any_output_header_or_refusal(service: Rill, upstream: Upstream, name: str) -> None:
+def test_no_secret_is_in_any_output_header_or_error_message(service: Rill, upstream: Upstream, name: str) -> None:
     case, before = CASES[name], len(service.output())
     upstream.always(*case.steps)
-    status, headers, body = tell(service, case.request)
+    status, headers, body = exchange(service, case.request)
     assert find_leaks(service.output()[before:], CANARIES) == []
     assert find_leaks(headers, CANARIES) == []
     if status is not None and status >= 400:
-        told = {secret: kind for secret, kind in CANARIES.items() if secret == KEY or not case.repeats}
-        assert find_leaks(body, told) == []
+        forbidden = {
+            secret: kind for secret, kind in CANARIES.items() if secret == UPSTREAM_KEY or not case.is_forwarded
+        }
+        assert find_leaks(body, forbidden) == []
 
 
-def test_the_secrets_were_at_work(start_rill: StartRill, upstream: Upstream) -> None:
+def test_the_secrets_are_in_use(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(**ENV)
     upstream.always(*wire.answer(ANSWER))
-    status, _, body = tell(service, ASKING["query"])
+    status, _, body = exchange(service, REQUESTS["query"])
     assert (status, body) == (200, ANSWER)
     (request,) = upstream.requests
     assert request.json["messages"][0]["content"] == PROMPT
-    assert KEY in str(request.headers)
+    assert UPSTREAM_KEY in str(request.headers)
     assert "Redis is lost" in service.output()
 
 
-# Faults of the service's own
+# Internal errors
 
 
 FAULTY = """
@@ -312,9 +328,11 @@ def fail():
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
-def test_a_fault_is_logged_by_its_place_and_never_by_its_words(faulty: Rill, upstream: Upstream, accept: str) -> None:
+def test_an_internal_error_is_logged_with_its_location_and_never_with_its_message(
+    faulty: Rill, upstream: Upstream, accept: str
+) -> None:
     before = len(faulty.output())
-    status, headers, body = tell(faulty, get(f"/fault?{QUERY}", {"Accept": accept}))
+    status, headers, body = exchange(faulty, get(f"/fault?{QUERY}", {"Accept": accept}))
     assert status == 500
     assert "Internal error" in body
     assert find_leaks(headers + body, CANARIES) == []
@@ -326,14 +344,14 @@ def test_a_fault_is_logged_by_its_place_and_never_by_its_words(faulty: Rill, ups
 
 @pytest.fixture(scope="module")
 def faulty(share_rill: StartRill, tmp_path_factory: pytest.TempPathFactory) -> Rill:
-    """The service with one more route, whose code fails."""
+    """Return the service with an additional route that raises an error."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "faulty.py").write_text(FAULTY)
     arguments = ("--pythonpath", str(folder), "--log-level", "debug")
     return share_rill(*arguments, app="faulty:app", **ENV, FLASK_DEBUG="1", TMPDIR=str(folder))
 
 
-# The net under all tests
+# The search for secrets in all tests
 
 
 LOUD = """
@@ -342,7 +360,7 @@ from wsgi import app
 
 inner = app.wsgi_app
 
-class Told:
+class Printed:
     def __init__(self, pieces):
         self.pieces = pieces
     def __iter__(self):
@@ -352,46 +370,46 @@ class Told:
     def close(self):
         getattr(self.pieces, "close", int)()
 
-def tell_all(environ, start_response):
+def print_all(environ, start_response):
     print(environ["QUERY_STRING"], environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY"))
     print(repr(os.environ["REDIS_URL"].encode()), os.environ["ANTHROPIC_API_KEY"].encode().hex(), flush=True)
-    return Told(inner(environ, start_response))
+    return Printed(inner(environ, start_response))
 
-app.wsgi_app = tell_all
+app.wsgi_app = print_all
 """
 
 
-def test_a_server_of_any_test_that_says_what_it_must_not_fails_that_test(upstream: Upstream, tmp_path: Path) -> None:
+def test_a_server_that_writes_a_secret_fails_its_test(upstream: Upstream, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
     upstream.always(*wire.answer(ANSWER))
     loud = Rill({**rill_env(upstream), **ENV}, ("--pythonpath", str(tmp_path)), app="loud:app")
-    asked = {"x-api-key": WRONG, "Authorization": "Basic " + b64encode(f"x:{TOKEN}".encode()).decode()}
+    asked = {"x-api-key": WRONG_KEY, "Authorization": "Basic " + b64encode(f"x:{API_KEY}".encode()).decode()}
     with loud:
-        tell(loud, get(f"/stream?q={quote(PROMPT)}", asked))
+        exchange(loud, get(f"/stream?q={quote(PROMPT)}", asked))
         with pytest.raises(Leak) as found:
             loud.stop()
-    told = str(found.value)
-    assert f"gunicorn loud:app --pythonpath {tmp_path} at {loud.url} said" in told
+    message = str(found.value)
+    assert f"gunicorn loud:app --pythonpath {tmp_path} at {loud.url} wrote" in message
     for secret, kind in {
         PROMPT: "prompt",
         ANSWER.strip(): "answer",
-        TOKEN: "client's token",
-        WRONG: "client's token",
-        KEY: "service's key",
-        REDIS: "password of Redis",
+        API_KEY: "client's API key",
+        WRONG_KEY: "client's API key",
+        UPSTREAM_KEY: "upstream key",
+        REDIS_PASSWORD: "password of Redis",
     }.items():
-        assert f"the {kind} {secret!r}" in told
+        assert f"the {kind} {secret!r}" in message
 
 
-def test_a_server_that_does_not_start_is_looked_over_too(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_searched_for_secrets_too(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text("import os\nraise RuntimeError(os.environ['ANTHROPIC_API_KEY'])")
-    loud = Rill({"ANTHROPIC_API_KEY": KEY}, ("--pythonpath", str(tmp_path)), app="loud:app")
-    with pytest.raises(Leak, match="service's key"), loud:
+    loud = Rill({"ANTHROPIC_API_KEY": UPSTREAM_KEY}, ("--pythonpath", str(tmp_path)), app="loud:app")
+    with pytest.raises(Leak, match="upstream key"), loud:
         pass
 
 
 @pytest.mark.parametrize("secret", CANARIES)
-def test_a_secret_is_found_in_every_form_in_which_a_line_may_hold_it(secret: str) -> None:
+def test_a_secret_is_found_in_every_encoding(secret: str) -> None:
     lines = [
         *[secret, json.dumps(secret), repr(secret), f"q={quote(secret)}&x", secret.encode().hex()],
         *[b64encode(f"{'x' * before}{secret} and more".encode()).decode() for before in range(6)],

@@ -17,7 +17,7 @@ from rill.settings import BadSettings, Settings, read_settings
 KEY = {"ANTHROPIC_API_KEY": "sk-ant-test"}
 HASHED = "sha256:" + hashlib.sha256(b"open sesame").hexdigest()
 
-# As the design's table has it.
+# The documented defaults.
 DEFAULTS = {
     "offline": False,
     "default_model": "claude-sonnet-5-5",
@@ -59,35 +59,35 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Any:
     return read_with
 
 
-def refusal(read: Any, **env: str) -> str:
-    with pytest.raises(BadSettings) as refused:
+def rejection(read: Any, **env: str) -> str:
+    with pytest.raises(BadSettings) as rejected:
         read(**{**KEY, **env})
-    words = str(refused.value)
-    assert words
-    assert "\n" not in words
-    return words
+    message = str(rejected.value)
+    assert message
+    assert "\n" not in message
+    return message
 
 
 # Values
 
 
 @pytest.mark.parametrize(("field", "default"), DEFAULTS.items())
-def test_each_default_is_the_designs(read: Any, field: str, default: object) -> None:
+def test_each_setting_has_its_documented_default(read: Any, field: str, default: object) -> None:
     assert getattr(read(**KEY), field) == default
 
 
-def test_on_heroku_one_proxy_is_believed_unless_told_otherwise(read: Any) -> None:
+def test_on_heroku_one_proxy_is_trusted_by_default(read: Any) -> None:
     assert read(**KEY, DYNO="web.1").trusted_proxies == 1
     assert read(**KEY, DYNO="web.1", RILL_TRUSTED_PROXIES="0").trusted_proxies == 0
 
 
-def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
+def test_an_empty_variable_is_treated_as_unset(read: Any) -> None:
     names = [str(field.validation_alias) for field in Settings.model_fields.values()]
     assert read(**{**dict.fromkeys(names, ""), **KEY}) == read(**KEY)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "field", "meant"),
+    ("name", "value", "field", "expected"),
     [
         ("PORT", "8080", "port", 8080),
         ("WEB_CONCURRENCY", "4", "workers", 4),
@@ -107,12 +107,12 @@ def test_an_empty_variable_is_as_good_as_none(read: Any) -> None:
         ("RILL_UPSTREAM_FEATURES", "web_search,context-1m", "upstream_features", ("web_search", "context-1m")),
     ],
 )
-def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant: object) -> None:
-    assert getattr(read(**{**KEY, name: value}), field) == meant
+def test_each_value_is_read(read: Any, name: str, value: str, field: str, expected: object) -> None:
+    assert getattr(read(**{**KEY, name: value}), field) == expected
 
 
 @pytest.mark.parametrize(
-    ("tokens", "secrets"),
+    ("keys", "secrets"),
     [
         ("one", {"default": "one"}),
         ("alice=one, bob=two ,three,", {"alice": "one", "bob": "two", "default": "three"}),
@@ -124,24 +124,24 @@ def test_each_value_is_read(read: Any, name: str, value: str, field: str, meant:
         ("sha256:" + HASHED.removeprefix("sha256:").upper(), {"default": "open sesame"}),
     ],
 )
-def test_of_a_token_the_digest_is_kept(read: Any, tokens: str, secrets: dict[str, str]) -> None:
-    assert read(**KEY, RILL_API_KEYS=tokens).api_keys == {
+def test_api_keys_are_stored_as_digests(read: Any, keys: str, secrets: dict[str, str]) -> None:
+    assert read(**KEY, RILL_API_KEYS=keys).api_keys == {
         name: hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest() for name, secret in secrets.items()
     }
 
 
 @pytest.mark.parametrize(
-    ("models", "allowed", "refused"),
+    ("models", "allowed", "rejected"),
     [
         ("", ["claude-sonnet-5-5"], ["other", "", "*"]),
         ("one, two", ["one", "two"], ["three", "on", "claude-sonnet-5-5"]),
         ("*", ["anything", "claude-sonnet-5-5"], []),
     ],
 )
-def test_the_models_that_may_be_asked_for(read: Any, models: str, allowed: list[str], refused: list[str]) -> None:
+def test_only_allowed_models_are_accepted(read: Any, models: str, allowed: list[str], rejected: list[str]) -> None:
     settings = read(**KEY, RILL_ALLOWED_MODELS=models)
     assert [settings.check(model, None)[0] for model in allowed] == allowed
-    for model in refused:
+    for model in rejected:
         with pytest.raises(Problem, match="model:") as forbidden:
             settings.check(model, None)
         assert forbidden.value.status == 403
@@ -162,38 +162,38 @@ def test_the_first_allowed_model_is_the_default_if_no_other_is_set(
     assert read(**KEY, **env).check(None, None)[0] == expected
 
 
-def test_the_models_that_have_a_name_begin_with_the_default_one(read: Any) -> None:
+def test_the_known_models_begin_with_the_default_one(read: Any) -> None:
     settings = read(**KEY, RILL_ALLOWED_MODELS="one,two,*", RILL_DEFAULT_MODEL="two")
     assert settings.known_models() == ("two", "one", "*")
 
 
-def test_a_certificate_that_heroku_signs_itself_is_accepted(read: Any) -> None:
+def test_the_self_signed_certificate_of_heroku_is_accepted(read: Any) -> None:
     url = "rediss://:hidden@redis.example:6379/0"
     assert read(**KEY, REDIS_URL=url).redis_url == url
     assert read(**KEY, REDIS_URL=url, DYNO="web.1").redis_url == f"{url}?ssl_cert_reqs=none"
     assert read(**KEY, REDIS_URL=f"{url}?db=1", DYNO="web.1").redis_url == f"{url}?db=1&ssl_cert_reqs=none"
 
 
-def test_a_default_model_that_is_not_allowed_is_refused(read: Any) -> None:
-    assert "RILL_ALLOWED_MODELS" in refusal(read, **KEY, RILL_ALLOWED_MODELS="one", RILL_DEFAULT_MODEL="two")
+def test_a_default_model_that_is_not_allowed_is_rejected(read: Any) -> None:
+    assert "RILL_ALLOWED_MODELS" in rejection(read, **KEY, RILL_ALLOWED_MODELS="one", RILL_DEFAULT_MODEL="two")
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "expected"),
     [("RILL_API_KEY", "RILL_API_KEYS"), ("RILL_RATE", "RILL_RATE_LIMIT"), ("RILL_MAX_STREAM", "RILL_MAX_STREAMS")],
 )
-def test_a_name_that_is_no_setting_is_refused_and_the_nearest_one_suggested(read: Any, name: str, meant: str) -> None:
-    assert refusal(read, **KEY, **{name: "1"}) == f"{name}: no such setting; did you mean {meant}?"
+def test_an_unknown_setting_is_rejected_and_the_nearest_name_is_suggested(read: Any, name: str, expected: str) -> None:
+    assert rejection(read, **KEY, **{name: "1"}) == f"{name}: no such setting; did you mean {expected}?"
 
 
-def test_the_name_of_a_model_has_a_bound(read: Any) -> None:
+def test_the_length_of_a_model_name_is_limited(read: Any) -> None:
     settings = read(**KEY, RILL_ALLOWED_MODELS="*")
     assert settings.check("m" * 200, None)[0] == "m" * 200
     with pytest.raises(Problem, match="model: should be at most 200 characters"):
         settings.check("m" * 201, None)
 
 
-def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> None:
+def test_max_tokens_is_limited_and_has_a_default(read: Any) -> None:
     settings = read(**KEY, RILL_DEFAULT_MAX_TOKENS="10", RILL_MAX_TOKENS="20")
     assert settings.check(None, None) == ("claude-sonnet-5-5", 10)
     assert [settings.check(None, count)[1] for count in (1, 20)] == [1, 20]
@@ -202,7 +202,7 @@ def test_the_length_of_an_answer_is_bounded_and_ours_where_unsaid(read: Any) -> 
             settings.check(None, count)
 
 
-# Refusals
+# Bad values
 
 BAD_VALUES = {
     "PORT": ["no", "-1", "65536", "80.5"],
@@ -249,7 +249,7 @@ BAD_VALUES = {
 }
 
 
-# What the message shows of a good value.
+# The example of a good value in the message.
 EXAMPLES = {
     "RILL_ALLOWED_HOSTS": "rill.example.com",
     "RILL_CORS_ORIGINS": "https://app.example",
@@ -258,45 +258,45 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
-def test_a_bad_value_is_refused_in_one_line_that_names_it(read: Any, name: str, value: str) -> None:
-    words = refusal(read, **{name: value})
-    assert name in words
-    assert EXAMPLES.get(name, "") in words
-    assert "hidden" not in words
+def test_a_bad_value_is_rejected_in_one_line_that_names_it(read: Any, name: str, value: str) -> None:
+    message = rejection(read, **{name: value})
+    assert name in message
+    assert EXAMPLES.get(name, "") in message
+    assert "hidden" not in message
 
 
-def test_without_a_key_the_start_says_what_to_set(read: Any) -> None:
-    words = refusal(read, ANTHROPIC_API_KEY="")
-    assert "ANTHROPIC_API_KEY" in words
-    assert "RILL_OFFLINE=1" in words
+def test_without_an_upstream_key_the_message_states_what_to_set(read: Any) -> None:
+    message = rejection(read, ANTHROPIC_API_KEY="")
+    assert "ANTHROPIC_API_KEY" in message
+    assert "RILL_OFFLINE=1" in message
 
 
 @pytest.mark.parametrize("env", [{"RILL_OFFLINE": "1"}, {"ANTHROPIC_AUTH_TOKEN": "t"}, KEY])
-def test_a_key_a_token_or_offline_is_enough(read: Any, env: dict[str, str]) -> None:
+def test_an_api_key_an_auth_token_or_offline_mode_is_sufficient(read: Any, env: dict[str, str]) -> None:
     read(**env)
 
 
-def test_several_bad_values_are_all_named_in_the_one_line(read: Any) -> None:
-    words = refusal(read, RILL_MAX_STREAMS="none", RILL_MAX_BODY_BYTES="0")
-    assert "RILL_MAX_STREAMS" in words
-    assert "RILL_MAX_BODY_BYTES" in words
+def test_several_bad_values_are_all_named_in_one_line(read: Any) -> None:
+    message = rejection(read, RILL_MAX_STREAMS="none", RILL_MAX_BODY_BYTES="0")
+    assert "RILL_MAX_STREAMS" in message
+    assert "RILL_MAX_BODY_BYTES" in message
 
 
-def test_no_refusal_shows_a_secret(read: Any) -> None:
-    words = refusal(read, ANTHROPIC_API_KEY="sk-ant-hidden", RILL_API_KEYS="alice=hidden", RILL_MAX_STREAMS="0")
-    assert "hidden" not in words
+def test_no_message_shows_a_secret(read: Any) -> None:
+    message = rejection(read, ANTHROPIC_API_KEY="sk-ant-hidden", RILL_API_KEYS="alice=hidden", RILL_MAX_STREAMS="0")
+    assert "hidden" not in message
     settings = read(ANTHROPIC_API_KEY="sk-ant-hidden", RILL_MAX_STREAMS="1")
     assert "hidden" not in repr(settings)
 
 
-def test_settings_never_change(read: Any) -> None:
+def test_settings_are_immutable(read: Any) -> None:
     with pytest.raises(ValueError, match="frozen"):
         read(**KEY).max_streams = 5
 
 
 # The start of the real server
 
-# What gunicorn.conf.py itself reads; BAD_VALUES has every bad value.
+# Settings that gunicorn.conf.py reads; BAD_VALUES has every bad value.
 STARTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no key": ({"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY"),
     "a bad port": ({"PORT": "70000"}, "PORT"),
@@ -305,7 +305,7 @@ STARTS: dict[str, tuple[dict[str, str | None], str]] = {
 
 
 def fail_to_start(start_rill: StartRill, *arguments: str, **options: Any) -> str:
-    """The one line with which the server refuses to start."""
+    """Return the line with which the start of the server fails."""
     with pytest.raises(StartFailed) as failed:
         start_rill(*arguments, **options)
     assert failed.value.exit_code not in (None, 0)
@@ -319,12 +319,12 @@ def test_a_bad_setting_stops_the_start(start_rill: StartRill, env: dict[str, str
     assert name in fail_to_start(start_rill, **env)
 
 
-def test_a_key_is_not_served_at_a_public_address_among_others(start_rill: StartRill) -> None:
+def test_a_public_address_among_others_stops_the_start(start_rill: StartRill) -> None:
     line = fail_to_start(start_rill, "--bind", "127.0.0.1:0", "--bind", "0.0.0.0:0")
     assert "RILL_ALLOW_ANONYMOUS=1" in line
 
 
-# As systemd starts a service that it listens for: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
+# Starts the server as systemd starts a socket-activated service: https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html
 HAND_DOWN = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -334,13 +334,13 @@ os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "wsgi:app", *sys.arg
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("handed", [["1"], ["0", "--bind", "fd://3"]], ids=["LISTEN_FDS", "fd://3"])
+@pytest.mark.parametrize("options", [["1"], ["0", "--bind", "fd://3"]], ids=["LISTEN_FDS", "fd://3"])
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
-def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]) -> None:
+def test_a_public_socket_that_systemd_passes_stops_the_start(address: str, options: list[str]) -> None:
     with (
         socket.create_server((address, 0)) as listener,
         subprocess.Popen(
-            [sys.executable, "-c", HAND_DOWN, str(listener.fileno()), *handed],
+            [sys.executable, "-c", HAND_DOWN, str(listener.fileno()), *options],
             cwd=ROOT,
             env={**KEY, "PATH": os.environ["PATH"]},
             pass_fds=[listener.fileno()],
@@ -350,14 +350,14 @@ def test_nor_at_a_socket_that_systemd_hands_down(address: str, handed: list[str]
         ) as server,
     ):
         assert server.stdout
-        told = next(line for line in server.stdout if "rill: " in line or "Listening" in line)
+        line = next(line for line in server.stdout if "rill: " in line or "Listening" in line)
         server.terminate()
-    assert ("RILL_ALLOW_ANONYMOUS=1" in told) == (address == "0.0.0.0")
-    assert ("Listening" in told) == (address == "127.0.0.1")
+    assert ("RILL_ALLOW_ANONYMOUS=1" in line) == (address == "0.0.0.0")
+    assert ("Listening" in line) == (address == "127.0.0.1")
 
 
 @pytest.mark.server
-def test_the_refusal_goes_to_stderr_and_nothing_else_is_said() -> None:
+def test_a_failed_start_writes_one_line_to_stderr_and_nothing_else() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, env={}, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Nothing that would change the answer is dropped: it reaches the upstream, or the request is rejected by its name."""
+"""No field that would change the answer is dropped: it is forwarded, or the request is rejected and names it."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ JSON = {"Content-Type": "application/json"}
 
 
 def send(service: Rill, path: str, fields: object) -> tuple[int | None, str]:
-    """The status of the response to this JSON, and its body."""
+    """Send JSON; return the status and the body of the response."""
     with service.ask("POST", path, JSON, json.dumps(fields).encode()) as asked:
         return asked.status, asked.read_rest().decode()
 
 
 def receive(service: Rill, upstream: Upstream, path: str, fields: object) -> Any:
-    """What the upstream was sent for this JSON."""
+    """Send JSON; return the JSON of the upstream request."""
     upstream.script(*wire.answer("ok"))
     status, body = send(service, path, fields)
     assert status == 200, body
@@ -31,7 +31,7 @@ def receive(service: Rill, upstream: Upstream, path: str, fields: object) -> Any
 
 
 def reject(service: Rill, upstream: Upstream, path: str, fields: object) -> str:
-    """The words with which this JSON is rejected."""
+    """Send JSON that is rejected; return the message."""
     status, body = send(service, path, fields)
     assert (status, upstream.requests) == (400, []), body
     return str(json.loads(body)["error"]["message"]) if path.startswith("/v1/") else body
@@ -48,22 +48,22 @@ def file(media_type: str, **fields: str) -> dict[str, Any]:
     return {"type": "file", "mediaType": media_type, **fields}
 
 
-def of_data(media_type: str, data: str) -> dict[str, str]:
+def base64_source(media_type: str, data: str) -> dict[str, str]:
     return {"type": "base64", "media_type": media_type, "data": data}
 
 
 FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an image in a data: URL": (
         file("image/png", url=f"data:image/png;base64,{PNG}"),
-        {"type": "image", "source": of_data("image/png", PNG)},
+        {"type": "image", "source": base64_source("image/png", PNG)},
     ),
-    "an image of which only the URL says the kind": (
+    "an image whose type is only in the URL": (
         file("image/*", url=f"data:image/webp;base64,{PNG}"),
-        {"type": "image", "source": of_data("image/webp", PNG)},
+        {"type": "image", "source": base64_source("image/webp", PNG)},
     ),
     "an image in bare base64": (
         file("image/png", data=PNG),
-        {"type": "image", "source": of_data("image/png", PNG)},
+        {"type": "image", "source": base64_source("image/png", PNG)},
     ),
     "an image by URL": (
         file("image/jpeg", url="https://example.org/a.jpg"),
@@ -71,7 +71,7 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a PDF in a data: URL": (
         file("application/pdf", url=f"data:application/pdf;base64,{PDF}", filename="a.pdf"),
-        {"type": "document", "source": of_data("application/pdf", PDF), "title": "a.pdf"},
+        {"type": "document", "source": base64_source("application/pdf", PDF), "title": "a.pdf"},
     ),
     "a PDF by URL": (
         file("application/pdf", url="http://example.org/a.pdf"),
@@ -88,12 +88,12 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", FILES)
-def test_a_file_of_the_ai_sdk_reaches_the_upstream_as_a_block(service: Rill, upstream: Upstream, what: str) -> None:
-    part, block = FILES[what]
-    words = {"type": "text", "text": "Look: "}
-    sent = receive(service, upstream, "/stream", {"messages": [parts(words, part)]})
-    assert sent["messages"] == [{"role": "user", "content": [words, block]}]
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_the_ai_sdk_reaches_the_upstream_as_a_block(service: Rill, upstream: Upstream, name: str) -> None:
+    part, block = FILES[name]
+    text = {"type": "text", "text": "Look: "}
+    sent = receive(service, upstream, "/stream", {"messages": [parts(text, part)]})
+    assert sent["messages"] == [{"role": "user", "content": [text, block]}]
 
 
 REJECTED_PARTS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -108,28 +108,26 @@ REJECTED_PARTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the user's data": ({"type": "data-place", "data": {}}, ["messages.0.parts.0.type:", "text or file"]),
     "an unknown part": ({"type": "video"}, ["messages.0.parts.0.type:", "text or file"]),
     "a part without a type": ({"text": "hi"}, ["messages.0.parts.0.type:", "text or file"]),
-    "a text that is none": ({"type": "text", "text": 5}, ["messages.0.parts.0.text:", "string"]),
+    "a text that is not a string": ({"type": "text", "text": 5}, ["messages.0.parts.0.text:", "string"]),
 }
 
 
-@pytest.mark.parametrize("what", REJECTED_PARTS)
-def test_a_part_that_cannot_be_carried_over_is_rejected_by_its_path(
-    service: Rill, upstream: Upstream, what: str
-) -> None:
-    part, named = REJECTED_PARTS[what]
-    words = reject(service, upstream, "/stream", {"messages": [parts(part, {"type": "text", "text": "hi"})]})
-    assert [word for word in named if word not in words] == []
+@pytest.mark.parametrize("name", REJECTED_PARTS)
+def test_a_part_that_cannot_be_forwarded_is_rejected_by_its_path(service: Rill, upstream: Upstream, name: str) -> None:
+    part, named = REJECTED_PARTS[name]
+    message = reject(service, upstream, "/stream", {"messages": [parts(part, {"type": "text", "text": "hi"})]})
+    assert [word for word in named if word not in message] == []
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
 def test_a_file_in_a_message_that_is_not_the_users_is_rejected(service: Rill, upstream: Upstream, role: str) -> None:
     shown = parts(file("image/png", data=PNG), role=role)
     assert "messages.0.parts.0.type:" in reject(service, upstream, "/stream", {"messages": [shown, HI]})
-    block = {"role": "system", "content": [{"type": "image", "source": of_data("image/png", PNG)}]}
+    block = {"role": "system", "content": [{"type": "image", "source": base64_source("image/png", PNG)}]}
     assert "messages.0.content:" in reject(service, upstream, "/stream", {"messages": [block, HI]})
 
 
-def test_a_further_turn_of_a_chat_is_not_hindered_by_what_the_page_shows(service: Rill, upstream: Upstream) -> None:
+def test_parts_that_only_a_page_shows_do_not_prevent_a_further_turn(service: Rill, upstream: Upstream) -> None:
     shown = [
         {"type": "step-start"},
         {"type": "reasoning", "text": "hm", "state": "done"},
@@ -158,9 +156,7 @@ def test_a_system_message_beside_a_system_prompt_is_added_to_it(service: Rill, u
     assert receive(service, upstream, "/stream", fields)["system"] == "One.\n\nTwo."
 
 
-def test_the_options_of_a_query_count_beside_a_json_body_which_overrides_them(
-    service: Rill, upstream: Upstream
-) -> None:
+def test_the_options_of_a_query_apply_and_a_json_body_overrides_them(service: Rill, upstream: Upstream) -> None:
     sent = receive(service, upstream, "/stream?max_tokens=5&system=Brief.", {"q": "hi", "system": "Long."})
     assert (sent["max_tokens"], sent["system"], sent["messages"]) == (5, "Long.", [HI])
 
@@ -183,9 +179,9 @@ def test_a_second_prompt_in_the_query_of_a_json_body_is_rejected(service: Rill, 
 def test_an_option_that_only_other_routes_have_is_rejected_by_name(
     service: Rill, upstream: Upstream, name: str, value: object, instead: str
 ) -> None:
-    words = reject(service, upstream, "/stream", {"q": "hi", name: value})
-    assert words.startswith(f"{name}:")
-    assert instead in words
+    message = reject(service, upstream, "/stream", {"q": "hi", name: value})
+    assert message.startswith(f"{name}:")
+    assert instead in message
 
 
 # POST /v1/chat/completions
@@ -211,12 +207,12 @@ CHAT = "/v1/chat/completions"
 def test_a_field_that_would_change_a_completion_is_rejected_by_name(
     service: Rill, upstream: Upstream, name: str, value: object, instead: str
 ) -> None:
-    words = reject(service, upstream, CHAT, {"messages": [HI], name: value})
-    assert words.startswith(f"{name}:")
-    assert instead in words
+    message = reject(service, upstream, CHAT, {"messages": [HI], name: value})
+    assert message.startswith(f"{name}:")
+    assert instead in message
 
 
-def test_what_means_the_same_in_both_apis_is_carried_over(service: Rill, upstream: Upstream) -> None:
+def test_fields_with_the_same_meaning_in_both_apis_are_forwarded(service: Rill, upstream: Upstream) -> None:
     cached = {"type": "text", "text": "long", "cache_control": {"type": "ephemeral"}}
     messages = [{"role": "system", "content": [cached]}, {"role": "user", "content": [cached]}]
     fields = {"messages": messages, "top_k": 5, "reasoning_effort": "none", "stream": True}
@@ -226,12 +222,12 @@ def test_what_means_the_same_in_both_apis_is_carried_over(service: Rill, upstrea
 
 
 def test_an_earlier_message_of_the_model_may_be_empty_or_a_refusal(service: Rill, upstream: Upstream) -> None:
-    said = [
+    earlier = [
         {"role": "assistant", "content": None},
         {"role": "assistant", "content": None, "refusal": "No."},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
     ]
-    sent = receive(service, upstream, CHAT, {"messages": [HI, *said, HI], "stream": True})
+    sent = receive(service, upstream, CHAT, {"messages": [HI, *earlier, HI], "stream": True})
     assert sent["messages"] == [
         HI,
         {"role": "assistant", "content": "No."},
@@ -241,9 +237,9 @@ def test_an_earlier_message_of_the_model_may_be_empty_or_a_refusal(service: Rill
 
 
 def test_a_conversation_without_a_message_of_the_user_is_rejected(service: Rill, upstream: Upstream) -> None:
-    words = reject(service, upstream, CHAT, {"messages": [{"role": "system", "content": "Be brief."}]})
-    assert words.startswith("messages:")
-    assert "role user" in words
+    message = reject(service, upstream, CHAT, {"messages": [{"role": "system", "content": "Be brief."}]})
+    assert message.startswith("messages:")
+    assert "role user" in message
 
 
 PATHS: dict[str, tuple[object, str]] = {
@@ -251,14 +247,14 @@ PATHS: dict[str, tuple[object, str]] = {
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "file"}]},
         "content.1.type",
     ),
-    "a part that is none": ({"role": "user", "content": ["a"]}, "content.0"),
-    "a content that is none": ({"role": "user", "content": 7}, "content"),
+    "a part that is not an object": ({"role": "user", "content": ["a"]}, "content.0"),
+    "a content that is not a string": ({"role": "user", "content": 7}, "content"),
     "no content": ({"role": "user"}, "content"),
-    "an image from elsewhere": (
+    "an image of another scheme": (
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x"}}]},
         "content.0.image_url.url",
     ),
-    "an image of the system's": (
+    "an image in a system message": (
         {"role": "system", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]},
         "content",
     ),
@@ -268,21 +264,23 @@ PATHS: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", PATHS)
-def test_a_wrong_field_is_named_by_its_path_in_the_clients_json(service: Rill, upstream: Upstream, what: str) -> None:
-    message, path = PATHS[what]
+@pytest.mark.parametrize("name", PATHS)
+def test_an_invalid_field_is_named_by_its_path_in_the_clients_json(
+    service: Rill, upstream: Upstream, name: str
+) -> None:
+    message, path = PATHS[name]
     assert reject(service, upstream, CHAT, {"messages": [HI, message]}).startswith(f"messages.1.{path}: ")
 
 
-def test_a_wrong_field_of_stream_is_named_by_its_path_as_well(service: Rill, upstream: Upstream) -> None:
+def test_an_invalid_field_of_stream_is_named_by_its_path_as_well(service: Rill, upstream: Upstream) -> None:
     for content in (7, ["a"]):
-        words = reject(service, upstream, "/stream", {"messages": [{"role": "user", "content": content}]})
-        assert words.startswith("messages.0.content")
-        assert "[" not in words
+        message = reject(service, upstream, "/stream", {"messages": [{"role": "user", "content": content}]})
+        assert message.startswith("messages.0.content")
+        assert "[" not in message
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
-def test_each_chunk_but_the_last_has_a_null_usage_where_usage_was_asked_for(
+def test_each_chunk_but_the_last_has_a_null_usage_if_usage_was_requested(
     service: Rill, upstream: Upstream, include_usage: bool
 ) -> None:
     upstream.script(*wire.answer("a", "b"))
@@ -313,8 +311,8 @@ def test_a_stream_field_that_is_not_a_boolean_is_rejected(service: Rill, upstrea
 def test_every_limit_of_a_rate_applies(upstream: Upstream) -> None:
     env = {"RILL_OFFLINE": "1", "RILL_RATE_LIMIT": "1000/second;2/day"}
     with Rill(env) as limited:
-        told = []
+        responses = []
         for _ in range(3):
             with limited.ask("GET", "/stream?q=tokens%3D1") as asked:
-                told.append((asked.status, asked.headers.get("ratelimit-policy")))
-    assert told == [(200, None), (200, None), (429, "2;w=86400")]
+                responses.append((asked.status, asked.headers.get("ratelimit-policy")))
+    assert responses == [(200, None), (200, None), (429, "2;w=86400")]

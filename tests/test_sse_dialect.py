@@ -1,4 +1,4 @@
-"""Server-sent events: parsed back as the specification says, the text survives however it was cut."""
+"""Server-sent events: a parser of the specification reads the same text, however it was split."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class Dispatched(NamedTuple):
 
 
 def parse(stream: bytes) -> list[Dispatched]:
-    """What https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation dispatches."""
+    """Parse a stream: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation"""
     dispatched = []
     type, data, last_id = "", "", ""
     lines = re.split("\r\n|\n|\r", stream.decode().removeprefix("\ufeff"))
@@ -62,14 +62,14 @@ def text_of(stream: bytes) -> str:
 
 @given(pieces=texts | line_ends)
 @settings(max_examples=150)
-def test_the_text_survives_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
-    said = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
-    assert text_of(write(Start(), *map(Text, pieces))) == said
+def test_text_is_preserved_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
+    text = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
+    assert text_of(write(Start(), *map(Text, pieces))) == text
 
 
 @given(text=st.text(alphabet="\r\n ab:", min_size=1), data=st.data())
 @settings(max_examples=100)
-def test_however_the_text_is_cut_it_arrives_the_same(text: str, data: st.DataObject) -> None:
+def test_text_arrives_the_same_however_it_is_split(text: str, data: st.DataObject) -> None:
     points = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=6))})
     pieces = [text[begin:end] for begin, end in pairwise(points)]
     assert text_of(write(*map(Text, pieces))) == text_of(write(Text(text)))
@@ -93,9 +93,9 @@ def test_each_text_is_one_unnamed_event_with_an_id(text: str, data: str) -> None
     assert parse(write(Text(text))) == [Dispatched("message", data, "1")]
 
 
-def test_a_whole_answer_is_its_texts_then_done_with_its_statistics_then_the_mark() -> None:
-    *said, done, mark = parse(write(Start(), Text("Hello"), Heartbeat(True), Text(" world"), END))
-    assert [event.data for event in said] == ["Hello", " world"]
+def test_a_completed_answer_is_its_texts_then_done_with_its_statistics_then_the_end_mark() -> None:
+    *texts, done, mark = parse(write(Start(), Text("Hello"), Heartbeat(True), Text(" world"), END))
+    assert [event.data for event in texts] == ["Hello", " world"]
     assert done.type == "done"
     statistics = json.loads(done.data)
     assert 0 <= statistics.pop("elapsed_seconds") < 60
@@ -106,7 +106,7 @@ def test_a_whole_answer_is_its_texts_then_done_with_its_statistics_then_the_mark
 @pytest.mark.parametrize(
     "usage", [{}, {"service_tier": "standard"}, {"cache_creation": {"ephemeral_5m_input_tokens": 0}, "note": "\ud83d"}]
 )
-def test_any_usage_can_be_told(usage: dict[str, Any]) -> None:
+def test_any_usage_can_be_encoded(usage: dict[str, Any]) -> None:
     done, _ = parse(write(End(None, usage)))
     assert json.loads(done.data)["usage"] == usage
 
@@ -117,14 +117,14 @@ def test_every_event_has_an_id_of_its_own() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_the_start_is_seen_at_once_and_dispatches_nothing_but_an_id() -> None:
+def test_the_start_is_sent_at_once_and_dispatches_nothing_but_an_id() -> None:
     opening = write(Start())
     assert opening
     assert parse(opening) == []
     assert parse(opening + b"data: x\n\n")[0].id != ""
 
 
-def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() -> None:
+def test_a_failure_is_an_error_event_with_the_problem_and_no_end_mark() -> None:
     encoder = SSEEncoder("m", ReplyFormat(), "r")
     stream = encoder.encode(Text("Hel\r")) + encoder.encode_error(Problem("upstream_overloaded", 'two\nlines "溪"'))
     text, error = parse(stream)
@@ -135,24 +135,24 @@ def test_a_failure_is_an_error_event_with_the_problem_and_no_mark_of_an_end() ->
     assert b"[DONE]" not in stream
 
 
-def test_silence_soon_after_a_byte_is_not_told() -> None:
+def test_a_heartbeat_soon_after_a_byte_sends_nothing() -> None:
     encoder = SSEEncoder("m", ReplyFormat(), "r")
     assert encoder.encode(Heartbeat(False)) == b""
     encoder.encode(Text("a"))
     assert [encoder.encode(Heartbeat(working)) for working in (True, False, True)] == [b"", b"", b""]
 
 
-def test_a_longer_silence_is_one_comment_which_dispatches_nothing() -> None:
+def test_a_later_heartbeat_is_one_comment_which_dispatches_nothing() -> None:
     encoder = SSEEncoder("m", ReplyFormat(), "r")
     encoder.encode(Text("a"))
-    time.sleep(COMMENT_SECONDS + 0.05)  # pacing: what is awaited is the very passing of this time
+    time.sleep(COMMENT_SECONDS + 0.05)  # pacing: the test waits for this time to pass
     comment = encoder.encode(Heartbeat(True))
     assert comment.startswith(b":")
     assert parse(comment) == []
     assert encoder.encode(Heartbeat(True)) == b""
 
 
-def test_a_silence_between_the_halves_of_a_line_end_changes_nothing() -> None:
+def test_a_heartbeat_between_the_halves_of_a_line_end_changes_nothing() -> None:
     assert text_of(write(Text("a\r"), Heartbeat(True), Text("\nb"))) == "a\nb"
 
 
@@ -160,4 +160,4 @@ def test_server_sent_events_begin_at_the_upstreams_first_event() -> None:
     assert not SSE.wants_text
     assert SSE.media_type == "text/event-stream; charset=utf-8"
     assert isinstance(SSE.open_encoder("m", ReplyFormat(), "r"), SSEEncoder)
-    SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # framed, it tells that itself
+    SSE.check_beginning([Start(), End("refusal", {}, "Not that.")])  # the done event reports it

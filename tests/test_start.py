@@ -1,4 +1,4 @@
-"""How the service starts, what it refuses to start with, and what it says while it runs."""
+"""The start of the service: offline, addresses, settings that stop it, and its output."""
 
 import json
 import re
@@ -19,7 +19,7 @@ StartRill = Callable[..., Rill]
 
 OFFLINE = {"RILL_OFFLINE": "1"}
 KEY = "sk-secret-key-1"
-SECRET = "petrichor"  # stands for a prompt: no log may hold it
+SECRET = "petrichor"  # a prompt, which no log may contain
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def offline() -> Iterator[Rill]:
 
 
 def addresses(service: Rill) -> set[str]:
-    """The addresses at which the server listens on its port."""
+    """Return the addresses at which the server listens on its port."""
     found = psutil.Process(service.pid).net_connections("tcp")
     return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN and each.laddr.port == service.port}
 
@@ -51,17 +51,17 @@ def answer_lines(service: Rill, n: int, wanted: str = "") -> list[dict[str, Any]
     return [json.loads(line) for line in lines]
 
 
-def refuse(env: Mapping[str, str], *arguments: str, bind: bool = True) -> str:
-    """Start with settings that are to be refused, and return all that was said."""
-    with ExitStack() as running, pytest.raises(StartFailed) as refused:
+def fail_to_start(env: Mapping[str, str], *arguments: str, bind: bool = True) -> str:
+    """Start with settings that stop the start, and return the output."""
+    with ExitStack() as running, pytest.raises(StartFailed) as failed:
         running.enter_context(Rill(env, arguments, bind=bind))
-    assert refused.value.exit_code not in (0, None)
-    assert KEY not in refused.value.output
-    return refused.value.output
+    assert failed.value.exit_code not in (0, None)
+    assert KEY not in failed.value.output
+    return failed.value.output
 
 
-def assert_sound(service: Rill) -> None:
-    """Nothing went wrong that only the log tells."""
+def assert_no_errors(service: Rill) -> None:
+    """Assert that the output contains no traceback and no logging error."""
     assert "Traceback" not in service.output()
     assert "Logging error" not in service.output()
 
@@ -69,24 +69,24 @@ def assert_sound(service: Rill) -> None:
 # Offline
 
 
-def test_an_offline_start_says_in_one_line_that_it_is_and_how_to_give_a_key(offline: Rill) -> None:
-    said = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
-    assert len(said) == 1
-    assert "Offline" in said[0]
-    assert "ANTHROPIC_API_KEY" in said[0]
+def test_an_offline_start_logs_one_line_that_states_how_to_set_a_key(offline: Rill) -> None:
+    lines = [line for line in offline.output().splitlines() if "ANTHROPIC_API_KEY" in line or "ffline" in line]
+    assert len(lines) == 1
+    assert "Offline" in lines[0]
+    assert "ANTHROPIC_API_KEY" in lines[0]
 
 
-def test_the_offline_answer_comes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
+def test_the_offline_answer_passes_through_the_sdk_and_the_wire_format(offline: Rill) -> None:
     answer = read(offline, f"/stream?q={quote('你好 & 1+1 rate=0')}", {"X-Request-Id": "offline-1"})
     assert "你好 & 1+1" in answer
     assert "claude-sonnet-5-5" in answer
     (line,) = answer_lines(offline, 1, "offline-1")
-    assert line["upstream_request_id"].startswith("req_offline_")  # a header that only the SDK's response tells
+    assert line["upstream_request_id"].startswith("req_offline_")  # a header of the response that only the SDK reads
     assert (line["status"], line["outcome"], line["stop_reason"]) == (200, "completed", "end_turn")
     assert line["output_tokens"] > 0
 
 
-def test_offline_honours_max_tokens_and_says_the_same_twice(offline: Rill) -> None:
+def test_offline_answers_respect_max_tokens_and_are_deterministic(offline: Rill) -> None:
     first, second = (read(offline, "/stream?q=hi&max_tokens=5") for _ in range(2))
     assert first == second
     assert len(first) < 60
@@ -96,17 +96,17 @@ def test_an_answer_is_one_log_line(offline: Rill) -> None:
     for dialect, path in {"text": "/stream?q=rate%3D0", "sse": "/chat/stream?message=rate%3D0"}.items():
         read(offline, path, {"X-Request-Id": f"one-line-{dialect}"})
         assert [line["dialect"] for line in answer_lines(offline, 1, f"one-line-{dialect}")] == [dialect]
-    assert_sound(offline)
+    assert_no_errors(offline)
 
 
-# Where it listens, and for whom
+# Addresses and access
 
 
-def test_it_listens_on_the_loopback_where_no_port_is_set(offline: Rill) -> None:
+def test_without_port_the_server_listens_on_the_loopback(offline: Rill) -> None:
     assert addresses(offline) == {"127.0.0.1"}
 
 
-def test_port_makes_it_listen_on_every_address() -> None:
+def test_port_makes_the_server_listen_on_every_address() -> None:
     with Rill(OFFLINE, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
         assert "offline model" in read(service, "/stream?q=rate%3D0")
@@ -118,15 +118,15 @@ PUBLIC = {
     "--bind of every interface": (("--bind", ":0"), {}),
     "--bind of IPv6": (("--bind", "[::]:0"), {}),
     "GUNICORN_CMD_ARGS": ((), {"GUNICORN_CMD_ARGS": "--bind=0.0.0.0:0"}),
-    "an empty list of tokens": ((), {"RILL_API_KEYS": " , "}),
+    "an empty list of API keys": ((), {"RILL_API_KEYS": " , "}),
     "RILL_ALLOW_ANONYMOUS=0": ((), {"RILL_ALLOW_ANONYMOUS": "0"}),
 }
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
+def test_a_public_server_without_client_keys_does_not_start(name: str) -> None:
     arguments, env = PUBLIC[name]
-    output = refuse({"ANTHROPIC_API_KEY": KEY, **env}, *arguments, bind=bool(arguments))
+    output = fail_to_start({"ANTHROPIC_API_KEY": KEY, **env}, *arguments, bind=bool(arguments))
     (line,) = [line for line in output.splitlines() if line.startswith("rill:")]
     assert "RILL_API_KEYS" in line
     assert "RILL_ALLOW_ANONYMOUS=1" in line
@@ -135,57 +135,59 @@ def test_a_key_is_not_served_to_everybody_by_accident(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "leave"),
+    ("variable", "access"),
     [
         ("ANTHROPIC_API_KEY", {"RILL_API_KEYS": "alice=wonder-land"}),
         ("ANTHROPIC_AUTH_TOKEN", {"RILL_ALLOW_ANONYMOUS": "1"}),
     ],
 )
-def test_a_key_is_served_to_everybody_where_that_is_said(upstream: Upstream, token: str, leave: dict[str, str]) -> None:
+def test_a_public_server_starts_with_client_keys_or_with_anonymous_access(
+    upstream: Upstream, variable: str, access: dict[str, str]
+) -> None:
     upstream.script(*wire.answer("ok"))
-    with Rill({token: KEY, "ANTHROPIC_BASE_URL": upstream.url, **leave}, bind=False) as service:
+    with Rill({variable: KEY, "ANTHROPIC_BASE_URL": upstream.url, **access}, bind=False) as service:
         assert addresses(service) == {"0.0.0.0"}
         assert read(service, "/stream?q=hi", {"x-api-key": "wonder-land"}) == "ok"
         assert upstream.requests[0].headers["authorization"] == f"Bearer {KEY}"
         assert KEY not in service.output()
 
 
-def test_a_key_is_served_on_the_loopback_as_it_is(upstream: Upstream) -> None:
+def test_a_loopback_server_starts_without_client_keys(upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     with Rill({"ANTHROPIC_AUTH_TOKEN": KEY, "ANTHROPIC_BASE_URL": upstream.url}) as service:
         assert read(service, "/stream?q=hi") == "ok"
         assert "ffline" not in service.output()
 
 
-# What it refuses to start with
+# Bad settings
 
 
 # test_settings.py has every bad value.
 @pytest.mark.parametrize(("name", "value"), [("RILL_MAX_STREAMS", "0"), ("RILL_API_KEYS", "alice=one,alice=two")])
 def test_a_bad_value_stops_the_start_with_one_line_that_names_it(name: str, value: str) -> None:
-    output = refuse({"ANTHROPIC_API_KEY": KEY, name: value})
+    output = fail_to_start({"ANTHROPIC_API_KEY": KEY, name: value})
     assert len(output.splitlines()) == 1, output
     assert output.startswith("rill: ")
     assert name in output
 
 
-def test_a_start_without_a_key_says_what_to_set() -> None:
-    output = refuse({})
+def test_a_start_without_an_upstream_key_states_what_to_set() -> None:
+    output = fail_to_start({})
     assert len(output.splitlines()) == 1
     assert {"ANTHROPIC_API_KEY", "RILL_OFFLINE=1"} <= set(re.findall(r"[\w=]+", output))
 
 
-# On a platform
+# Platforms
 
 
 def test_two_workers_answer() -> None:
     with Rill({**OFFLINE, "WEB_CONCURRENCY": "2"}) as service:
         service.wait_for_workers(2)
         assert all("offline model" in read(service, f"/stream?q=rate%3D0+{n}") for n in range(8))
-        assert_sound(service)
+        assert_no_errors(service)
 
 
-def test_behind_a_platforms_router_clients_are_told_apart(start_rill: StartRill, upstream: Upstream) -> None:
+def test_behind_a_platforms_router_clients_are_distinguished(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(DYNO="web.1", RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []
@@ -195,7 +197,7 @@ def test_behind_a_platforms_router_clients_are_told_apart(start_rill: StartRill,
     assert statuses == [200, 200, 429]
 
 
-def test_without_a_router_nobody_chooses_his_address(start_rill: StartRill, upstream: Upstream) -> None:
+def test_without_a_router_no_client_chooses_its_address(start_rill: StartRill, upstream: Upstream) -> None:
     service = start_rill(RILL_RATE_LIMIT="1/minute")
     upstream.always(*wire.answer("ok"))
     statuses = []
@@ -205,12 +207,12 @@ def test_without_a_router_nobody_chooses_his_address(start_rill: StartRill, upst
     assert statuses == [200, 429]
 
 
-# What it never says
+# Secrets in the output
 
 
 JSON = {"Content-Type": "application/json"}
 TWO = {"Content-Length": "2"}
-ASKED = {
+REQUESTS = {
     "query": request_bytes("GET", f"/stream?q={SECRET}"),
     "chat": request_bytes("GET", f"/chat/stream?message={SECRET}"),
     "text": request_bytes("POST", "/stream", {}, SECRET.encode()),
@@ -233,17 +235,17 @@ def test_no_prompt_is_in_any_output(share_rill: StartRill, upstream: Upstream, e
     service = share_rill(**env)
     upstream.always(*wire.answer("ok"))
     leaks = []
-    for name, request in ASKED.items():
+    for name, request in REQUESTS.items():
         before = len(service.output())
         with Conversation(service.port, request) as asked:
             asked.read_rest()
             asked.half_close()
-            while asked.socket.recv(65536):  # until the server, too, has ended with what it has to say
+            while asked.socket.recv(65536):  # until the server has closed its side too
                 pass
         if SECRET in service.output()[before:]:
             leaks.append(name)
     assert leaks == []
-    assert_sound(service)
+    assert_no_errors(service)
 
 
 @pytest.mark.parametrize("step", [wire.error(400, "invalid_request_error", f"bad: {SECRET}"), wire.reset()])
@@ -260,11 +262,11 @@ def test_no_prompt_is_in_the_output_of_a_failure(share_rill: StartRill, upstream
         asked.read_rest()
         assert asked.ended == "cut"
     assert SECRET not in service.output()
-    assert_sound(service)
+    assert_no_errors(service)
 
 
 def test_a_stop_is_quiet_and_clean(start_rill: StartRill) -> None:
     service = start_rill(**OFFLINE)
     read(service, "/stream?q=rate%3D0")
     assert service.stop().exit_code == 0
-    assert_sound(service)
+    assert_no_errors(service)

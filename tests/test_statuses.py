@@ -1,4 +1,4 @@
-"""Before the first byte: each cause has its status, words that help, and the headers that every answer carries."""
+"""Before the first byte: each problem has its status, a helpful message and the headers of every response."""
 
 import json
 import re
@@ -21,12 +21,12 @@ StartRill = Callable[..., Rill]
 KEY = "sk-test-key"
 ASK = "/stream?q=hi"
 SSE = {"Accept": "text/event-stream"}
-# The upstream's advice not to try again keeps a test of one failure to one request.
+# The upstream's advice not to retry, so that a failure causes only one upstream request.
 ONCE = {"x-should-retry": "false"}
 
 
-class Told(NamedTuple):
-    """An answer, read whole."""
+class Response(NamedTuple):
+    """A response, read completely."""
 
     status: int | None
     headers: dict[str, str]
@@ -35,13 +35,13 @@ class Told(NamedTuple):
 
 @pytest.fixture
 def hasty(share_rill: StartRill) -> Rill:
-    """A server that waits half a second for the start of a response."""
+    """Return a server that waits half a second for the start of a response."""
     return share_rill(RILL_START_TIMEOUT_SECONDS="0.5")
 
 
 @pytest.fixture
 def strict(share_rill: StartRill) -> Rill:
-    """A server with API keys, three models and a small limit of the body."""
+    """Return a server with API keys, three models and a small limit of the body."""
     return share_rill(
         RILL_API_KEYS=f"alice=wonder-land,sha256:{sha256(b'hashed').hexdigest()},bob=a=b+c/d",
         RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5,claude-haiku-5",
@@ -52,32 +52,32 @@ def strict(share_rill: StartRill) -> Rill:
 ALICE = {"Authorization": "Bearer wonder-land"}
 
 
-def read(conversation: Conversation) -> Told:
-    """Read the answer whole, and hold it to what every answer promises."""
+def read(conversation: Conversation) -> Response:
+    """Read the response completely, and check the headers of every response."""
     with conversation as asked:
-        told = Told(asked.status, asked.headers, asked.read_rest().decode())
+        response = Response(asked.status, asked.headers, asked.read_rest().decode())
         assert asked.ended == "clean"
-    assert told.headers["cache-control"] == "no-store, no-transform"
-    assert told.headers["x-accel-buffering"] == "no"
-    assert told.headers["x-content-type-options"] == "nosniff"
-    assert re.fullmatch(r"[\w.:/+=-]{1,128}", told.headers["x-request-id"])
-    assert "html" not in told.headers.get("content-type", "")
-    assert "<html" not in told.text.lower()
-    assert KEY not in told.text + str(told.headers)
-    return told
+    assert response.headers["cache-control"] == "no-store, no-transform"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert re.fullmatch(r"[\w.:/+=-]{1,128}", response.headers["x-request-id"])
+    assert "html" not in response.headers.get("content-type", "")
+    assert "<html" not in response.text.lower()
+    assert KEY not in response.text + str(response.headers)
+    return response
 
 
 def ask(
     service: Rill, method: str = "GET", path: str = ASK, headers: Mapping[str, str] | None = None, body: bytes = b""
-) -> Told:
+) -> Response:
     return read(service.ask(method, path, headers, body))
 
 
-def post_json(service: Rill, fields: object) -> Told:
+def post_json(service: Rill, fields: object) -> Response:
     return ask(service, "POST", "/stream", {"Content-Type": "application/json"}, json.dumps(fields).encode())
 
 
-# What the client can mend
+# Errors of the client
 
 
 FAULTS: dict[str, list[str]] = {
@@ -104,13 +104,13 @@ FAULTS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("path", FAULTS, ids=lambda path: path[:40])
-def test_a_query_that_cannot_be_asked_is_a_400_that_names_the_field_and_its_bounds(
+def test_an_invalid_query_is_a_400_that_names_the_field_and_its_range(
     service: Rill, upstream: Upstream, path: str
 ) -> None:
-    told = ask(service, "GET", path)
-    assert told.status == 400
+    response = ask(service, "GET", path)
+    assert response.status == 400
     for word in FAULTS[path]:
-        assert re.search(rf"\b{re.escape(word)}\b", told.text), told.text
+        assert re.search(rf"\b{re.escape(word)}\b", response.text), response.text
     assert upstream.requests == []
 
 
@@ -121,8 +121,8 @@ BODIES: dict[str, tuple[str, bytes, list[str]]] = {
     "form without q": ("application/x-www-form-urlencoded", b"x=1", ["q"]),
     "form with a bad number": ("application/x-www-form-urlencoded", b"q=hi&max_tokens=x", ["max_tokens", "integer"]),
     "multipart without a boundary": ("multipart/form-data", b"q=hi", ["q"]),
-    "multipart broken off": ("multipart/form-data; boundary=x", b"--x\r\nContent-Dispo", ["q"]),
-    "no JSON": ("application/json", b"", ["JSON"]),
+    "truncated multipart": ("multipart/form-data; boundary=x", b"--x\r\nContent-Dispo", ["q"]),
+    "empty JSON": ("application/json", b"", ["JSON"]),
     "broken JSON": ("application/json", b'{"q": "hi"', ["JSON"]),
     "JSON that is not UTF-8": ("application/json", b'{"q": "\xe9"}', ["JSON"]),
     "JSON with a lone surrogate": ("application/json", b'{"q": "\\ud800"}', ["JSON"]),
@@ -142,32 +142,30 @@ BODIES: dict[str, tuple[str, bytes, list[str]]] = {
     "number as content": ("application/json", b'{"messages": [{"role": "user", "content": 5}]}', ["content"]),
     "number in content": ("application/json", b'{"messages": [{"role": "user", "content": [5]}]}', ["content"]),
     "number as parts": ("application/json", b'{"messages": [{"role": "user", "parts": 5}]}', ["parts"]),
-    "message that says nothing": ("application/json", b'{"messages": [{"role": "user"}]}', ["messages"]),
+    "message without content": ("application/json", b'{"messages": [{"role": "user"}]}', ["messages"]),
     "only a system message": ("application/json", b'{"messages": [{"role": "system", "content": "x"}]}', ["messages"]),
 }
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_cannot_be_asked_is_a_400_that_names_the_field(
-    service: Rill, upstream: Upstream, name: str
-) -> None:
-    media_type, body, words = BODIES[name]
-    told = ask(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
-    assert told.status == 400
-    for word in words:
-        assert re.search(rf"\b{re.escape(word)}\b", told.text), told.text
+def test_an_invalid_body_is_a_400_that_names_the_field(service: Rill, upstream: Upstream, name: str) -> None:
+    media_type, body, expected = BODIES[name]
+    response = ask(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
+    assert response.status == 400
+    for word in expected:
+        assert re.search(rf"\b{re.escape(word)}\b", response.text), response.text
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 64001}, {"temperature": 2}, {"temperature": -1}])
-def test_a_number_out_of_bounds_is_told_both_its_bounds(
+def test_a_number_out_of_range_is_a_400_that_names_the_range(
     service: Rill, upstream: Upstream, fields: dict[str, Any]
 ) -> None:
-    told = post_json(service, {"q": "hi", **fields})
+    response = post_json(service, {"q": "hi", **fields})
     (name,) = fields
     bounds = {"max_tokens": r"1\b.*\b64000", "temperature": r"0\b.*\b1"}[name]
-    assert told.status == 400
-    assert re.search(rf"\b{name}\b.*\b{bounds}\b", told.text), told.text
+    assert response.status == 400
+    assert re.search(rf"\b{name}\b.*\b{bounds}\b", response.text), response.text
     assert upstream.requests == []
 
 
@@ -177,14 +175,14 @@ def test_a_json_body_nested_too_deep_is_a_400(service: Rill, upstream: Upstream)
     assert upstream.requests == []
 
 
-TOLERABLE = {
+UNUSUAL = {
     "bad percent-encoding": request_bytes("GET", "/stream?q=%zz%e4%"),
     "NUL": request_bytes("GET", "/stream?q=a%00b"),
-    "percent-encoded UTF-8 broken off": request_bytes("GET", "/stream?q=%F0%9F%8C"),
+    "truncated percent-encoded UTF-8": request_bytes("GET", "/stream?q=%F0%9F%8C"),
     "percent-encoded surrogate": request_bytes("GET", "/stream?q=%ED%A0%80"),
     "broken UTF-8 in the path": request_bytes("GET", "/%ff%fe"),
     "Accept that is no media type": request_bytes("GET", ASK, {"Accept": ";;q=x,,/"}),
-    "raw bytes as a token": b"GET /stream?q=hi HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfc\r\n\r\n",
+    "raw bytes as an API key": b"GET /stream?q=hi HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfc\r\n\r\n",
     "Basic that is not base64": request_bytes("GET", ASK, {"Authorization": "Basic %%%"}),
     "unknown charset": request_bytes("POST", "/stream", {"Content-Type": "text/plain; charset=x"}, b"hi"),
     "charset of JSON": request_bytes("POST", "/stream", {"Content-Type": "application/json; charset=x"}, b'{"q":"h"}'),
@@ -195,12 +193,12 @@ TOLERABLE = {
 }
 
 
-@pytest.mark.parametrize("name", TOLERABLE)
-def test_an_odd_request_never_gives_a_5xx(service: Rill, upstream: Upstream, name: str) -> None:
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_request_never_gets_a_5xx(service: Rill, upstream: Upstream, name: str) -> None:
     upstream.always(*wire.answer("ok"))
-    told = read(Conversation(service.port, TOLERABLE[name]))
-    assert told.status is not None
-    assert told.status < 500
+    response = read(Conversation(service.port, UNUSUAL[name]))
+    assert response.status is not None
+    assert response.status < 500
 
 
 UNREADABLE = {
@@ -216,26 +214,26 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_http_request_is_told_so_in_plain_text(service: Rill, upstream: Upstream, name: str) -> None:
+def test_an_unparseable_request_gets_a_plain_text_error(service: Rill, upstream: Upstream, name: str) -> None:
     request, status = UNREADABLE[name]
     with Conversation(service.port, request) as asked:
         assert asked.status is not None
         assert 400 <= asked.status < 500
         assert asked.status in (status, 400)
-        told = asked.read_rest()
+        body = asked.read_rest()
         assert asked.headers["content-type"].startswith("text/plain")
-        assert b"<" not in told
-        assert told.strip()
+        assert b"<" not in body
+        assert body.strip()
     assert upstream.requests == []
 
 
-def test_a_broken_chunk_in_a_body_is_a_400(service: Rill, upstream: Upstream) -> None:
+def test_an_invalid_chunk_in_a_body_is_a_400(service: Rill, upstream: Upstream) -> None:
     request = request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked"}) + b"2\r\nhi\r\nzz\r\n"
     assert read(Conversation(service.port, request)).status == 400
     assert upstream.requests == []
 
 
-def test_a_body_broken_off_before_its_length_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
+def test_a_truncated_body_never_reaches_the_upstream(service: Rill, upstream: Upstream) -> None:
     with Conversation(service.port, request_bytes("POST", "/stream", {"Content-Length": "50"}, b"hello")) as asked:
         asked.half_close()
         asked.read_rest()
@@ -243,7 +241,7 @@ def test_a_body_broken_off_before_its_length_never_reaches_the_upstream(service:
     assert upstream.requests == []
 
 
-# In which form it is told
+# The media type of a problem
 
 
 FORMS = {
@@ -260,21 +258,21 @@ FORMS = {
 
 @pytest.mark.parametrize("accept", FORMS)
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
-def test_a_problem_is_told_in_the_form_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
-    told = ask(service, "GET", path, {"Accept": accept})
-    assert told.status == (404 if path == "/nowhere" else 400)
-    assert told.headers["content-type"] == FORMS[accept]
+def test_a_problem_has_the_media_type_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
+    response = ask(service, "GET", path, {"Accept": accept})
+    assert response.status == (404 if path == "/nowhere" else 400)
+    assert response.headers["content-type"] == FORMS[accept]
     if "json" in FORMS[accept]:
-        problem = json.loads(told.text)
-        assert (problem["type"], problem["status"]) == ("about:blank", told.status)
+        problem = json.loads(response.text)
+        assert (problem["type"], problem["status"]) == ("about:blank", response.status)
         assert problem["title"]
         assert problem["detail"]
     else:
-        assert re.fullmatch(r"[A-Z\w].*\.\n", told.text)
+        assert re.fullmatch(r"[A-Z\w].*\.\n", response.text)
 
 
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
-def test_a_problem_says_that_its_form_was_negotiated(service: Rill, path: str) -> None:
+def test_a_problem_varies_by_accept(service: Rill, path: str) -> None:
     assert ask(service, path=path).headers["vary"] == "Accept"
 
 
@@ -290,16 +288,18 @@ PREFERENCES = {
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("accept", PREFERENCES)
-def test_an_answer_is_server_sent_events_where_accept_prefers_them(
+def test_an_answer_is_server_sent_events_if_accept_prefers_them(
     service: Rill, upstream: Upstream, method: str, accept: str
 ) -> None:
     upstream.script(*wire.answer("ok"))
-    told = ask(service, method, ASK if method == "GET" else "/stream", {"Accept": accept}, b"hi" * (method == "POST"))
-    assert (told.status, told.headers["content-type"]) == (200, f"{PREFERENCES[accept]}; charset=utf-8")
-    assert told.headers["vary"] == "Accept"
+    response = ask(
+        service, method, ASK if method == "GET" else "/stream", {"Accept": accept}, b"hi" * (method == "POST")
+    )
+    assert (response.status, response.headers["content-type"]) == (200, f"{PREFERENCES[accept]}; charset=utf-8")
+    assert response.headers["vary"] == "Accept"
 
 
-def test_a_sane_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
+def test_a_valid_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     identity = "9f/8-a.b:C_d+e="
     assert ask(service, headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
@@ -313,10 +313,10 @@ def test_any_other_request_id_is_replaced_by_a_new_one(service: Rill, sent: str)
     assert given[0] != given[1]
 
 
-# Who may ask, what, how much, how often
+# Authentication, models and limits
 
 
-SECRETS = {
+API_KEYS = {
     "Bearer": {"Authorization": "Bearer wonder-land"},
     "bearer": {"authorization": "bearer wonder-land"},
     "Bearer of a hashed secret": {"Authorization": "Bearer hashed"},
@@ -327,13 +327,13 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("way", SECRETS)
-def test_a_token_opens_the_door_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
+@pytest.mark.parametrize("way", API_KEYS)
+def test_an_api_key_is_accepted_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
     upstream.script(*wire.answer("ok"))
-    assert ask(strict, headers=SECRETS[way]).text == "ok"
+    assert ask(strict, headers=API_KEYS[way]).text == "ok"
 
 
-WRONG_SECRETS = {
+WRONG_API_KEYS = {
     "nothing": {},
     "another": {"Authorization": "Bearer wonder-lan"},
     "the name": {"Authorization": "Bearer alice"},
@@ -342,40 +342,44 @@ WRONG_SECRETS = {
     "empty": {"Authorization": "Bearer "},
     "empty key": {"x-api-key": ""},
     "empty password": {"Authorization": "Basic " + b64encode(b"alice:").decode()},
-    "the token as Basic's name": {"Authorization": "Basic " + b64encode(b"wonder-land:").decode()},
+    "the key as Basic's user": {"Authorization": "Basic " + b64encode(b"wonder-land:").decode()},
     "not ASCII": {"x-api-key": "wönder-land"},
     "the upstream's key": {"x-api-key": KEY},
 }
 
 
-@pytest.mark.parametrize("way", WRONG_SECRETS)
-def test_no_or_a_wrong_token_is_a_401_that_says_how_to_send_one(strict: Rill, upstream: Upstream, way: str) -> None:
-    told = ask(strict, headers=WRONG_SECRETS[way])
-    assert told.status == 401
-    assert {"Bearer", "x-api-key", "Basic"} <= set(re.findall(r"[\w-]+", told.text))
-    assert "Bearer" in told.headers["www-authenticate"]
+@pytest.mark.parametrize("way", WRONG_API_KEYS)
+def test_a_missing_or_wrong_api_key_is_a_401_that_states_how_to_send_one(
+    strict: Rill, upstream: Upstream, way: str
+) -> None:
+    response = ask(strict, headers=WRONG_API_KEYS[way])
+    assert response.status == 401
+    assert {"Bearer", "x-api-key", "Basic"} <= set(re.findall(r"[\w-]+", response.text))
+    assert "Bearer" in response.headers["www-authenticate"]
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("path", [f"{ASK}&token=wonder-land", f"{ASK}&api_key=wonder-land", "/chat/stream?message=hi"])
-def test_a_token_in_the_url_opens_nothing(strict: Rill, upstream: Upstream, path: str) -> None:
+def test_an_api_key_in_the_url_is_not_accepted(strict: Rill, upstream: Upstream, path: str) -> None:
     assert ask(strict, path=path).status == 401
     assert upstream.requests == []
 
 
-def test_health_needs_no_token(strict: Rill) -> None:
+def test_health_needs_no_api_key(strict: Rill) -> None:
     assert [ask(strict, path=path).status for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 def test_another_model_is_a_403_that_names_the_allowed_ones(strict: Rill, upstream: Upstream) -> None:
-    told = ask(strict, path=f"{ASK}&model=claude-other-9", headers=ALICE)
-    assert told.status == 403
-    assert {"model", "claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"} <= set(re.findall(r"[\w-]+", told.text))
+    response = ask(strict, path=f"{ASK}&model=claude-other-9", headers=ALICE)
+    assert response.status == 403
+    assert {"model", "claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"} <= set(
+        re.findall(r"[\w-]+", response.text)
+    )
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
-def test_an_allowed_model_may_be_asked(strict: Rill, upstream: Upstream, model: str) -> None:
+def test_an_allowed_model_is_accepted(strict: Rill, upstream: Upstream, model: str) -> None:
     upstream.script(*wire.answer("ok"))
     assert ask(strict, path=f"{ASK}&model={model}", headers=ALICE).status == 200
     assert upstream.requests[0].json["model"] == model
@@ -391,36 +395,36 @@ METHODS = [
 
 
 @pytest.mark.parametrize(("method", "path", "allowed"), METHODS)
-def test_a_wrong_method_is_a_405_that_lists_the_right_ones(
+def test_a_wrong_method_is_a_405_that_lists_the_allowed_ones(
     service: Rill, upstream: Upstream, method: str, path: str, allowed: set[str]
 ) -> None:
-    told = ask(service, method, path)
-    assert told.status == 405
-    assert set(told.headers["allow"].split(", ")) == allowed
-    assert told.text.strip()
+    response = ask(service, method, path)
+    assert response.status == 405
+    assert set(response.headers["allow"].split(", ")) == allowed
+    assert response.text.strip()
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/stream/", "/Stream?q=hi"])
-def test_an_unknown_path_is_a_404_that_says_what_there_is(service: Rill, upstream: Upstream, path: str) -> None:
-    told = ask(service, path=path)
-    assert (told.status, "/stream" in told.text) == (404, True)
+def test_an_unknown_path_is_a_404_that_names_an_existing_one(service: Rill, upstream: Upstream, path: str) -> None:
+    response = ask(service, path=path)
+    assert (response.status, "/stream" in response.text) == (404, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("media_type", ["application/xml", "image/png", "text/html"])
-def test_another_media_type_is_a_415_that_lists_the_right_ones(
+def test_another_media_type_is_a_415_that_lists_the_supported_ones(
     service: Rill, upstream: Upstream, media_type: str
 ) -> None:
-    told = ask(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
-    assert told.status == 415
+    response = ask(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
+    assert response.status == 415
     for right in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
-        assert right in told.text
+        assert right in response.text
     assert upstream.requests == []
 
 
 def chunked(body: bytes, size: int = 400) -> bytes:
-    """A POST whose body comes in chunks, so that nobody knows its length before."""
+    """Return a POST whose body comes in chunks, so that its length is unknown in advance."""
     pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
     framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     return request_bytes("POST", "/stream", {**ALICE, "Transfer-Encoding": "chunked"}) + framed
@@ -432,21 +436,23 @@ def with_length(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("send", [with_length, chunked])
 @pytest.mark.parametrize("size", [1001, 1002, 5000, 300_000])
-def test_a_body_too_long_is_a_413_that_names_the_bound(strict: Rill, upstream: Upstream, send: Any, size: int) -> None:
-    told = read(Conversation(strict.port, send(b"a" * size)))
-    assert (told.status, "1000" in told.text) == (413, True)
+def test_a_body_that_is_too_long_is_a_413_that_names_the_limit(
+    strict: Rill, upstream: Upstream, send: Any, size: int
+) -> None:
+    response = read(Conversation(strict.port, send(b"a" * size)))
+    assert (response.status, "1000" in response.text) == (413, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("send", [with_length, chunked])
-def test_a_body_of_the_greatest_length_is_asked(strict: Rill, upstream: Upstream, send: Any) -> None:
+def test_a_body_of_the_maximum_length_is_accepted(strict: Rill, upstream: Upstream, send: Any) -> None:
     upstream.script(*wire.answer("ok"))
     assert read(Conversation(strict.port, send(b"a" * 1000))).text == "ok"
     assert upstream.requests[0].json["messages"][0]["content"] == "a" * 1000
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
-def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstream: Upstream, connection: str) -> None:
+def test_a_client_that_sends_far_too_much_still_gets_the_413(strict: Rill, upstream: Upstream, connection: str) -> None:
     url = f"{strict.url}/stream"
     command = [
         "curl",
@@ -461,12 +467,12 @@ def test_a_client_that_sends_far_too_much_still_learns_why(strict: Rill, upstrea
         "Expect:",
     ]
     sent = ["-H", "Authorization: Bearer wonder-land", "-H", "Content-Type: text/plain", "--data-binary", "@-", url]
-    told = subprocess.run([*command, *sent], input=b"a" * 5_000_000, capture_output=True)
-    assert (told.returncode, told.stdout[-3:]) == (0, b"413")
+    curl = subprocess.run([*command, *sent], input=b"a" * 5_000_000, capture_output=True)
+    assert (curl.returncode, curl.stdout[-3:]) == (0, b"413")
     assert upstream.requests == []
 
 
-def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
+def test_a_server_at_capacity_is_a_503_with_retry_after_until_a_slot_is_free(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     service = share_rill(RILL_MAX_STREAMS="1")
@@ -474,8 +480,8 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
     with service.ask("GET", ASK) as first:
         assert first.next_chunk() == b"one"
         for path in (ASK, "/chat/stream?message=hi", "/readyz"):
-            told = ask(service, path=path)
-            assert (told.status, told.headers["retry-after"]) == (503, "1")
+            response = ask(service, path=path)
+            assert (response.status, response.headers["retry-after"]) == (503, "1")
         assert ask(service, path="/healthz").status == 200
         assert len(upstream.requests) == 1
     upstream.wait_until_left()
@@ -483,38 +489,40 @@ def test_a_full_server_is_a_503_with_retry_after_until_a_place_is_free(
     assert ask(service).text == "two"
 
 
-def test_a_client_with_too_many_answers_at_once_is_a_429_that_names_the_bound(
+def test_a_client_with_too_many_concurrent_answers_gets_a_429_that_names_the_limit(
     share_rill: StartRill, upstream: Upstream
 ) -> None:
     service = share_rill(RILL_MAX_STREAMS_PER_CLIENT="1", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK, ALICE) as first:
         assert first.next_chunk() == b"one"
-        told = ask(service, headers=ALICE)
-        assert (told.status, told.headers["retry-after"], "1" in told.text) == (429, "1", True)
+        response = ask(service, headers=ALICE)
+        assert (response.status, response.headers["retry-after"], "1" in response.text) == (429, "1", True)
         upstream.script(*wire.answer("for bob"))
         assert ask(service, headers={"x-api-key": "b"}).text == "for bob"
 
 
-def test_a_client_over_its_rate_is_a_429_that_names_the_rate(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_client_over_its_rate_limit_gets_a_429_that_names_the_limit(
+    start_rill: StartRill, upstream: Upstream
+) -> None:
     service = start_rill(RILL_RATE_LIMIT="2/minute", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.always(*wire.answer("ok"))
     assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
-    told = ask(service, headers=ALICE)
-    assert told.status == 429
-    assert 1 <= int(told.headers["retry-after"]) <= 60
-    assert re.search(r"\b2 per minute\b", told.text)
+    response = ask(service, headers=ALICE)
+    assert response.status == 429
+    assert 1 <= int(response.headers["retry-after"]) <= 60
+    assert re.search(r"\b2 per minute\b", response.text)
     assert len(upstream.requests) == 2
     assert ask(service, headers={"x-api-key": "b"}).status == 200
 
 
-# What never asks
+# Methods that send nothing upstream
 
 
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi", "/healthz", "/readyz"])
 def test_head_never_reaches_the_upstream(service: Rill, upstream: Upstream, path: str) -> None:
-    told = ask(service, "HEAD", path)
-    assert (told.status, told.text) == (200, "")
+    response = ask(service, "HEAD", path)
+    assert (response.status, response.text) == (200, "")
     assert upstream.requests == []
 
 
@@ -523,8 +531,8 @@ def test_head_never_reaches_the_upstream(service: Rill, upstream: Upstream, path
 def test_a_prefetch_is_a_403_and_never_reaches_the_upstream(
     service: Rill, upstream: Upstream, header: str, purpose: str
 ) -> None:
-    told = ask(service, headers={header: purpose})
-    assert (told.status, bool(told.text.strip())) == (403, True)
+    response = ask(service, headers={header: purpose})
+    assert (response.status, bool(response.text.strip())) == (403, True)
     assert upstream.requests == []
 
 
@@ -534,19 +542,19 @@ def test_options_never_reaches_the_upstream(service: Rill, upstream: Upstream, p
     assert upstream.requests == []
 
 
-# What the upstream does
+# Upstream errors
 
 
-class Refusal(NamedTuple):
-    """What the upstream says, and what the client is to be told."""
+class UpstreamError(NamedTuple):
+    """The error of the upstream, and the expected response to the client."""
 
     step: Step
     status: int
-    words: str = ""
+    message: str = ""
     retry_after: str | None = None
 
 
-def refuse(code: int, type: str, message: str = "internal detail of theirs", **headers: str) -> Step:
+def upstream_error(code: int, type: str, message: str = "internal detail of the upstream", **headers: str) -> Step:
     return wire.error(
         code, type, message, {**ONCE, **{name.replace("_", "-"): value for name, value in headers.items()}}
     )
@@ -559,81 +567,86 @@ def html(code: int) -> Step:
     return wire.status(code, {"content-type": "text/html", **ONCE}, HTML)
 
 
-REFUSALS = {
-    "400": Refusal(
-        refuse(400, "invalid_request_error", "prompt is too long: 9 tokens > 8"), 400, "prompt is too long: 9"
+UPSTREAM_ERRORS = {
+    "400": UpstreamError(
+        upstream_error(400, "invalid_request_error", "prompt is too long: 9 tokens > 8"), 400, "prompt is too long: 9"
     ),
-    "401": Refusal(refuse(401, "authentication_error", "invalid x-api-key"), 502, "key"),
-    "402": Refusal(refuse(402, "billing_error"), 502),
-    "403": Refusal(refuse(403, "permission_error"), 502),
-    "404": Refusal(refuse(404, "not_found_error", "model: claude-x"), 502),
-    "409": Refusal(refuse(409, "conflict_error"), 502),
-    "413": Refusal(
-        refuse(413, "request_too_large", "Request exceeds the maximum size"), 413, "exceeds the maximum size"
+    "401": UpstreamError(upstream_error(401, "authentication_error", "invalid x-api-key"), 502, "key"),
+    "402": UpstreamError(upstream_error(402, "billing_error"), 502),
+    "403": UpstreamError(upstream_error(403, "permission_error"), 502),
+    "404": UpstreamError(upstream_error(404, "not_found_error", "model: claude-x"), 502),
+    "409": UpstreamError(upstream_error(409, "conflict_error"), 502),
+    "413": UpstreamError(
+        upstream_error(413, "request_too_large", "Request exceeds the maximum size"), 413, "exceeds the maximum size"
     ),
-    "418": Refusal(refuse(418, "teapot_error"), 502),
-    "422": Refusal(refuse(422, "invalid_request_error", "no such thing"), 400, "no such thing"),
-    "429": Refusal(refuse(429, "rate_limit_error"), 429, "", "1"),
-    "429, with a time": Refusal(refuse(429, "rate_limit_error", retry_after="17"), 429, "", "17"),
-    "500": Refusal(refuse(500, "api_error"), 502),
-    "502": Refusal(refuse(502, "api_error"), 502),
-    "503": Refusal(refuse(503, "api_error"), 503, "", "1"),
-    "504": Refusal(refuse(504, "timeout_error"), 504),
-    "529": Refusal(refuse(529, "overloaded_error"), 503, "", "1"),
-    "529, with a time": Refusal(refuse(529, "overloaded_error", retry_after="9"), 503, "", "9"),
-    "500 that is an overload": Refusal(refuse(500, "overloaded_error"), 503, "", "1"),
-    "HTML 400": Refusal(html(400), 400),
-    "HTML 401": Refusal(html(401), 502),
-    "HTML 413": Refusal(html(413), 413),
-    "HTML 429": Refusal(html(429), 429, "", "1"),
-    "HTML 502": Refusal(html(502), 502),
-    "HTML 503": Refusal(html(503), 503, "", "1"),
-    "empty 500": Refusal(wire.status(500, ONCE), 502),
-    "JSON list": Refusal(wire.status(400, {"content-type": "application/json"}, b"[1]"), 400),
-    "JSON with an error that is a string": Refusal(
+    "418": UpstreamError(upstream_error(418, "teapot_error"), 502),
+    "422": UpstreamError(upstream_error(422, "invalid_request_error", "no such thing"), 400, "no such thing"),
+    "429": UpstreamError(upstream_error(429, "rate_limit_error"), 429, "", "1"),
+    "429, with a time": UpstreamError(upstream_error(429, "rate_limit_error", retry_after="17"), 429, "", "17"),
+    "500": UpstreamError(upstream_error(500, "api_error"), 502),
+    "502": UpstreamError(upstream_error(502, "api_error"), 502),
+    "503": UpstreamError(upstream_error(503, "api_error"), 503, "", "1"),
+    "504": UpstreamError(upstream_error(504, "timeout_error"), 504),
+    "529": UpstreamError(upstream_error(529, "overloaded_error"), 503, "", "1"),
+    "529, with a time": UpstreamError(upstream_error(529, "overloaded_error", retry_after="9"), 503, "", "9"),
+    "500 that is an overload": UpstreamError(upstream_error(500, "overloaded_error"), 503, "", "1"),
+    "HTML 400": UpstreamError(html(400), 400),
+    "HTML 401": UpstreamError(html(401), 502),
+    "HTML 413": UpstreamError(html(413), 413),
+    "HTML 429": UpstreamError(html(429), 429, "", "1"),
+    "HTML 502": UpstreamError(html(502), 502),
+    "HTML 503": UpstreamError(html(503), 503, "", "1"),
+    "empty 500": UpstreamError(wire.status(500, ONCE), 502),
+    "JSON list": UpstreamError(wire.status(400, {"content-type": "application/json"}, b"[1]"), 400),
+    "JSON with an error that is a string": UpstreamError(
         wire.status(400, {"content-type": "application/json"}, b'{"error": "no"}'), 400
     ),
-    "JSON with odd types": Refusal(
+    "JSON with odd types": UpstreamError(
         wire.status(400, {"content-type": "application/json"}, b'{"error": {"type": ["x"], "message": {"a": 1}}}'), 400
     ),
-    "204": Refusal(wire.status(204), 502),
-    "200 that is no event stream": Refusal(wire.status(200, {"content-type": "text/html"}, HTML), 502),
-    "200 that is empty": Refusal(wire.status(200, {"content-type": "text/event-stream"}), 502),
-    "no HTTP": Refusal(lambda answer: (answer.write(b"SSH-2.0-OpenSSH\r\n"), wire.close()(answer)), 502),
+    "204": UpstreamError(wire.status(204), 502),
+    "200 that is no event stream": UpstreamError(wire.status(200, {"content-type": "text/html"}, HTML), 502),
+    "200 that is empty": UpstreamError(wire.status(200, {"content-type": "text/event-stream"}), 502),
+    "no HTTP": UpstreamError(lambda answer: (answer.write(b"SSH-2.0-OpenSSH\r\n"), wire.close()(answer)), 502),
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_the_upstream_refuses_is_told_by_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
-    refusal = REFUSALS[name]
-    upstream.always(refusal.step)
-    told = ask(service)
-    assert (told.status, told.headers.get("retry-after")) == (refusal.status, refusal.retry_after)
-    assert refusal.words in told.text
-    assert "of theirs" not in told.text
-    assert re.fullmatch(r"[A-Z\w].*\n", told.text)
+@pytest.mark.parametrize("name", UPSTREAM_ERRORS)
+def test_an_upstream_error_has_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
+    error = UPSTREAM_ERRORS[name]
+    upstream.always(error.step)
+    response = ask(service)
+    assert (response.status, response.headers.get("retry-after")) == (error.status, error.retry_after)
+    assert error.message in response.text
+    assert "internal detail" not in response.text
+    assert re.fullmatch(r"[A-Z\w].*\n", response.text)
 
 
 @pytest.mark.parametrize("name", ["400", "401", "429", "529", "HTML 502"])
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
-def test_server_sent_events_tell_a_refusal_by_the_same_status(
+def test_an_upstream_error_has_the_same_status_for_server_sent_events(
     service: Rill, upstream: Upstream, path: str, name: str
 ) -> None:
-    upstream.always(REFUSALS[name].step)
-    told = ask(service, path=path, headers={"Accept": "text/event-stream, application/json;q=0.5"})
-    assert (told.status, told.headers["content-type"]) == (REFUSALS[name].status, "application/problem+json")
+    upstream.always(UPSTREAM_ERRORS[name].step)
+    response = ask(service, path=path, headers={"Accept": "text/event-stream, application/json;q=0.5"})
+    assert (response.status, response.headers["content-type"]) == (
+        UPSTREAM_ERRORS[name].status,
+        "application/problem+json",
+    )
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
-def test_the_key_is_not_told_even_where_the_upstream_repeats_it(service: Rill, upstream: Upstream, code: int) -> None:
+def test_the_upstream_key_is_not_sent_even_if_the_upstream_repeats_it(
+    service: Rill, upstream: Upstream, code: int
+) -> None:
     message = f"Bad header: Authorization: Bearer {KEY}"
     upstream.always(wire.error(code, "invalid_request_error", message, {**ONCE, "x-debug": KEY}))
-    assert ask(service).status in (400, 413)  # `ask` looks for the key
+    assert ask(service).status in (400, 413)  # `ask` searches for the key
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate"])
 @pytest.mark.parametrize("code", [400, 500])
-def test_an_error_that_is_not_compressed_as_it_says_is_a_502(
+def test_an_error_with_a_wrong_content_encoding_is_a_502(
     service: Rill, upstream: Upstream, code: int, coding: str
 ) -> None:
     upstream.always(wire.status(code, {"content-encoding": coding, **ONCE}, b"plain, after all"))
@@ -650,15 +663,15 @@ def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int
     assert len(upstream.requests) == 1
 
 
-def test_an_upstream_that_cannot_be_reached_is_a_502(start_rill: StartRill) -> None:
+def test_an_unreachable_upstream_is_a_502(start_rill: StartRill) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    told = ask(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
-    assert told.status == 502
-    assert str(port) not in told.text
+    response = ask(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
+    assert response.status == 502
+    assert str(port) not in response.text
 
 
-def test_an_upstream_that_breaks_off_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
+def test_an_upstream_reset_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.reset())
     assert ask(service).status == 502
 
@@ -676,16 +689,16 @@ ERRORS_FIRST = [
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
 @pytest.mark.parametrize(("type", "status"), ERRORS_FIRST)
-def test_an_error_event_before_anything_else_is_told_by_its_true_status(
+def test_an_error_event_that_comes_first_is_a_true_status(
     service: Rill, upstream: Upstream, type: str, status: int, headers: dict[str, str]
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error(type, "theirs")), wire.end())
-    told = ask(service, headers=headers)
-    assert told.status == status
-    assert ("retry-after" in told.headers) == (status in (429, 503))
+    response = ask(service, headers=headers)
+    assert response.status == status
+    assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
-def test_an_error_event_before_the_first_text_is_told_by_its_true_status(service: Rill, upstream: Upstream) -> None:
+def test_an_error_event_before_the_first_text_is_a_true_status(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error()), wire.end())
     assert ask(service).status == 503
 
@@ -699,23 +712,23 @@ def test_a_refusal_with_no_text_is_a_422_with_its_explanation(service: Rill, ups
     explanation = "This asks for help with breaking in."
     details = {"type": "refusal", "category": "cyber", "explanation": explanation}
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0, stop_details=details)), wire.end())
-    told = ask(service)
-    assert (told.status, told.text) == (422, f"{explanation}\n")
+    response = ask(service)
+    assert (response.status, response.text) == (422, f"{explanation}\n")
 
 
-def test_a_refusal_that_explains_nothing_still_is_a_422_with_words(service: Rill, upstream: Upstream) -> None:
+def test_a_refusal_without_an_explanation_is_a_422_with_a_message(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
-    told = ask(service)
-    assert (told.status, "refused" in told.text) == (422, True)
+    response = ask(service)
+    assert (response.status, "refused" in response.text) == (422, True)
 
 
-def test_an_answer_with_no_text_that_is_no_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
+def test_an_answer_with_no_text_that_is_not_a_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("end_turn", 0)), wire.end())
-    told = ask(service)
-    assert (told.status, told.text) == (200, "")
+    response = ask(service)
+    assert (response.status, response.text) == (200, "")
 
 
-# How long it may take
+# Timeouts and retries
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
@@ -729,7 +742,7 @@ def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
     assert len(upstream.requests) == 1
 
 
-def test_an_upstream_that_only_pings_has_not_begun_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
+def test_an_upstream_that_only_pings_has_not_started_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
     pings = [step for _ in range(100) for step in (wire.send(wire.ping()), wire.pause(0.05))]
     upstream.script(wire.head(), *pings, wire.silence())
     assert ask(hasty).status == 504
@@ -738,33 +751,33 @@ def test_an_upstream_that_only_pings_has_not_begun_and_is_a_504(hasty: Rill, ups
 
 def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: Rill, upstream: Upstream) -> None:
     thought = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
-    upstream.script(wire.head(), wire.send(thought), wire.gate("thought"), wire.send(said), wire.end())
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(thought), wire.gate("thought"), wire.send(rest), wire.end())
     with hasty.ask("GET", ASK) as asked:
         assert asked.status == 200
         upstream.open("thought")
         assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
 
 
-def test_a_model_that_began_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
+def test_a_model_that_starts_in_the_packet_of_the_headers_gets_its_200_in_time(hasty: Rill, upstream: Upstream) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    begun = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    started = wire.start() + wire.block_start(type="thinking") + wire.thinking("hm")
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
     upstream.script(
-        wire.raw(b"%b%x\r\n%b\r\n" % (head, len(begun), begun)), wire.gate("thought"), wire.send(said), wire.end()
+        wire.raw(b"%b%x\r\n%b\r\n" % (head, len(started), started)), wire.gate("thought"), wire.send(rest), wire.end()
     )
     with hasty.ask("GET", ASK) as asked:
-        asked.socket.settimeout(5)  # far more than the half second, and less than what wakes it by another way
+        asked.socket.settimeout(5)  # far more than the half second, and less than any other wake-up
         assert asked.status == 200
         upstream.open("thought")
         assert (asked.read_rest(), asked.ended) == (b"Well", "clean")
 
 
-def test_a_model_that_goes_on_thinking_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
+def test_a_model_that_thinks_beyond_the_start_timeout_gets_its_200_too(hasty: Rill, upstream: Upstream) -> None:
     thoughts = [step for _ in range(40) for step in (wire.send(wire.thinking("hm")), wire.pause(0.05))]
     begin = wire.start() + wire.block_start(type="thinking")
-    said = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
-    upstream.script(wire.head(), wire.send(begin), *thoughts, wire.gate("thought"), wire.send(said), wire.end())
+    rest = wire.block_stop() + wire.block_start(1) + wire.text("Well", 1) + wire.block_stop(1) + wire.stop()
+    upstream.script(wire.head(), wire.send(begin), *thoughts, wire.gate("thought"), wire.send(rest), wire.end())
     with hasty.ask("GET", ASK) as asked:
         assert asked.status == 200
         upstream.open("thought")
@@ -777,14 +790,14 @@ def test_a_long_retry_after_reaches_the_client_in_under_a_second(
 ) -> None:
     upstream.always(wire.error(code, type, "later", {"retry-after": "3600"}))
     began = time.monotonic()
-    told = ask(service)
+    response = ask(service)
     assert time.monotonic() - began < 1
-    assert (told.status, told.headers["retry-after"]) == (status, "3600")
+    assert (response.status, response.headers["retry-after"]) == (status, "3600")
     assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize("retry_after", ["0", "1"])
-def test_a_short_retry_after_is_waited_for_and_the_request_is_sent_again(
+def test_a_short_retry_after_is_waited_for_and_the_request_is_retried(
     service: Rill, upstream: Upstream, retry_after: str
 ) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "later", {"retry-after": retry_after}))
@@ -797,34 +810,34 @@ def test_a_short_retry_after_is_waited_for_and_the_request_is_sent_again(
 @pytest.mark.parametrize(
     "step", [wire.error(500, "api_error", "x"), wire.error(529, "overloaded_error", "x"), wire.reset()]
 )
-def test_what_passes_by_itself_is_tried_again(service: Rill, upstream: Upstream, step: Step) -> None:
+def test_a_temporary_failure_is_retried(service: Rill, upstream: Upstream, step: Step) -> None:
     upstream.script(step)
     upstream.script(*wire.answer("second time"))
     assert ask(service).text == "second time"
     assert len(upstream.requests) == 2
 
 
-def test_a_request_is_tried_three_times_at_most(service: Rill, upstream: Upstream) -> None:
+def test_a_request_is_sent_three_times_at_most(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "0"}))
     assert ask(service).status == 503
     assert len(upstream.requests) == 3
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 413])
-def test_what_does_not_pass_by_itself_is_not_tried_again(service: Rill, upstream: Upstream, code: int) -> None:
+def test_a_permanent_failure_is_not_retried(service: Rill, upstream: Upstream, code: int) -> None:
     upstream.always(wire.error(code, "some_error", "x"))
     assert ask(service).status >= 400
     assert len(upstream.requests) == 1
 
 
-def test_nothing_is_tried_again_where_the_wait_does_not_fit_in_the_time(hasty: Rill, upstream: Upstream) -> None:
+def test_a_retry_that_would_exceed_the_start_timeout_is_not_attempted(hasty: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "1"}))
-    told = ask(hasty)
-    assert (told.status, told.headers["retry-after"]) == (503, "1")
+    response = ask(hasty)
+    assert (response.status, response.headers["retry-after"]) == (503, "1")
     assert len(upstream.requests) == 1
 
 
-def test_a_failure_after_the_first_byte_is_never_tried_again(service: Rill, upstream: Upstream) -> None:
+def test_a_failure_after_the_first_byte_is_never_retried(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("seen"), wire.reset())
     upstream.always(*wire.answer("second time"))
     with service.ask("GET", ASK) as asked:
@@ -834,7 +847,7 @@ def test_a_failure_after_the_first_byte_is_never_tried_again(service: Rill, upst
     assert len(upstream.requests) == 1
 
 
-def test_the_upstreams_key_is_in_no_log(service: Rill, upstream: Upstream) -> None:
+def test_the_upstream_key_is_never_logged(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(401, "authentication_error", f"invalid key {KEY}"))
     assert ask(service).status == 502
     assert KEY not in service.output()

@@ -1,4 +1,4 @@
-"""Text leaves as it comes, and every outcome tells the truth: seen by real clients, proved by gates."""
+"""Text is forwarded as it arrives, and every outcome is truthful: seen by real clients, proved by gates."""
 
 import json
 import os
@@ -23,8 +23,8 @@ METHODS = pytest.mark.parametrize(
 )
 
 
-def gated(upstream: Upstream) -> None:
-    """An answer whose second piece the upstream sends only once the test has opened the gate."""
+def script_gated_answer(upstream: Upstream) -> None:
+    """Script an answer whose second piece is sent when the test opens the gate."""
     outcome = wire.block_stop() + wire.stop()
     upstream.script(
         *[wire.head(), wire.send(wire.opening()), wire.send(wire.text("first "))],
@@ -32,14 +32,14 @@ def gated(upstream: Upstream) -> None:
     )
 
 
-# As it comes
+# Immediate forwarding
 
 
 @METHODS
 def test_the_first_text_is_read_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str, path: str, body: bytes
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with service.ask(method, path, body=body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/plain; charset=utf-8")
         assert asked.next_chunk() == b"first "
@@ -52,7 +52,7 @@ def test_the_first_text_is_read_before_the_second_is_sent(
 def test_the_first_event_is_read_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str, path: str, body: bytes
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with service.ask(method, path, SSE, body) as asked:
         assert (asked.status, asked.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         assert b"data: first \n\n" in asked.read_until(b"first")
@@ -66,7 +66,7 @@ def test_the_first_event_is_read_before_the_second_is_sent(
 def test_curl_shows_the_first_text_before_the_second_is_sent(
     service: Rill, upstream: Upstream, more: list[str]
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     command = [
         "curl",
         "--silent",
@@ -91,7 +91,7 @@ def test_curl_shows_the_first_text_before_the_second_is_sent(
 def test_requests_yields_the_first_text_before_the_second_is_sent(
     service: Rill, upstream: Upstream, method: str
 ) -> None:
-    gated(upstream)
+    script_gated_answer(upstream)
     with requests.request(method, f"{service.url}{ASK}", stream=True, timeout=20, data={"q": "hi"}) as answer:
         pieces = answer.iter_content(chunk_size=None, decode_unicode=True)
         assert next(pieces) == "first "
@@ -124,7 +124,7 @@ def test_the_headers_of_plain_text_come_with_its_first_text(service: Rill, upstr
 
 
 @FORMS
-def test_all_text_of_one_upstream_read_leaves_in_one_chunk(
+def test_all_text_of_one_upstream_read_is_sent_in_one_chunk(
     service: Rill, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     pieces = [wire.text(piece) for piece in ("a", "b", "c", "d")]
@@ -142,7 +142,7 @@ def test_all_text_of_one_upstream_read_leaves_in_one_chunk(
 
 
 @FORMS
-def test_a_whole_answer_in_one_upstream_read_leaves_in_one_chunk(
+def test_an_answer_in_one_upstream_read_is_sent_in_one_chunk(
     service: Rill, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a"), wire.text("b"), wire.stop()), wire.end())
@@ -156,7 +156,7 @@ TEXT = "naïve 溪水 🌊 👩‍👩‍👧 end"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 11])
-def test_utf8_split_anywhere_comes_out_whole(service: Rill, upstream: Upstream, size: int) -> None:
+def test_utf8_split_anywhere_arrives_intact(service: Rill, upstream: Upstream, size: int) -> None:
     whole = wire.opening() + b"".join(wire.text(letter) for letter in TEXT) + wire.block_stop() + wire.stop()
     upstream.script(wire.head(), wire.dribble(whole, size), wire.end())
     with ask(service) as asked:
@@ -164,11 +164,11 @@ def test_utf8_split_anywhere_comes_out_whole(service: Rill, upstream: Upstream, 
         assert asked.ended == "clean"
     assert b"".join(chunks).decode() == TEXT
     for chunk in chunks:
-        chunk.decode()  # each chunk is UTF-8 by itself, for clients that decode them one by one
+        chunk.decode()  # each chunk is valid UTF-8, for clients that decode chunks separately
 
 
 @FORMS
-def test_a_surrogate_pair_split_across_two_deltas_comes_out_whole(
+def test_a_surrogate_pair_split_across_two_deltas_arrives_intact(
     service: Rill, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     high, low = wire.text("high \ud83c"), wire.text("\udf0a low \ud83c")
@@ -183,7 +183,7 @@ def test_a_surrogate_pair_split_across_two_deltas_comes_out_whole(
     assert (text_of(events_of(body)) if headers else body) == "high 🌊 low \ufffd"
 
 
-# Never a clean end
+# Truncated answers
 
 
 def closed() -> list[Step]:
@@ -202,8 +202,8 @@ def sent_an_error() -> list[Step]:
     return [wire.send(wire.stream_error()), wire.end()]
 
 
-def sent_nonsense() -> list[Step]:
-    return [wire.send(b"data: {nonsense\n\n"), wire.end()]
+def sent_invalid_json() -> list[Step]:
+    return [wire.send(b"data: {invalid\n\n"), wire.end()]
 
 
 def stopped_at_message_delta() -> list[Step]:
@@ -211,18 +211,18 @@ def stopped_at_message_delta() -> list[Step]:
 
 
 FAULTS = pytest.mark.parametrize(
-    "fault", [closed, ended_without_message_stop, was_reset, sent_an_error, sent_nonsense, stopped_at_message_delta]
+    "fault", [closed, ended_without_message_stop, was_reset, sent_an_error, sent_invalid_json, stopped_at_message_delta]
 )
 
 
-def break_in_mid_answer(upstream: Upstream, fault: Any) -> None:
-    """An answer that breaks after its first text, once the test has seen that."""
+def script_failure_in_mid_answer(upstream: Upstream, fault: Any) -> None:
+    """Script an answer that fails after its first text, when the test opens the gate."""
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello")), wire.gate("seen"), *fault())
 
 
 @FAULTS
-def test_an_upstream_that_breaks_in_mid_answer_cuts_plain_text(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+def test_an_upstream_failure_in_mid_answer_aborts_plain_text(service: Rill, upstream: Upstream, fault: Any) -> None:
+    script_failure_in_mid_answer(upstream, fault)
     with ask(service) as asked:
         assert asked.next_chunk() == b"Hello"
         upstream.open("seen")
@@ -231,8 +231,8 @@ def test_an_upstream_that_breaks_in_mid_answer_cuts_plain_text(service: Rill, up
 
 
 @FAULTS
-def test_an_upstream_that_breaks_in_mid_answer_resets_http_1_0(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+def test_an_upstream_failure_in_mid_answer_resets_http_1_0(service: Rill, upstream: Upstream, fault: Any) -> None:
+    script_failure_in_mid_answer(upstream, fault)
     with Conversation(service.port, request_bytes("GET", ASK, version="HTTP/1.0")) as asked:
         assert (asked.status, asked.next_chunk()) == (200, b"Hello")
         upstream.open("seen")
@@ -240,10 +240,10 @@ def test_an_upstream_that_breaks_in_mid_answer_resets_http_1_0(service: Rill, up
 
 
 @FAULTS
-def test_an_upstream_that_breaks_in_mid_answer_is_an_error_event_and_no_done(
+def test_an_upstream_failure_in_mid_answer_is_an_error_event_without_done(
     service: Rill, upstream: Upstream, fault: Any
 ) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     with ask(service, headers=SSE) as asked:
         body = asked.read_until(b"Hello")
         upstream.open("seen")
@@ -256,7 +256,7 @@ def test_an_upstream_that_breaks_in_mid_answer_is_an_error_event_and_no_done(
     assert problem["detail"]
 
 
-def test_what_came_in_the_same_read_as_the_fault_is_delivered(service: Rill, upstream: Upstream) -> None:
+def test_text_in_the_same_read_as_a_failure_is_delivered(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello"), wire.stream_error()), wire.end())
     with ask(service) as asked:
         assert (asked.status, asked.read_rest(), asked.ended) == (200, b"Hello", "cut")
@@ -264,10 +264,10 @@ def test_what_came_in_the_same_read_as_the_fault_is_delivered(service: Rill, ups
 
 @pytest.mark.parametrize(("options", "exit_code"), [([], 18), (["--http1.0"], 56)], ids=["HTTP/1.1", "HTTP/1.0"])
 @FAULTS
-def test_curl_exits_with_an_error_after_a_cut(
+def test_curl_exits_with_an_error_for_a_truncated_answer(
     service: Rill, upstream: Upstream, fault: Any, options: list[str], exit_code: int
 ) -> None:
-    break_in_mid_answer(upstream, fault)
+    script_failure_in_mid_answer(upstream, fault)
     command = ["curl", "--silent", "-N", "--max-time", "20", *options, f"{service.url}{ASK}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
         assert curl.stdout is not None
@@ -278,8 +278,8 @@ def test_curl_exits_with_an_error_after_a_cut(
 
 
 @FAULTS
-def test_requests_raises_after_a_cut(service: Rill, upstream: Upstream, fault: Any) -> None:
-    break_in_mid_answer(upstream, fault)
+def test_requests_raises_for_a_truncated_answer(service: Rill, upstream: Upstream, fault: Any) -> None:
+    script_failure_in_mid_answer(upstream, fault)
     with requests.get(f"{service.url}{ASK}", stream=True, timeout=20) as answer:
         pieces = answer.iter_content(chunk_size=None)
         assert next(pieces) == b"Hello"
@@ -298,8 +298,8 @@ try { await reader.read(); console.log(" whole"); } catch (error) { console.log(
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_fetch_rejects_after_a_cut(service: Rill, upstream: Upstream) -> None:
-    break_in_mid_answer(upstream, closed)
+def test_fetch_rejects_for_a_truncated_answer(service: Rill, upstream: Upstream) -> None:
+    script_failure_in_mid_answer(upstream, closed)
     command = ["node", "--input-type=module", "--eval", FETCH, f"{service.url}{ASK}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as node:
         assert node.stdout is not None
@@ -308,7 +308,7 @@ def test_fetch_rejects_after_a_cut(service: Rill, upstream: Upstream) -> None:
         assert node.stdout.read() == b" TypeError\n"
 
 
-def test_a_connection_goes_on_after_a_whole_answer(service: Rill, upstream: Upstream) -> None:
+def test_a_connection_is_kept_alive_after_a_completed_answer(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("one"))
     with ask(service) as asked:
         for _ in range(3):
@@ -317,21 +317,21 @@ def test_a_connection_goes_on_after_a_whole_answer(service: Rill, upstream: Upst
         asked.read_rest()
 
 
-# Nobody pays for what nobody reads
+# Disconnects
 
 
-def flowing() -> list[Step]:
-    """Text that flows until the reader leaves."""
+def endless_text() -> list[Step]:
+    """Return the steps of an answer that sends text until the client disconnects."""
     ticks = [step for _ in range(2000) for step in (wire.send(wire.text("tick ")), wire.pause(0.005))]
     return [wire.head(), wire.send(wire.opening()), *ticks, wire.silence()]
 
 
 @FORMS
 @pytest.mark.parametrize("how", ["close", "reset", "half_close"])
-def test_a_client_that_leaves_while_text_flows_closes_the_upstream_connection(
+def test_a_disconnect_during_text_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, how: str, headers: dict[str, str]
 ) -> None:
-    upstream.script(*flowing())
+    upstream.script(*endless_text())
     with ask(service, headers=headers) as asked:
         asked.read_until(b"tick")
         getattr(asked, how)()
@@ -340,8 +340,8 @@ def test_a_client_that_leaves_while_text_flows_closes_the_upstream_connection(
     assert len(upstream.requests) == 1
 
 
-def test_curl_interrupted_while_text_flows_closes_the_upstream_connection(service: Rill, upstream: Upstream) -> None:
-    upstream.script(*flowing())
+def test_an_interrupted_curl_closes_the_upstream_connection(service: Rill, upstream: Upstream) -> None:
+    upstream.script(*endless_text())
     with subprocess.Popen(["curl", "--silent", "-N", f"{service.url}{ASK}"], stdout=subprocess.PIPE) as curl:
         assert curl.stdout is not None
         os.read(curl.stdout.fileno(), 1)
@@ -350,7 +350,7 @@ def test_curl_interrupted_while_text_flows_closes_the_upstream_connection(servic
 
 
 @FORMS
-def test_a_client_that_leaves_in_silence_closes_the_upstream_connection(
+def test_a_disconnect_in_a_pause_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
@@ -361,7 +361,7 @@ def test_a_client_that_leaves_in_silence_closes_the_upstream_connection(
 
 @FORMS
 @pytest.mark.parametrize("steps", [[wire.silence()], [wire.head(), wire.silence()]], ids=["before", "after"])
-def test_a_client_that_leaves_before_the_first_byte_closes_the_upstream_connection(
+def test_a_disconnect_before_the_first_byte_closes_the_upstream_connection(
     service: Rill, upstream: Upstream, steps: list[Step], headers: dict[str, str]
 ) -> None:
     upstream.script(*steps)
@@ -375,7 +375,7 @@ def test_a_client_that_leaves_before_the_first_byte_closes_the_upstream_connecti
 
 
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
-def test_events_have_ids_and_end_with_done_and_the_mark(service: Rill, upstream: Upstream, path: str) -> None:
+def test_events_have_ids_and_end_with_done_and_the_end_mark(service: Rill, upstream: Upstream, path: str) -> None:
     upstream.script(*wire.answer("one", "two", stop_reason="max_tokens"))
     with service.ask("GET", path, SSE if path == ASK else None) as asked:
         assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -401,7 +401,7 @@ def test_a_newline_in_the_text_becomes_a_further_data_line(service: Rill, upstre
     assert [event.name for event in events if event.name != "message"] == ["done"]
 
 
-def test_a_refusal_with_no_text_is_told_in_done(service: Rill, upstream: Upstream) -> None:
+def test_a_refusal_with_no_text_is_reported_in_done(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
     with ask(service, headers=SSE) as asked:
         events = events_of(asked.read_rest().decode())
@@ -411,7 +411,7 @@ def test_a_refusal_with_no_text_is_told_in_done(service: Rill, upstream: Upstrea
 
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
 @pytest.mark.parametrize("identity", ["0", "7", ""])
-def test_a_reconnecting_eventsource_gets_204_and_asks_nothing(
+def test_a_reconnecting_eventsource_gets_204_and_sends_nothing_upstream(
     service: Rill, upstream: Upstream, path: str, identity: str
 ) -> None:
     with service.ask("GET", path, {**SSE, "Last-Event-ID": identity}) as asked:
@@ -420,7 +420,7 @@ def test_a_reconnecting_eventsource_gets_204_and_asks_nothing(
     assert upstream.requests == []
 
 
-def test_the_first_bytes_of_an_event_stream_give_an_id_to_reconnect_with(service: Rill, upstream: Upstream) -> None:
+def test_an_event_stream_begins_with_an_id_to_reconnect_with(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start()), wire.silence())
     with ask(service, headers=SSE) as asked:
         assert asked.read_until(b"\n\n") == b"id: 0\n\n"

@@ -1,4 +1,4 @@
-"""The fake upstream, the server runner and the raw client keep what they promise to the other tests."""
+"""The fake upstream, the server runner and the raw client work as the other tests expect."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ def ask(upstream: Upstream, request: bytes = MESSAGES) -> Conversation:
 
 
 def events_of(data: bytes) -> Iterator[dict[str, Any]]:
-    """Parse as the SSE specification says: lines end at CR LF, LF or CR, and an event at an empty line."""
+    """Parse an event stream: lines end at CR LF, LF or CR, and an event at an empty line."""
     for block in re.split(rb"(?:\r\n\r\n|\n\n|\r\r)", data):
         fields = dict(line.split(b": ", 1) for line in re.split(rb"\r\n|\n|\r", block) if line)
         if fields:
@@ -44,7 +44,7 @@ def events_of(data: bytes) -> Iterator[dict[str, Any]]:
 # The upstream
 
 
-def test_a_request_is_recorded_whole(upstream: Upstream) -> None:
+def test_a_request_is_recorded_completely(upstream: Upstream) -> None:
     upstream.script(*wire.answer("Hello"))
     body = json.dumps({"model": "m", "prompt": "溪 🌊"}).encode()
     with ask(upstream, request_bytes("POST", "/v1/messages?beta=true", {"X-Api-Key": "k"}, body)) as asked:
@@ -63,7 +63,7 @@ def test_a_chunked_request_body_is_joined(upstream: Upstream) -> None:
     assert upstream.requests[0].body == b"abcde"
 
 
-def test_a_whole_answer_is_one_chunk_a_step_and_ends_clean(upstream: Upstream) -> None:
+def test_an_answer_has_one_chunk_per_step_and_ends_cleanly(upstream: Upstream) -> None:
     upstream.script(*wire.answer("Hello", " world"))
     with ask(upstream) as asked:
         assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -89,7 +89,7 @@ def test_a_gate_holds_the_second_chunk_until_it_is_opened(upstream: Upstream) ->
         assert (asked.read_rest(), asked.ended) == (b"", "clean")
 
 
-def test_one_gate_holds_many_answers_and_lets_all_go(upstream: Upstream) -> None:
+def test_one_gate_holds_many_answers_and_releases_all(upstream: Upstream) -> None:
     upstream.always(wire.gate("start"), *wire.answer("go"))
     asked = [ask(upstream) for _ in range(30)]
     upstream.wait_at_gate("start", n=30)
@@ -100,24 +100,24 @@ def test_one_gate_holds_many_answers_and_lets_all_go(upstream: Upstream) -> None
         each.close()
 
 
-def test_a_gate_that_nobody_opens_is_a_fault_and_closes() -> None:
+def test_a_gate_that_is_never_opened_is_a_fault_and_closes_the_connection() -> None:
     with Upstream() as own:
         own.script(wire.head(), wire.gate("never", seconds=0.05), wire.end())
         with ask(own) as asked:
             assert (asked.read_rest(), asked.ended) == (b"", "cut")
         own.wait_until(lambda: own.open_connections == 0, "the connection to close")
-        assert "nobody opened gate 'never'" in own.faults[0]
+        assert "gate 'never' was not opened" in own.faults[0]
 
 
-@pytest.mark.parametrize("place", ["gate", "silence", "full socket"])
+@pytest.mark.parametrize("location", ["gate", "silence", "full socket"])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_the_peers_leaving_is_noticed_while_an_answer_waits(upstream: Upstream, place: str, how: str) -> None:
+def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, location: str, how: str) -> None:
     steps = {
         "gate": wire.gate("never"),
         "silence": wire.silence(),
         "full socket": wire.send(b"x" * 30_000_000),
     }
-    upstream.script(wire.head(), wire.send(b"one"), steps[place], wire.end())
+    upstream.script(wire.head(), wire.send(b"one"), steps[location], wire.end())
     with ask(upstream) as asked:
         assert asked.next_chunk() == b"one"
         getattr(asked, how)()
@@ -127,14 +127,14 @@ def test_the_peers_leaving_is_noticed_while_an_answer_waits(upstream: Upstream, 
     assert left_at <= (connection.closed_at or 0)
 
 
-def test_the_peers_leaving_before_the_head_is_noticed(upstream: Upstream) -> None:
+def test_a_disconnect_before_the_head_is_detected(upstream: Upstream) -> None:
     upstream.script(wire.gate("head"), wire.head(), wire.end())
     with ask(upstream):
         upstream.wait_at_gate("head")
     upstream.wait_until_left()
 
 
-def test_a_request_sent_just_before_leaving_is_still_recorded(upstream: Upstream) -> None:
+def test_a_request_sent_just_before_a_disconnect_is_recorded(upstream: Upstream) -> None:
     upstream.script(wire.silence())
     with ask(upstream):
         pass
@@ -142,7 +142,7 @@ def test_a_request_sent_just_before_leaving_is_still_recorded(upstream: Upstream
     upstream.wait_until_left()
 
 
-def test_pipelined_bytes_are_no_leaving_and_wait_their_turn(upstream: Upstream) -> None:
+def test_pipelined_bytes_are_not_a_disconnect_and_wait_their_turn(upstream: Upstream) -> None:
     upstream.script(wire.gate("first"), wire.status(200, body=b"one"))
     upstream.script(wire.status(200, body=b"two"))
     with ask(upstream) as asked:
@@ -167,7 +167,7 @@ def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize(("step", "ended"), [(wire.close(), "cut"), (wire.reset(), "reset"), (wire.end(), "clean")])
-def test_each_ending_looks_like_what_it_is(upstream: Upstream, step: wire.Step, ended: str) -> None:
+def test_each_way_to_end_a_response_is_distinguished(upstream: Upstream, step: wire.Step, ended: str) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.gate("read"), step)
     with ask(upstream) as asked:
         assert asked.next_chunk() == b"one"
@@ -197,7 +197,7 @@ def test_a_request_without_a_script_is_a_fault() -> None:
         assert own.faults == ["no script for POST /v1/messages"]
 
 
-def test_clear_ends_answers_under_way_and_forgets(upstream: Upstream) -> None:
+def test_clear_ends_open_answers_and_forgets_them(upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.silence())
     with ask(upstream) as asked:
         assert asked.status == 200
@@ -206,21 +206,23 @@ def test_clear_ends_answers_under_way_and_forgets(upstream: Upstream) -> None:
         assert (asked.read_rest(), asked.ended) == (b"", "cut")
 
 
-def test_over_tls_it_answers_and_an_untrusted_certificate_is_no_fault(certificate: Path) -> None:
+def test_the_upstream_answers_over_tls_and_an_untrusted_certificate_is_not_a_fault(certificate: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     trust = ssl.create_default_context(cafile=str(certificate))
     with Upstream(tls=tls) as own:
         own.always(*wire.answer("Hello"))
-        stranger = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=ssl.create_default_context())
+        untrusting = http.client.HTTPSConnection(
+            "127.0.0.1", own.port, timeout=10, context=ssl.create_default_context()
+        )
         with pytest.raises(ssl.SSLCertVerificationError):
-            stranger.request("POST", "/v1/messages", b"{}")
-        stranger.close()
-        friend = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=trust)
+            untrusting.request("POST", "/v1/messages", b"{}")
+        untrusting.close()
+        trusting = http.client.HTTPSConnection("127.0.0.1", own.port, timeout=10, context=trust)
         for _ in range(2):
-            friend.request("POST", "/v1/messages", b"{}")
-            assert wire.text("Hello") in friend.getresponse().read()
-        friend.close()
+            trusting.request("POST", "/v1/messages", b"{}")
+            assert wire.text("Hello") in trusting.getresponse().read()
+        trusting.close()
         assert len(own.requests) == 2
     assert own.faults == []
 
@@ -234,7 +236,7 @@ def test_a_lone_surrogate_is_written_as_its_json_escape() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(wire.expected()))
-def test_a_recorded_answer_is_what_is_expected_of_it(name: str) -> None:
+def test_a_recorded_answer_matches_its_expectation(name: str) -> None:
     events = list(events_of(wire.recorded(name)))
     deltas = [each["delta"] for each in events if each["type"] == "content_block_delta"]
     text = "".join(each["text"] for each in deltas if each["type"] == "text_delta")
@@ -254,16 +256,16 @@ def test_every_recorded_answer_has_its_expectation() -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A folder with a server of its own, for what does not depend on the service."""
+def root(tmp_path: Path) -> Path:
+    """Return a folder with a small WSGI application, for tests that do not need the service."""
     (tmp_path / "wsgi.py").write_text(WSGI)
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
     return tmp_path
 
 
 @pytest.mark.parametrize("bind", [True, False])
-def test_the_server_starts_answers_and_stops(house: Path, bind: bool) -> None:
-    with Rill({"COLOUR": "blue"}, ("--workers", "2"), root=house, bind=bind) as rill:
+def test_the_server_starts_answers_and_stops(root: Path, bind: bool) -> None:
+    with Rill({"COLOUR": "blue"}, ("--workers", "2"), root=root, bind=bind) as rill:
         with rill.ask("GET", "/stream") as asked:
             assert (asked.status, asked.read_rest(), asked.ended) == (200, b"/stream blue", "clean")
         assert len(rill.wait_for_workers(2)) == 2
@@ -272,28 +274,28 @@ def test_the_server_starts_answers_and_stops(house: Path, bind: bool) -> None:
     assert 0 < stopped.seconds < 30
 
 
-def test_a_killed_server_leaves_nobody_behind(house: Path) -> None:
-    with Rill({}, root=house) as rill:
+def test_no_process_of_a_killed_server_survives(root: Path) -> None:
+    with Rill({}, root=root) as rill:
         (worker,) = rill.workers()
         rill.signal(signal.SIGKILL, everyone=True)
         assert rill.wait() == -signal.SIGKILL
     assert not worker.is_running() or worker.status() == "zombie"
 
 
-def test_a_server_that_does_not_start_says_why(house: Path) -> None:
-    (house / "wsgi.py").write_text("raise RuntimeError('a name is missing')")
-    with pytest.raises(StartFailed, match="a name is missing") as failed, Rill({}, root=house):
+def test_a_server_that_does_not_start_reports_why(root: Path) -> None:
+    (root / "wsgi.py").write_text("raise RuntimeError('a name is missing')")
+    with pytest.raises(StartFailed, match="a name is missing") as failed, Rill({}, root=root):
         pass
-    assert failed.value.exit_code == 3  # gunicorn's for a worker that cannot boot
+    assert failed.value.exit_code == 3  # gunicorn's exit code for a worker that cannot boot
 
 
-def test_the_answer_of_another_server_on_the_port_is_not_taken_for_its_own(house: Path, upstream: Upstream) -> None:
+def test_another_server_on_the_port_is_not_mistaken_for_it(root: Path, upstream: Upstream) -> None:
     class Unlucky(Rill):
         def choose_port(self) -> int:
             return super().choose_port() if self.port else upstream.port
 
     upstream.always(wire.status(200))
-    with Unlucky({}, root=house) as rill:
+    with Unlucky({}, root=root) as rill:
         assert rill.port != upstream.port
         with rill.ask("GET", "/mine") as asked:
             assert asked.read_rest().startswith(b"/mine")
@@ -322,7 +324,7 @@ def test_a_connection_that_ends_before_the_head_has_no_status(upstream: Upstream
         assert (asked.status, asked.ended) == (None, "cut")
 
 
-def test_a_raw_request_leaves_everything_to_the_reader(upstream: Upstream) -> None:
+def test_a_raw_request_reads_nothing(upstream: Upstream) -> None:
     upstream.script(wire.raw(b"anything"), wire.close())
     with raw_request(upstream.port, MESSAGES) as connected:
         assert connected.recv(100) == b"anything"

@@ -1,4 +1,4 @@
-"""Plain text: every shape of prompt is understood exactly, and every refusal names its field."""
+"""Plain text: every form of prompt is read exactly, and every rejection names its field."""
 
 import json
 from contextlib import suppress
@@ -16,7 +16,7 @@ from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
-SAID = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
+PROMPT = 'Was heißt "溪"? 🌊 a&b=c+d\r\n\tline two \u2028 \x00 end'
 prompts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
@@ -31,12 +31,12 @@ def one_message(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-# What is asked
+# Requests
 
 
 @given(text=prompts)
 @hypothesis_settings(max_examples=60)
-def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
+def test_a_prompt_arrives_unchanged_in_every_form(text: str) -> None:
     asked = [
         read_fields({"q": text}, SETTINGS),
         read_fields({"prompt": text}, SETTINGS),
@@ -51,40 +51,42 @@ def test_a_prompt_arrives_exactly_as_meant_in_every_form(text: str) -> None:
     assert [prompt.messages for prompt in asked] == [one_message(text)] * len(asked)
 
 
-def test_without_options_the_settings_speak() -> None:
-    prompt = read_fields({"q": SAID}, make_settings(RILL_DEFAULT_MODEL="small", RILL_DEFAULT_MAX_TOKENS="77"))
-    assert prompt == Prompt("small", 77, one_message(SAID), {}, default_model=True)
-    assert read_fields({"q": SAID}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
+def test_without_options_the_settings_apply() -> None:
+    prompt = read_fields({"q": PROMPT}, make_settings(RILL_DEFAULT_MODEL="small", RILL_DEFAULT_MAX_TOKENS="77"))
+    assert prompt == Prompt("small", 77, one_message(PROMPT), {}, default_model=True)
+    assert read_fields({"q": PROMPT}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
 @pytest.mark.parametrize("form", ["fields", "json"])
-def test_options_are_understood_in_every_form(form: str) -> None:
-    asked: dict[str, Any] = {"q": SAID, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
+def test_options_are_read_in_every_form(form: str) -> None:
+    asked: dict[str, Any] = {"q": PROMPT, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}
     if form == "fields":
         prompt = read_fields(
             {name: str(value) for name, value in asked.items()}, make_settings(RILL_SYSTEM_PROMPT="other")
         )
     else:
         prompt = read_json(json.dumps(asked).encode(), make_settings(RILL_SYSTEM_PROMPT="other"))
-    assert prompt == Prompt("large", 5, one_message(SAID), {"system": "溪", "temperature": 0.5})
+    assert prompt == Prompt("large", 5, one_message(PROMPT), {"system": "溪", "temperature": 0.5})
 
 
 def test_a_plain_body_takes_its_options_from_the_query() -> None:
-    prompt = read_text(SAID.encode(), {"model": "large", "q": "not this", "max_tokens": "9"}, SETTINGS)
-    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(SAID))
+    prompt = read_text(PROMPT.encode(), {"model": "large", "q": "not this", "max_tokens": "9"}, SETTINGS)
+    assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(PROMPT))
 
 
 def test_unknown_fields_are_ignored() -> None:
-    body = {"q": SAID, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
-    assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": SAID}, SETTINGS)
+    body = {"q": PROMPT, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
+    assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": PROMPT}, SETTINGS)
 
 
 @pytest.mark.parametrize("temperature", [0, 1, 0.25, "0.7"])
-def test_a_temperature_within_its_bounds_travels_on(temperature: float | str) -> None:
-    assert read_fields({"q": SAID, "temperature": temperature}, SETTINGS).options == {"temperature": float(temperature)}
+def test_a_temperature_within_its_range_is_forwarded(temperature: float | str) -> None:
+    assert read_fields({"q": PROMPT, "temperature": temperature}, SETTINGS).options == {
+        "temperature": float(temperature)
+    }
 
 
-# A conversation
+# Conversations
 
 
 def test_a_form_has_a_field_for_the_prompt() -> None:
@@ -97,17 +99,17 @@ def ask(*messages: dict[str, Any], **fields: Any) -> Prompt:
     return read_json(json.dumps({"messages": messages, **fields}).encode(), SETTINGS)
 
 
-def test_a_conversation_in_the_messages_apis_shape_travels_as_it_is() -> None:
+def test_a_conversation_in_the_messages_apis_shape_is_forwarded_unchanged() -> None:
     blocks = [
         {"type": "text", "text": "What is this?"},
         {"type": "image", "source": {"type": "url", "url": "https://x/y"}},
     ]
-    said = [
+    messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": blocks},
     ]
-    assert ask(*said).messages == said
+    assert ask(*messages).messages == messages
 
 
 def test_the_ai_sdks_parts_become_their_text() -> None:
@@ -123,25 +125,25 @@ def test_the_ai_sdks_parts_become_their_text() -> None:
     assert prompt.messages == [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
 
 
-def test_system_messages_become_the_system_prompt_after_the_one_that_is_given() -> None:
+def test_system_messages_are_appended_to_the_given_system_prompt() -> None:
     system, second, user = (
         {"role": role, "content": text} for role, text in [("system", "A"), ("system", "B"), ("user", "C")]
     )
     assert ask(system, user, second).options == {"system": "A\n\nB"}
     assert ask(system, user, second).messages == [user]
-    assert ask(system, user, system=SAID).options == {"system": f"{SAID}\n\nA"}
+    assert ask(system, user, system=PROMPT).options == {"system": f"{PROMPT}\n\nA"}
 
 
-def test_a_system_message_of_blocks_is_not_lost() -> None:
-    said = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    system = ask({"role": "system", "content": said}, {"role": "user", "content": "Hi"}).options["system"]
+def test_a_system_message_of_blocks_is_forwarded() -> None:
+    blocks = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    system = ask({"role": "system", "content": blocks}, {"role": "user", "content": "Hi"}).options["system"]
     assert "Be " in json.dumps(system)
     assert "brief." in json.dumps(system)
 
 
-# Refusals
+# Rejections
 
-REFUSALS: list[tuple[Any, list[str]]] = [
+REJECTIONS: list[tuple[Any, list[str]]] = [
     ({}, ["q", "prompt", "messages"]),
     ({"system": "only"}, ["q", "prompt", "messages"]),
     ({"q": ""}, ["q:"]),
@@ -181,13 +183,13 @@ REFUSALS: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "named"), REFUSALS, ids=lambda value: json.dumps(value)[:40])
-def test_every_refusal_names_its_field_and_its_bound(body: Any, named: list[str]) -> None:
-    with pytest.raises(Problem) as refused:
+@pytest.mark.parametrize(("body", "named"), REJECTIONS, ids=lambda value: json.dumps(value)[:40])
+def test_every_rejection_names_its_field_and_its_range(body: Any, named: list[str]) -> None:
+    with pytest.raises(Problem) as rejected:
         read_json(json.dumps(body).encode(), SETTINGS)
-    assert refused.value.status == 400
-    assert [word for word in named if word not in refused.value.detail] == []
-    assert "\n" not in refused.value.detail
+    assert rejected.value.status == 400
+    assert [word for word in named if word not in rejected.value.detail] == []
+    assert "\n" not in rejected.value.detail
 
 
 @pytest.mark.parametrize(
@@ -206,48 +208,48 @@ def test_every_refusal_names_its_field_and_its_bound(body: Any, named: list[str]
         ({"q": "a", "model": ""}, "model:"),
     ],
 )
-def test_a_query_or_form_is_refused_as_json_is(fields: dict[str, str | None], named: str) -> None:
-    with pytest.raises(Problem) as refused:
+def test_a_query_or_form_is_rejected_like_json(fields: dict[str, str | None], named: str) -> None:
+    with pytest.raises(Problem) as rejected:
         read_fields(fields, SETTINGS)
-    assert refused.value.status == 400
-    assert named in refused.value.detail
+    assert rejected.value.status == 400
+    assert named in rejected.value.detail
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"q=hello", b'{"q": "a",}', b"\xff\xfe", b'{"q": "\xe9"}', b"[" * 10_000])
-def test_broken_json_is_told_from_a_bad_field(body: bytes) -> None:
-    with pytest.raises(Problem) as refused:
+def test_invalid_json_is_distinguished_from_an_invalid_field(body: bytes) -> None:
+    with pytest.raises(Problem) as rejected:
         read_json(body, SETTINGS)
-    assert refused.value.status == 400
-    assert "JSON" in refused.value.detail
+    assert rejected.value.status == 400
+    assert "JSON" in rejected.value.detail
 
 
-def test_a_lone_surrogate_is_refused_where_it_comes_in() -> None:
-    with pytest.raises(Problem) as refused:
+def test_a_lone_surrogate_in_a_request_is_rejected() -> None:
+    with pytest.raises(Problem) as rejected:
         read_json(b'{"q": "\\ud83d"}', SETTINGS)
-    assert refused.value.status == 400
+    assert rejected.value.status == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"  \n", b"\xff\xfe", "溪".encode()[:2]])
-def test_a_plain_body_that_is_empty_or_no_utf8_is_refused(body: bytes) -> None:
-    with pytest.raises(Problem) as refused:
+def test_a_plain_body_that_is_empty_or_not_utf8_is_rejected(body: bytes) -> None:
+    with pytest.raises(Problem) as rejected:
         read_text(body, {}, SETTINGS)
-    assert refused.value.status == 400
+    assert rejected.value.status == 400
 
 
-def test_a_model_that_may_not_be_asked_for_is_forbidden_and_the_others_are_named() -> None:
-    with pytest.raises(Problem) as refused:
+def test_a_model_that_is_not_allowed_is_forbidden_and_the_allowed_ones_are_named() -> None:
+    with pytest.raises(Problem) as rejected:
         read_fields({"q": "a", "model": "huge"}, SETTINGS)
-    assert refused.value.status == 403
-    assert "model" in refused.value.detail
-    assert "small" in refused.value.detail
-    assert "large" in refused.value.detail
+    assert rejected.value.status == 403
+    assert "model" in rejected.value.detail
+    assert "small" in rejected.value.detail
+    assert "large" in rejected.value.detail
 
 
-def test_no_refusal_repeats_the_prompt() -> None:
+def test_no_rejection_repeats_the_prompt() -> None:
     for body in ({"q": "private", "max_tokens": "private"}, {"messages": ["private"]}, {"q": ["private"]}):
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(Problem) as rejected:
             read_json(json.dumps(body).encode(), SETTINGS)
-        assert "private" not in refused.value.detail
+        assert "private" not in rejected.value.detail
 
 
 NAMES = ["q", "prompt", "messages", "role", "content", "parts", "type", "text", "system", "model", "max_tokens"]
@@ -267,7 +269,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
         json.dumps([prompt.messages, prompt.options], ensure_ascii=False).encode()
 
 
-# What is answered
+# Answers
 
 
 @given(texts=st.lists(prompts, max_size=8))
@@ -283,19 +285,19 @@ def test_a_failure_adds_nothing_to_the_text() -> None:
 
 
 @pytest.mark.parametrize("explanation", ["Not that.", None])
-def test_a_refusal_without_a_word_is_a_problem_with_its_explanation(explanation: str | None) -> None:
-    with pytest.raises(Problem) as refused:
+def test_a_refusal_without_text_is_a_problem_with_its_explanation(explanation: str | None) -> None:
+    with pytest.raises(Problem) as rejected:
         check_beginning([Start(), End("refusal", {}, explanation)])
-    assert refused.value.status == 422
-    assert refused.value.detail == explanation or (explanation is None and "refused" in refused.value.detail)
+    assert rejected.value.status == 422
+    assert rejected.value.detail == explanation or (explanation is None and "refused" in rejected.value.detail)
 
 
 @pytest.mark.parametrize("last", [Text("a"), End("end_turn", {}), End(None, {}), Heartbeat(False), Start()])
-def test_any_other_beginning_is_an_answer(last: Event) -> None:
+def test_any_other_start_is_an_answer(last: Event) -> None:
     check_beginning([Start(), last])
 
 
-def test_plain_text_waits_for_its_first_text_and_says_that_it_is_utf8() -> None:
+def test_plain_text_waits_for_its_first_text_and_declares_utf8() -> None:
     assert TEXT.wants_text
     assert TEXT.media_type == "text/plain; charset=utf-8"
     assert isinstance(TEXT.open_encoder("m", ReplyFormat(), "r"), TextEncoder)

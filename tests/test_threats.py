@@ -1,4 +1,4 @@
-"""docs/threats.md names tests that exist, and every package is locked by its hash."""
+"""docs/threats.md names existing tests, and every package is locked by its hash."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A tracer of the process gets a span for each call of the Messages API; without one, nothing is done for it."""
+"""A configured tracer gets a span for each call of the Messages API; without a tracer there are no spans."""
 
 import json
 import time
@@ -12,23 +12,23 @@ from upstream import Step, Upstream
 
 HERE = str(Path(__file__).parent)
 ASK = "/stream?q=canary-prompt&system=canary-system"
-BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("canary-answer ")))
+STARTED = (wire.head(), wire.send(wire.opening(), wire.text("canary-answer ")))
 WHOLE = (wire.send(wire.text("text"), wire.block_stop(), wire.stop()), wire.end())
 
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server with the tracer of tests/traced.py."""
+    """Return a server with the tracer of tests/traced.py."""
     return share_rill("--pythonpath", HERE, app="traced:app")
 
 
 def spans(rill: Rill) -> list[dict[str, Any]]:
-    """All that the tracer was told so far: a line where a span begins, and one where it ends."""
+    """Return the tracer's output so far: a line for the start of each span, and one for its end."""
     return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith('{"span"')]
 
 
 def span_sent(upstream: Upstream) -> str:
-    """The span that the latest request says it belongs to: https://www.w3.org/TR/trace-context/"""
+    """Return the span id in the latest request: https://www.w3.org/TR/trace-context/"""
     return upstream.requests[-1].headers["traceparent"].split("-")[2]
 
 
@@ -51,12 +51,12 @@ def wait_for_end(rill: Rill, span: str) -> dict[str, Any]:
         ((wire.end(),), "ERROR", "client_error"),
         ((wire.send(wire.stream_error()), wire.end()), "ERROR", "client_error"),
     ],
-    ids=["whole", "cut", "reset", "truncated", "error event"],
+    ids=["completed", "closed", "reset", "truncated", "error event"],
 )
-def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
+def test_a_span_lasts_as_long_as_its_answer_and_records_whether_it_completed(
     rill: Rill, upstream: Upstream, headers: dict[str, str], rest: tuple[Step, ...], status: str, error: str | None
 ) -> None:
-    upstream.script(*BEGUN, wire.gate("rest"), *rest)
+    upstream.script(*STARTED, wire.gate("rest"), *rest)
     with rill.ask("GET", ASK, headers) as asked:
         asked.read_until(b"canary-answer")
         span = span_sent(upstream)
@@ -67,8 +67,8 @@ def test_a_span_lasts_as_long_as_its_answer_and_tells_whether_that_was_whole(
     assert (ended["status"], ended["attributes"].get("error.type")) == (status, error)
 
 
-def test_the_span_of_an_answer_whose_client_left_ends_with_it_and_is_no_error(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, wire.silence())
+def test_a_disconnect_ends_the_span_and_is_not_an_error(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, wire.silence())
     with rill.ask("GET", ASK) as asked:
         assert asked.next_chunk() == b"canary-answer "
     upstream.wait_until_left()
@@ -76,36 +76,36 @@ def test_the_span_of_an_answer_whose_client_left_ends_with_it_and_is_no_error(ri
 
 
 @pytest.mark.parametrize(("kind", "status", "ended"), [("message", 200, "OK"), ("mistake", 502, "ERROR")])
-def test_the_span_of_an_answer_at_once_ends_with_it_and_tells_whether_it_was_one(
+def test_the_span_of_a_non_streamed_answer_ends_with_it_and_records_its_status(
     rill: Rill, upstream: Upstream, kind: str, status: int, ended: str
 ) -> None:
     message = {"type": kind, "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 6}}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(message).encode()))
-    question = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "canary-prompt"}]}
-    with rill.ask("POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(question).encode()) as asked:
+    fields = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "canary-prompt"}]}
+    with rill.ask("POST", "/v1/messages", {"Content-Type": "application/json"}, json.dumps(fields).encode()) as asked:
         assert asked.status == status
         asked.read_rest()
     assert wait_for_end(rill, span_sent(upstream))["status"] == ended
 
 
 def test_each_attempt_has_a_span_of_its_own(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(wire.error(500, "api_error", "canary-words"))
-    upstream.script(*BEGUN, *WHOLE)
+    upstream.script(wire.error(500, "api_error", "canary-message"))
+    upstream.script(*STARTED, *WHOLE)
     with rill.ask("GET", ASK) as asked:
         assert asked.read_rest() == b"canary-answer text"
     first, second = (request.headers["traceparent"].split("-")[2] for request in upstream.requests)
     assert [wait_for_end(rill, span)["status"] for span in (first, second)] == ["ERROR", "OK"]
 
 
-def test_a_span_names_the_model_and_the_request_and_holds_no_word_of_it(rill: Rill, upstream: Upstream) -> None:
-    upstream.script(*BEGUN, *WHOLE)
-    upstream.script(wire.error(400, "invalid_request_error", "canary-words"))
+def test_a_span_names_the_model_and_the_request_id_and_contains_no_text(rill: Rill, upstream: Upstream) -> None:
+    upstream.script(*STARTED, *WHOLE)
+    upstream.script(wire.error(400, "invalid_request_error", "canary-message"))
     for _ in range(2):
         with rill.ask("GET", ASK) as asked:
             assert b"canary" in asked.read_rest()
-        told = wait_for_end(rill, span_sent(upstream))["attributes"]
-        assert told["gen_ai.request.model"] == "claude-sonnet-5-5"
-        assert told["anthropic.request.id"] == wire.REQUEST_ID
+        attributes = wait_for_end(rill, span_sent(upstream))["attributes"]
+        assert attributes["gen_ai.request.model"] == "claude-sonnet-5-5"
+        assert attributes["anthropic.request.id"] == wire.REQUEST_ID
     assert all("canary" not in json.dumps(each) and "sk-test-key" not in json.dumps(each) for each in spans(rill))
 
 
@@ -115,10 +115,10 @@ def test_a_span_names_the_model_and_the_request_and_holds_no_word_of_it(rill: Ri
     ids=["none", "one that is not installed"],
 )
 def test_without_a_tracer_no_span_begins(share_rill: StartRill, upstream: Upstream, env: dict[str, str]) -> None:
-    upstream.script(*BEGUN, *WHOLE)
+    upstream.script(*STARTED, *WHOLE)
     rill = share_rill("--pythonpath", HERE, app="traced:app", **env)
     with rill.ask("GET", ASK) as asked:
         assert asked.read_rest() == b"canary-answer text"
-        # A tracer that came later would be asked, had the SDK been left to look for one.
+        # If the SDK looked for a tracer, it would use the one that is set late.
         assert spans(rill) == []
     assert "traceparent" not in upstream.requests[-1].headers

@@ -1,4 +1,4 @@
-"""The HTTP client under the SDK, on real sockets, in a process gevent has patched, the fake upstream in this one."""
+"""The SDK's HTTP client on real sockets, in a gevent-patched process; the fake upstream runs in this one."""
 
 import base64
 import gc
@@ -41,13 +41,13 @@ TESTS = Path(__file__).parent
 OK = wire.status(200, body=b"ok")
 HELLO = [200, wire.recorded("text").decode()]
 
-# The harness: clients are generators that run in a process of their own
+# The harness: clients are generators that run in their own process
 
 
 class GeventClient:
-    """A generator of this module, run in a process that gevent has patched.
+    """A generator of this module, run in a gevent-patched process.
 
-    `next` resumes it until its next yield and returns what it yields, by way of JSON.
+    `next` resumes it until its next yield and returns the yielded value, transferred as JSON.
     """
 
     def __init__(self, forker: IO[str], pipes: Path, **task: Any) -> None:
@@ -56,7 +56,7 @@ class GeventClient:
             os.mkfifo(path)
         print(json.dumps({"pipes": paths, **task}), file=forker, flush=True)
         self._input, self._output = open(paths[0], "wb", buffering=0), open(paths[1], "rb")  # noqa: SIM115
-        self._pid = self.hear()
+        self._pid = self.receive()
 
     def __enter__(self) -> "GeventClient":
         return self
@@ -65,23 +65,23 @@ class GeventClient:
         with self._input, self._output, suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
 
-    def go_on(self) -> None:
-        """Resume it, without waiting for its next yield."""
+    def resume(self) -> None:
+        """Resume it without waiting for its next yield."""
         self._input.write(b"\n")
 
-    def hear(self) -> Any:
-        """Return what it yields next."""
-        said = self._output.readline()
-        assert said, "the client ended too early"
-        return json.loads(said)
+    def receive(self) -> Any:
+        """Wait for the next yielded value and return it."""
+        line = self._output.readline()
+        assert line, "the client ended too early"
+        return json.loads(line)
 
     def __next__(self) -> Any:
-        self.go_on()
-        return self.hear()
+        self.resume()
+        return self.receive()
 
 
 def fork_clients() -> None:
-    """Fork a client for each task on stdin, in a process that has imported all of it; the patched fork starts a hub."""
+    """Fork a client for each task on stdin; the process has imported everything, and the patched fork starts a hub."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         if not monkey.get_original("os", "fork")():
@@ -102,7 +102,7 @@ def run_client(client: str, env: dict[str, str], arguments: dict[str, Any], pipe
     print(os.getpid(), flush=True)
     steps = globals()[client](**arguments)
     while True:
-        gevent.socket.wait_read(0)  # other greenlets go on meanwhile
+        gevent.socket.wait_read(0)  # other greenlets run meanwhile
         if not os.read(0, 1):
             return
         print(json.dumps(next(steps)), flush=True)
@@ -113,7 +113,7 @@ StartClient = Callable[..., GeventClient]
 
 @pytest.fixture(scope="module")
 def forker() -> Iterator[IO[str]]:
-    """The process of which every client is a fork."""
+    """Yield the stdin of the process that forks every client."""
     patched = "from gevent import monkey; monkey.patch_all(); import test_transport; test_transport.fork_clients()"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     with subprocess.Popen([sys.executable, "-c", patched], env=env, stdin=subprocess.PIPE, text=True) as process:
@@ -137,13 +137,13 @@ def start_client(forker: IO[str], tmp_path: Path) -> Iterator[StartClient]:
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """One of each test's own, so that its connections can be counted; a fault in it fails the test."""
+    """Yield one of each test's own, so that its connections can be counted; a fault in it fails the test."""
     with Upstream() as running:
         yield running
         assert running.faults == []
 
 
-# What clients do
+# The clients
 
 
 def open_client(url: str, connections: int = 10, **timeouts: float) -> httpx2.Client:
@@ -159,7 +159,7 @@ def send(client: httpx2.Client, url: str, content: bytes = b"{}", **headers: str
 
 
 def outcome(client: httpx2.Client, url: str, **request: Any) -> list[Any]:
-    """The status and the body of one answer, and the name of the error that came instead or in between."""
+    """Return the status and the body of one answer, and the name of the error that replaced or ended it."""
     got: list[Any] = []
     try:
         response = send(client, url, **request)
@@ -173,7 +173,7 @@ def outcome(client: httpx2.Client, url: str, **request: Any) -> list[Any]:
 
 
 def ask(url: str, content_bytes: int = 2, **options: Any) -> Iterator[Any]:
-    """Asks again at each step."""
+    """Send a request at each step."""
     client = open_client(url, **options)
     while True:
         yield outcome(client, url, content=b"x" * content_bytes)
@@ -192,8 +192,8 @@ def ask_with_a_broken_header(url: str) -> Iterator[Any]:
 
 
 def ask_through_the_sdk(url: str) -> Iterator[Any]:
-    """What the SDK makes of an answer, or of a refusal."""
-    import anthropic  # here, for the other clients start without it in half the time
+    """Yield the text that the SDK returns, or the status and body of the error that it raises."""
+    import anthropic  # imported here, because the other clients start twice as fast without it
 
     client = anthropic.Anthropic(api_key="k", base_url=url, max_retries=0, http_client=open_client(url))
     request: Any = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}]}
@@ -205,14 +205,14 @@ def ask_through_the_sdk(url: str) -> Iterator[Any]:
 
 
 def read_and_nudge(url: str, size: int, **options: Any) -> Iterator[Any]:
-    """Reads `size` bytes, is nudged in the read after them, and goes on reading piece by piece."""
+    """Read `size` bytes, nudge the next read, and continue to read piece by piece."""
     body = body_of(send(open_client(url, **options), url))
     yield "open"
     got = 0
     while got < size:
         got += len(body.read() or b"")
     yield got
-    timer = gevent.get_hub().loop.timer(0.05)  # whose callback runs in the hub, as those of an answer's watch do
+    timer = gevent.get_hub().loop.timer(0.05)  # its callback runs in the hub, as those of an answer's watcher
     timer.start(body.nudge)
     yield read_piece(body)
     yield read_piece(body)
@@ -227,7 +227,7 @@ def read_piece(body: Body) -> str | None:
 
 
 def read_from_many(url: str, count: int, **options: Any) -> Iterator[Any]:
-    """Opens many answers at once, and reads them all."""
+    """Open many concurrent answers, and read all of them."""
     client = open_client(url, connections=count, **options)
     asking = [gevent.spawn(outcome, client, url) for _ in range(count)]
     yield "asking"
@@ -235,7 +235,7 @@ def read_from_many(url: str, count: int, **options: Any) -> Iterator[Any]:
 
 
 def hold_one_and_ask(url: str, connections: int, **options: Any) -> Iterator[Any]:
-    """Asks while an answer is open, and again when it is closed."""
+    """Send a request while an answer is open, and another after it is closed."""
     client = open_client(url, connections=connections, **options)
     with closing(body_of(send(client, url))):
         yield outcome(client, url)
@@ -243,7 +243,7 @@ def hold_one_and_ask(url: str, connections: int, **options: Any) -> Iterator[Any
 
 
 def drop_and_ask(url: str, **options: Any) -> Iterator[Any]:
-    """Forgets an answer that was never read, and asks again."""
+    """Drop an answer that was never read, and send another request."""
     client = open_client(url, connections=1, pool=0.5, connect=0.5, **options)
     send(client, url)
     gc.collect()
@@ -258,9 +258,9 @@ def read_and_close(url: str, **options: Any) -> Iterator[Any]:
 
 
 def interrupt_many(url: str, count: int, connections: int) -> Iterator[Any]:
-    """Interrupts answers at random moments; then tells how many descriptors are open, before and after."""
+    """Interrupt answers at random moments; then yield the number of open descriptors before and after."""
     client = open_client(url, connections=connections)
-    yield outcome(client, url)  # (what is made once is made)
+    yield outcome(client, url)  # creates everything that is created only once
     before = len(os.listdir("/proc/self/fd"))
     chance = random.Random(7)
     for _ in range(count // 100):
@@ -272,7 +272,7 @@ def interrupt_many(url: str, count: int, connections: int) -> Iterator[Any]:
     for _ in range(500):
         if len(os.listdir("/proc/self/fd")) <= before:
             break
-        gevent.sleep(0.01)  # gevent closes a socket in its next loop
+        gevent.sleep(0.01)  # gevent closes a socket in the next iteration of its loop
     yield [before, len(os.listdir("/proc/self/fd"))]
     asking = [gevent.spawn(outcome, client, url) for _ in range(connections)]
     yield "asking"
@@ -280,7 +280,7 @@ def interrupt_many(url: str, count: int, connections: int) -> Iterator[Any]:
 
 
 class Cancelled(Exception):
-    """Thrown into a greenlet at any moment."""
+    """An exception that is thrown into a greenlet at any moment."""
 
 
 def throw_into(greenlet: Any) -> None:
@@ -297,7 +297,7 @@ def outcome_until_interrupted(client: httpx2.Client, url: str) -> None:
 
 
 def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
-    """Interrupts a request while it is being sent, and asks again, where there is one place only."""
+    """Interrupt a request while it is being sent, and send another with a pool of one connection."""
     client = open_client(url, connections=1, pool=0.5, connect=0.5, write=0.5)
     asking = gevent.spawn(outcome, client, url, content=b"x" * content_bytes)
     yield "asking"
@@ -305,10 +305,10 @@ def interrupt_a_write(url: str, content_bytes: int) -> Iterator[Any]:
     yield outcome(client, url, content=b"x" * content_bytes)
 
 
-# An answer
+# Answers
 
 
-def test_an_answer_arrives_whole(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_answer_arrives_complete(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
     assert next(start_client(ask, url=upstream.url)) == HELLO
     (request,) = upstream.requests
@@ -328,7 +328,7 @@ def test_each_piece_is_read_before_the_next_is_sent(upstream: Upstream, start_cl
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-BEFORE_SILENCE = {
+BEFORE_PAUSE = {
     "the head": ([wire.raw(HEAD)], 0),
     "the head with text": ([wire.raw(HEAD + b"3\r\none\r\n")], 3),
     "text after the head": ([wire.raw(HEAD), wire.gate("text"), wire.send(b"one")], 3),
@@ -337,8 +337,8 @@ BEFORE_SILENCE = {
 }
 
 
-@pytest.mark.parametrize(("steps", "size"), BEFORE_SILENCE.values(), ids=BEFORE_SILENCE)
-def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
+@pytest.mark.parametrize(("steps", "size"), BEFORE_PAUSE.values(), ids=BEFORE_PAUSE)
+def test_a_nudge_wakes_a_read_whatever_was_read_before(
     upstream: Upstream, start_client: StartClient, steps: list[wire.Step], size: int
 ) -> None:
     upstream.script(*steps, wire.gate("rest"), wire.silence())
@@ -349,7 +349,9 @@ def test_a_nudge_wakes_a_read_whatever_came_before_the_keep_alive(
     assert next(client) == "nudged"
 
 
-def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_body_closed_in_mid_answer_closes_the_upstream_connection(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.silence())
     client = start_client(read_and_close, url=upstream.url)
     assert [next(client), next(client)] == ["one", "closed"]
@@ -360,19 +362,19 @@ def test_a_body_closed_in_mid_answer_closes_upstreams_connection(upstream: Upstr
 @pytest.mark.parametrize(
     "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"]
 )
-def test_an_interim_response_is_passed_over(upstream: Upstream, start_client: StartClient, interim: bytes) -> None:
+def test_an_interim_response_is_skipped(upstream: Upstream, start_client: StartClient, interim: bytes) -> None:
     upstream.script(wire.raw(interim), wire.head(), wire.gate("body"), wire.send(b"body"), wire.end())
     upstream.script(wire.raw(interim), OK)
     client = start_client(ask, url=upstream.url)
-    client.go_on()
+    client.resume()
     upstream.wait_at_gate("body")
     upstream.open("body")
-    assert client.hear() == [200, "body"]
+    assert client.receive() == [200, "body"]
     assert next(client) == [200, "ok"]
     assert upstream.accepted == 1
 
 
-def test_an_interim_response_lends_its_connection_to_nobody(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_interim_response_does_not_release_its_connection(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"), wire.head(), wire.silence())
     upstream.script(OK)
     client = start_client(hold_one_and_ask, url=upstream.url, connections=2, read=2)
@@ -393,17 +395,19 @@ def test_a_header_that_would_inject_another_is_never_sent(upstream: Upstream, st
     assert upstream.requests == []
 
 
-# Connections that are kept
+# Reused connections
 
 
-def test_a_connection_is_used_again(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(*wire.replay("text"))
     client = start_client(ask, url=upstream.url)
     assert [next(client) for _ in range(5)] == [HELLO] * 5
     assert upstream.accepted == upstream.open_connections == 1
 
 
-def test_an_answer_with_a_length_and_a_refusal_are_kept_too(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused_after_a_content_length_and_after_an_error(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(OK)
     upstream.script(wire.error(429, "rate_limit_error", "no"))
     upstream.script(OK)
@@ -412,7 +416,7 @@ def test_an_answer_with_a_length_and_a_refusal_are_kept_too(upstream: Upstream, 
     assert upstream.accepted == 1
 
 
-def test_a_connection_is_used_again_with_descriptors_above_1024(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_is_reused_with_descriptors_above_1024(upstream: Upstream, start_client: StartClient) -> None:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2048:
         pytest.skip("the hard limit of descriptors is too low")
     upstream.always(*wire.replay("text"))
@@ -421,14 +425,16 @@ def test_a_connection_is_used_again_with_descriptors_above_1024(upstream: Upstre
     assert upstream.accepted == 1
 
 
-def test_a_connection_that_asked_to_be_closed_is_not_used_again(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_connection_with_connection_close_is_not_reused(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(wire.status(200, {"connection": "close"}, b"ok"))
     client = start_client(ask, url=upstream.url)
     assert [next(client), next(client)] == [[200, "ok"]] * 2
     assert upstream.accepted == 2
 
 
-def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_kept_connection_that_the_upstream_has_closed_is_replaced(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(OK, wire.close())
     upstream.script(OK)
     client = start_client(ask, url=upstream.url)
@@ -438,39 +444,39 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(upstream: Upstr
     assert len(upstream.requests) == upstream.accepted == 2
 
 
-@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_kept_connection_that_dies_before_the_first_byte_is_not_tried_again_here(
-    upstream: Upstream, start_client: StartClient, cut: wire.Step
+@pytest.mark.parametrize("failure", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_kept_connection_that_closes_before_the_first_byte_is_not_retried_here(
+    upstream: Upstream, start_client: StartClient, failure: wire.Step
 ) -> None:
     upstream.script(OK)
-    upstream.script(cut)
+    upstream.script(failure)
     client = start_client(ask, url=upstream.url)
     assert [next(client), next(client)] == [[200, "ok"], ["Unanswered"]]
     assert (len(upstream.requests), upstream.accepted) == (2, 1)
 
 
-@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_fresh_connection_that_dies_is_not_tried_again(
-    upstream: Upstream, start_client: StartClient, cut: wire.Step
+@pytest.mark.parametrize("failure", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_new_connection_that_closes_is_not_retried(
+    upstream: Upstream, start_client: StartClient, failure: wire.Step
 ) -> None:
-    upstream.script(cut)
+    upstream.script(failure)
     assert next(start_client(ask, url=upstream.url)) == ["Unanswered"]
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_a_kept_connection_that_dies_after_the_first_byte_is_not_tried_again(
-    upstream: Upstream, start_client: StartClient, cut: wire.Step
+@pytest.mark.parametrize("failure", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_a_kept_connection_that_closes_after_the_first_byte_is_not_retried(
+    upstream: Upstream, start_client: StartClient, failure: wire.Step
 ) -> None:
     upstream.script(OK)
-    upstream.script(wire.raw(b"HTTP/1.1 200 OK\r\n"), wire.pause(0.3), cut)  # (a reset would overtake the byte)
+    upstream.script(wire.raw(b"HTTP/1.1 200 OK\r\n"), wire.pause(0.3), failure)  # a reset would overtake the byte
     client = start_client(ask, url=upstream.url)
     assert next(client) == [200, "ok"]
     assert next(client)[0] in ("ReadError", "RemoteProtocolError")
     assert len(upstream.requests) == 2
 
 
-def test_bytes_behind_an_answer_never_become_the_next_one(upstream: Upstream, start_client: StartClient) -> None:
+def test_bytes_after_an_answer_never_become_the_next_one(upstream: Upstream, start_client: StartClient) -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
     upstream.script(wire.raw(answer + b"ok" + answer + b"no"))
     upstream.script(wire.status(200, body=b"mine"))
@@ -488,15 +494,15 @@ def test_a_refused_connection_is_a_connect_error(start_client: StartClient) -> N
     assert next(start_client(ask, url=f"http://127.0.0.1:{port}")) == ["ConnectError"]
 
 
-def test_a_name_that_nobody_knows_is_a_connect_error(start_client: StartClient) -> None:
-    # The resolver is told to ask a port of this machine where nobody answers, so that no question leaves it.
+def test_an_unknown_host_is_a_connect_error(start_client: StartClient) -> None:
+    # The resolver uses a port of this machine that does not answer, so that no query leaves the machine.
     env = {"GEVENT_RESOLVER": "ares", "GEVENT_RESOLVER_SERVERS": "127.0.0.1:1"}
     assert next(start_client(ask, env=env, url="http://nowhere.example")) == ["ConnectError"]
 
 
 def test_a_peer_that_never_accepts_is_a_connect_timeout(start_client: StartClient) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1) as full, ExitStack() as queued:
-        for _ in range(8):  # more than the backlog takes: later ones hang
+        for _ in range(8):  # more than the backlog holds: later ones hang
             client = queued.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(full.getsockname())
@@ -504,7 +510,7 @@ def test_a_peer_that_never_accepts_is_a_connect_timeout(start_client: StartClien
         assert next(client) == ["ConnectTimeout"]
 
 
-def test_no_free_place_is_a_pool_timeout_and_the_place_is_used_again(
+def test_a_full_pool_is_a_pool_timeout_and_a_released_connection_is_reused(
     upstream: Upstream, start_client: StartClient
 ) -> None:
     upstream.script(wire.head(), wire.silence())
@@ -521,12 +527,12 @@ def test_silence_before_the_head_is_a_read_timeout(upstream: Upstream, start_cli
 
 
 @pytest.mark.parametrize(
-    "said", [[wire.send(b"one")], [wire.raw(b"3\r\non")], []], ids=["after a piece", "within a piece", "after the head"]
+    "sent", [[wire.send(b"one")], [wire.raw(b"3\r\non")], []], ids=["after a piece", "within a piece", "after the head"]
 )
 def test_silence_in_mid_body_is_a_read_timeout(
-    upstream: Upstream, start_client: StartClient, said: list[wire.Step]
+    upstream: Upstream, start_client: StartClient, sent: list[wire.Step]
 ) -> None:
-    upstream.script(wire.head(), *said, wire.silence())
+    upstream.script(wire.head(), *sent, wire.silence())
     status, text, error = next(start_client(ask, url=upstream.url, read=0.3))
     assert (status, error) == (200, "ReadTimeout")
     assert text in ("one", "on", "")
@@ -534,34 +540,34 @@ def test_silence_in_mid_body_is_a_read_timeout(
 
 
 def test_a_peer_that_never_reads_is_a_write_timeout(start_client: StartClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        url = f"http://127.0.0.1:{peer.getsockname()[1]}"
         assert next(start_client(ask, url=url, content_bytes=30_000_000, write=0.3)) == ["WriteTimeout"]
 
 
-def test_an_early_refusal_is_read_though_the_request_was_not_taken_whole(start_client: StartClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as hasty:
-        url = f"http://127.0.0.1:{hasty.getsockname()[1]}"
+def test_an_early_error_response_is_read_before_the_request_is_sent_completely(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        url = f"http://127.0.0.1:{peer.getsockname()[1]}"
         client = start_client(ask, url=url, content_bytes=30_000_000)
-        client.go_on()
-        accepted, _ = hasty.accept()
+        client.resume()
+        accepted, _ = peer.accept()
         with accepted:
             accepted.recv(100)
             accepted.sendall(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
             accepted.shutdown(socket.SHUT_WR)
             while accepted.recv(1_000_000):
                 pass
-        assert client.hear() == [413, "no"]
+        assert client.receive() == [413, "no"]
 
 
-BREAKS = {
+FAILURES = {
     "garbage": ([wire.raw(b"\x16\x03\x01 not http\r\n\r\n")], "RemoteProtocolError"),
-    "a cut head": ([wire.raw(b"HTTP/1.1 200 OK\r\ncontent-ty"), wire.close()], "RemoteProtocolError"),
-    "a cut after the head": ([wire.head(), wire.close()], "RemoteProtocolError"),
-    "a cut after a chunk": ([wire.head(), wire.send(b"one"), wire.close()], "RemoteProtocolError"),
-    "a cut in a chunk": ([wire.head(), wire.raw(b"5\r\none"), wire.close()], "RemoteProtocolError"),
+    "a truncated head": ([wire.raw(b"HTTP/1.1 200 OK\r\ncontent-ty"), wire.close()], "RemoteProtocolError"),
+    "a close after the head": ([wire.head(), wire.close()], "RemoteProtocolError"),
+    "a close after a chunk": ([wire.head(), wire.send(b"one"), wire.close()], "RemoteProtocolError"),
+    "a close in a chunk": ([wire.head(), wire.raw(b"5\r\none"), wire.close()], "RemoteProtocolError"),
     "a bad chunk": ([wire.head(), wire.raw(b"3\r\noneX"), wire.silence()], "RemoteProtocolError"),
-    "a cut length": (
+    "a close before the content length": (
         [wire.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\none"), wire.close()],
         "RemoteProtocolError",
     ),
@@ -569,18 +575,18 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize(("steps", "error"), BREAKS.values(), ids=BREAKS)
-def test_an_upstream_that_breaks_is_never_a_clean_end(
+@pytest.mark.parametrize(("steps", "error"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_response_is_never_a_clean_end(
     upstream: Upstream, start_client: StartClient, steps: list[wire.Step], error: str
 ) -> None:
     upstream.script(*steps)
     assert next(start_client(ask, url=upstream.url))[-1] == error
 
 
-# What the SDK relies on
+# Behaviour that the SDK relies on
 
 
-def test_a_compressed_refusal_is_readable_through_the_sdk(upstream: Upstream, start_client: StartClient) -> None:
+def test_a_compressed_error_is_readable_through_the_sdk(upstream: Upstream, start_client: StartClient) -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too many 溪"}}
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     upstream.script(wire.status(400, headers, gzip.compress(json.dumps(error).encode())))
@@ -588,7 +594,7 @@ def test_a_compressed_refusal_is_readable_through_the_sdk(upstream: Upstream, st
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else(
+def test_a_redirect_is_not_followed_and_the_prompt_goes_nowhere_else(
     upstream: Upstream, start_client: StartClient, code: int
 ) -> None:
     with Upstream() as elsewhere:
@@ -598,17 +604,15 @@ def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else(
     assert len(upstream.requests) == 1
 
 
-def test_the_sdk_streams_through_it(upstream: Upstream, start_client: StartClient) -> None:
+def test_the_sdk_streams_through_the_transport(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(*wire.replay("text"))
     assert next(start_client(ask_through_the_sdk, url=upstream.url)) == wire.expected()["text"]["text"]
 
 
-# Many at once
+# Concurrent answers
 
 
-def test_as_many_answers_are_open_at_once_as_there_are_connections(
-    upstream: Upstream, start_client: StartClient
-) -> None:
+def test_as_many_answers_are_concurrent_as_there_are_connections(upstream: Upstream, start_client: StartClient) -> None:
     upstream.always(wire.head(), wire.gate("all"), wire.send(b"ok"), wire.end())
     client = start_client(read_from_many, url=upstream.url, count=150)
     next(client)
@@ -639,12 +643,12 @@ def test_nothing_is_lost_when_answers_are_interrupted_at_random_moments(
         assert next(client) == [[200, "ok"]] * 40
 
 
-def test_a_request_interrupted_while_it_is_sent_gives_its_place_back(start_client: StartClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+def test_a_request_interrupted_while_it_is_sent_releases_its_connection(start_client: StartClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        url = f"http://127.0.0.1:{peer.getsockname()[1]}"
         client = start_client(interrupt_a_write, url=url, content_bytes=30_000_000)
         assert next(client) == "asking"
-        accepted, _ = deaf.accept()
+        accepted, _ = peer.accept()
         with accepted:
             assert accepted.recv(4) == b"POST"
             assert next(client) == ["WriteTimeout"]
@@ -669,19 +673,19 @@ def tls_of(certificate: Path) -> ssl.SSLContext:
     return tls
 
 
-def test_over_tls_an_answer_arrives_with_the_name_told_and_the_connection_kept(
+def test_over_tls_the_server_name_is_sent_and_the_connection_is_reused(
     start_client: StartClient, certificate: Path
 ) -> None:
-    told: list[str | None] = []
+    names: list[str | None] = []
     tls = tls_of(certificate)
-    tls.sni_callback = lambda _, name, __: told.append(name)
+    tls.sni_callback = lambda _, name, __: names.append(name)
     with Upstream(tls=tls) as own:
         own.always(*wire.replay("text"))
         url = f"https://localhost:{own.port}"
         client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=url)
         assert [next(client) for _ in range(3)] == [HELLO] * 3
         assert own.accepted == 1
-    assert told == ["localhost"]
+    assert names == ["localhost"]
 
 
 def test_over_tls_an_address_is_verified_too(start_client: StartClient, certificate: Path) -> None:
@@ -690,7 +694,7 @@ def test_over_tls_an_address_is_verified_too(start_client: StartClient, certific
         assert next(start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)) == [200, "ok"]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_a_connect_error(start_client: StartClient, certificate: Path) -> None:
+def test_an_untrusted_certificate_is_a_connect_error(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         assert next(start_client(ask, url=own.url)) == ["ConnectError"]
         assert own.requests == []
@@ -708,16 +712,16 @@ def test_a_certificate_for_another_name_is_a_connect_error(
 def test_a_plain_upstream_under_an_https_url_is_a_connect_error(upstream: Upstream, start_client: StartClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
         client = start_client(ask, url=f"https://127.0.0.1:{plain.getsockname()[1]}")
-        client.go_on()
+        client.resume()
         accepted, _ = plain.accept()
         with accepted:
             accepted.recv(100)
             accepted.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            assert client.hear() == ["ConnectError"]
+            assert client.receive() == ["ConnectError"]
 
 
 @pytest.mark.parametrize("size", [10, 16384, 65536 - 9, 200_000])
-def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
+def test_over_tls_received_data_never_waits_for_later_data(
     start_client: StartClient, certificate: Path, size: int
 ) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
@@ -729,7 +733,7 @@ def test_over_tls_nothing_that_was_sent_waits_for_what_comes_next(
         assert next(client) is None
 
 
-def test_over_tls_all_records_that_wait_are_one_read(start_client: StartClient, certificate: Path) -> None:
+def test_over_tls_all_pending_records_are_one_read(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         pieces = [wire.send(piece) for piece in (b"one", b"two", b"three")]
         own.script(wire.head(), wire.gate("pieces"), *pieces, wire.gate("rest"), wire.send(b"four"), wire.end())
@@ -744,7 +748,7 @@ def test_over_tls_all_records_that_wait_are_one_read(start_client: StartClient, 
 
 
 def read_on(url: str) -> Iterator[Any]:
-    """Opens an answer, then reads once at each step."""
+    """Open an answer, then read once at each step."""
     body = body_of(send(open_client(url), url))
     yield "open"
     while True:
@@ -760,19 +764,19 @@ def read_exactly(url: str, size: int) -> Iterator[Any]:
     yield read_piece(body)
 
 
-@pytest.mark.parametrize("cut", [wire.close(), wire.reset()], ids=["close", "reset"])
-def test_over_tls_a_kept_connection_that_dies_is_told_from_one_that_answered(
-    start_client: StartClient, certificate: Path, cut: wire.Step
+@pytest.mark.parametrize("failure", [wire.close(), wire.reset()], ids=["close", "reset"])
+def test_over_tls_a_kept_connection_that_closes_is_distinguished_from_an_answer(
+    start_client: StartClient, certificate: Path, failure: wire.Step
 ) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         own.script(OK)
-        own.script(cut)
+        own.script(failure)
         client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
         assert [next(client), next(client)] == [[200, "ok"], ["Unanswered"]]
         assert len(own.requests) == 2
 
 
-def test_over_tls_a_cut_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
+def test_over_tls_a_truncated_response_is_never_a_clean_end(start_client: StartClient, certificate: Path) -> None:
     with Upstream(tls=tls_of(certificate)) as own:
         own.script(wire.head(), wire.send(b"one"), wire.close())
         client = start_client(ask, env={"SSL_CERT_FILE": str(certificate)}, url=own.url)
@@ -783,11 +787,11 @@ def test_over_tls_a_cut_is_never_a_clean_end(start_client: StartClient, certific
 
 
 class Proxy:
-    """An http proxy: forwards requests by their absolute URI, tunnels after CONNECT, remembers the head of each."""
+    """An http proxy: forwards requests by their absolute URI, tunnels after CONNECT, records the head of each."""
 
-    def __init__(self, refusal: bytes = b"") -> None:
+    def __init__(self, error_response: bytes = b"") -> None:
         self.heads: list[str] = []
-        self._refusal = refusal
+        self._error_response = error_response
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -814,8 +818,8 @@ class Proxy:
         tunnel = method == "CONNECT"
         url = urlsplit(f"//{target}" if tunnel else target)
         with client, socket.create_connection((url.hostname, url.port)) as server:
-            if self._refusal:
-                client.sendall(self._refusal)
+            if self._error_response:
+                client.sendall(self._error_response)
             elif tunnel:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 relay(client, server)
@@ -825,7 +829,7 @@ class Proxy:
 
 
 def relay(one: socket.socket, other: socket.socket) -> None:
-    """Carries bytes both ways until either closes."""
+    """Forward bytes in both directions until either side closes."""
     with suppress(OSError):
         while True:
             for ready in select.select([one, other], [], [])[0]:
@@ -845,7 +849,7 @@ def test_an_http_proxy_forwards_an_http_request(upstream: Upstream, start_client
     with Proxy() as proxy:
         client = start_client(ask, env={name: f"http://{CREDENTIALS}{proxy.address}"}, url=upstream.url)
         assert [next(client), next(client)] == [HELLO, HELLO]
-        (head,) = proxy.heads  # the second came on the same connection
+        (head,) = proxy.heads  # the second request used the same connection
     assert head.startswith(f"POST {upstream.url}/v1/messages HTTP/1.1\r\n")
     assert AUTHORIZATION in head
 
@@ -881,16 +885,21 @@ def test_through_a_proxy_the_certificate_is_still_verified(start_client: StartCl
 
 
 @pytest.mark.parametrize(
-    "refusal", [b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"\r\n\r\n"]
+    "error_response",
+    [b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"\r\n\r\n"],
 )
-def test_a_proxy_that_refuses_is_a_connect_error(start_client: StartClient, certificate: Path, refusal: bytes) -> None:
-    with Upstream(tls=tls_of(certificate)) as own, Proxy(refusal) as proxy:
+def test_an_error_of_the_proxy_is_a_connect_error(
+    start_client: StartClient, certificate: Path, error_response: bytes
+) -> None:
+    with Upstream(tls=tls_of(certificate)) as own, Proxy(error_response) as proxy:
         env = {"HTTPS_PROXY": f"http://{proxy.address}", "SSL_CERT_FILE": str(certificate)}
         assert next(start_client(ask, env=env, url=own.url)) == ["ConnectError"]
 
 
 @pytest.mark.parametrize("exception", ["127.0.0.1", "localhost,127.0.0.1", "*"])
-def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: StartClient, exception: str) -> None:
+def test_hosts_in_no_proxy_are_connected_directly(
+    upstream: Upstream, start_client: StartClient, exception: str
+) -> None:
     upstream.script(OK)
     with Proxy() as proxy:
         env = {"HTTP_PROXY": f"http://{proxy.address}", "NO_PROXY": exception}
@@ -898,25 +907,27 @@ def test_what_no_proxy_excepts_goes_straight(upstream: Upstream, start_client: S
         assert proxy.heads == []
 
 
-def test_an_answer_that_is_dropped_unread_holds_no_place(upstream: Upstream, start_client: StartClient) -> None:
+def test_an_answer_that_is_dropped_unread_releases_its_connection(
+    upstream: Upstream, start_client: StartClient
+) -> None:
     upstream.script(wire.head(), wire.silence())
     upstream.script(*wire.answer("Hi"))
     client = start_client(drop_and_ask, url=upstream.url)
     assert next(client)[0] == 200
 
 
-# Which address
+# Several addresses
 
 
 def reach(url: str, unreachable: int) -> Iterator[Any]:
-    """The seconds until a response begins, on a connection of its own each, where the first address never answers."""
+    """Yield the seconds until a response starts, each on a new connection; the first address never answers."""
 
     def resolve(*arguments: Any) -> list[Any]:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         return [(*kind, ("127.0.0.2", unreachable)), (*kind, ("127.0.0.1", urlsplit(url).port))]
 
     with closing(open_client(url, connect=10)) as client:
-        gevent.socket.getaddrinfo = resolve  # A name with two addresses, as a resolver gives it.
+        gevent.socket.getaddrinfo = resolve  # A name with two addresses, as a resolver returns it.
         held = []
         while True:
             began = time.monotonic()
@@ -926,7 +937,7 @@ def reach(url: str, unreachable: int) -> Iterator[Any]:
 
 @contextmanager
 def unreachable_port() -> Iterator[int]:
-    """A port that answers no attempt to connect: its queue is full, and nobody accepts."""
+    """Yield a port that answers no connection attempt, because its backlog is full."""
     with ExitStack() as held:
         listener = held.enter_context(socket.socket())
         listener.bind(("127.0.0.2", 0))
@@ -939,7 +950,7 @@ def unreachable_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_an_address_that_does_not_answer_delays_one_connection_by_two_seconds_and_no_other(
+def test_an_unresponsive_address_delays_one_connection_by_two_seconds_and_no_other(
     start_client: StartClient, upstream: Upstream
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.opening()), wire.silence())
@@ -951,7 +962,7 @@ def test_an_address_that_does_not_answer_delays_one_connection_by_two_seconds_an
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_where_an_operator_names_the_roots_no_others_are_trusted(
+def test_only_the_root_certificates_that_an_operator_sets_are_trusted(
     name: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)

@@ -1,6 +1,6 @@
-"""The service with a tracer of its own that prints its spans, for tests only: `gunicorn traced:app`.
+"""The service with a tracer that prints its spans, for tests only: `gunicorn traced:app`.
 
-With TRACER=late the tracer is set once the service is there, which is too late.
+With TRACER=late the tracer is set after the service was created, which is too late.
 """
 
 import itertools
@@ -19,41 +19,41 @@ _numbers = itertools.count(1)
 class Span(trace.Span):
     def __init__(self, name: str, attributes: Mapping[str, Any] | None) -> None:
         self._context = SpanContext(next(_numbers), next(_numbers), False, TraceFlags(TraceFlags.SAMPLED))
-        self._told: dict[str, Any] = {"name": name, "attributes": dict(attributes or {}), "status": "UNSET"}
+        self._fields: dict[str, Any] = {"name": name, "attributes": dict(attributes or {}), "status": "UNSET"}
         self._open = True
-        self._tell("begun")
+        self._print("begun")
 
     def end(self, end_time: int | None = None) -> None:
         self._open = False
-        self._tell("ended")
+        self._print("ended")
 
     def get_span_context(self) -> SpanContext:
         return self._context
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        self._told["attributes"].update(attributes)
+        self._fields["attributes"].update(attributes)
 
     def set_attribute(self, key: str, value: Any) -> None:
-        self._told["attributes"][key] = value
+        self._fields["attributes"][key] = value
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
-        self._told.setdefault("events", []).append([name, str(attributes)])
+        self._fields.setdefault("events", []).append([name, str(attributes)])
 
     def update_name(self, name: str) -> None:
-        self._told["name"] = name
+        self._fields["name"] = name
 
     def is_recording(self) -> bool:
         return self._open
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self._told["status"] = (status.status_code if isinstance(status, Status) else status).name
-        self._told["description"] = description or (status.description if isinstance(status, Status) else None)
+        self._fields["status"] = (status.status_code if isinstance(status, Status) else status).name
+        self._fields["description"] = description or (status.description if isinstance(status, Status) else None)
 
     def record_exception(self, exception: BaseException, *arguments: Any, **options: Any) -> None:
         self.add_event("exception", str(exception))
 
-    def _tell(self, what: str) -> None:
-        print(json.dumps({"span": f"{self._context.span_id:016x}", "what": what, **self._told}), flush=True)
+    def _print(self, what: str) -> None:
+        print(json.dumps({"span": f"{self._context.span_id:016x}", "what": what, **self._fields}), flush=True)
 
 
 class Tracer(trace.Tracer):
@@ -75,7 +75,7 @@ late = os.environ.get("TRACER") == "late"
 if not late:
     trace.set_tracer_provider(TracerProvider())
 
-from wsgi import app  # noqa: E402 (the service looks for a tracer when it is made)
+from wsgi import app  # noqa: E402 (the service looks for a tracer when it is created)
 
 if late:
     trace.set_tracer_provider(TracerProvider())

@@ -1,7 +1,7 @@
-"""A fake of the Messages API on a real socket, which answers as a test scripts it.
+"""A fake of the Messages API on a real socket, which plays the answers that a test scripts.
 
-A script is a row of steps (`head`, `send`, `gate`, `reset`, ...) from script.py; the events that they send (`start`,
-`text`, `stop`, ...) are built by messages_api.py. Tests import both from here: `import upstream as wire`.
+A script is a sequence of steps (`head`, `send`, `gate`, `reset`, ...) from script.py; the events that they send
+(`start`, `text`, `stop`, ...) are built by messages_api.py. Tests import both from here: `import upstream as wire`.
 `python tests/upstream.py PORT` serves one fixed answer.
 """
 
@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
-from leaks import HEARD, Heard
+from leaks import WIRE_SECRETS, WireSecrets
 from messages_api import (
     REQUEST_ID,
     block_start,
@@ -92,7 +92,7 @@ __all__ = [
 
 
 class Answer:
-    """One answer under way: what its steps use, and afterwards how it ended."""
+    """One open answer: the state that its steps use, and finally its outcome."""
 
     def __init__(self, upstream: "Upstream", request: Request, connection: Connection) -> None:
         self.upstream = upstream
@@ -105,7 +105,7 @@ class Answer:
 
     def write(self, data: bytes) -> None:
         """Put bytes on the wire as they are."""
-        self.upstream.heard.note_answer(data)
+        self.upstream.wire_secrets.note_answer(data)
         self.connection.write(data)
 
     def write_chunk(self, data: bytes) -> None:
@@ -113,7 +113,7 @@ class Answer:
         self.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def wait(self, signal: Signal | None = None, seconds: float | None = None) -> bool:
-        """Wait for the signal (or only the time) and say whether it came; the peer's leaving raises."""
+        """Wait for the signal, or only `seconds`, and return whether it fired; raise if the peer disconnects."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not (signal and signal.fired):
             remaining = None if deadline is None else deadline - time.monotonic()
@@ -124,7 +124,7 @@ class Answer:
 
 
 class Upstream:
-    """The fake itself: a listening socket on 127.0.0.1, a thread for each connection, and what they saw."""
+    """The fake itself: a listening socket on 127.0.0.1, a thread for each connection, and records of both."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
@@ -143,7 +143,7 @@ class Upstream:
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
-        self.heard = HEARD[self.port] = Heard()
+        self.wire_secrets = WIRE_SECRETS[self.port] = WireSecrets()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Upstream":
@@ -157,7 +157,7 @@ class Upstream:
             thread.join(10)
         self._listener.close()
 
-    # What the test says
+    # Called by the test: scripts
 
     def script(self, *steps: Step) -> None:
         """Queue the answer to one request."""
@@ -170,13 +170,13 @@ class Upstream:
             self._default = steps
 
     def open(self, name: str) -> None:
-        """Open a gate for every answer that waits at it or will come to it."""
+        """Open a gate for every answer that waits at it or will reach it."""
         self._gate(name).fire()
 
     def clear(self) -> None:
-        """Forget scripts, gates and records, and end the answers under way; `accepted` goes on counting.
+        """Forget scripts, gates and records, and end the open answers; `accepted` is not reset.
 
-        A kept connection counts again once it has its next request.
+        A kept connection is recorded again with its next request.
         """
         with self._changed:
             ended, self._over = self._over, Signal()
@@ -188,10 +188,10 @@ class Upstream:
         ended.fire()
         self.wait_until(
             lambda: all(answer.outcome == "sent" or answer.connection.closed_at for answer in busy),
-            "the end of the answers under way",
+            "the end of the open answers",
         )
 
-    # What the test asks
+    # Called by the test: records
 
     @property
     def open_connections(self) -> int:
@@ -200,35 +200,37 @@ class Upstream:
 
     @property
     def open_peer_ports(self) -> set[int]:
-        """The ports at the other side of the open connections."""
+        """The client ports of the open connections."""
         with self._changed:
             return {each.peer_port for each in self.connections if each.closed_at is None}
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
-        """Wait until something is true of what came in, or raise AssertionError after `timeout` seconds."""
+        """Wait until the condition is true, or raise AssertionError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
-                saw = [(answer.request.path, answer.outcome or "under way") for answer in self.answers]
-                raise AssertionError(f"waited {timeout:g} s in vain for {what}; saw {saw}, faults {self.faults}")
+                saw = [(answer.request.path, answer.outcome or "open") for answer in self.answers]
+                raise AssertionError(f"waited {timeout:g} s for {what}; saw {saw}, faults {self.faults}")
 
     def wait_for_requests(self, n: int, timeout: float = 10) -> list[Request]:
-        """Wait until `n` requests have come in all, and return them all."""
+        """Wait until `n` requests have been received, and return all of them."""
         self.wait_until(lambda: len(self.requests) >= n, f"{n} requests", timeout)
         return self.requests
 
     def wait_at_gate(self, name: str, n: int = 1, timeout: float = 10) -> None:
-        """Wait until `n` answers have come to a gate: what stands before it in their scripts is sent."""
+        """Wait until `n` answers have reached a gate: the steps before it are sent."""
         self.wait_until(lambda: self._held.get(name, 0) >= n, f"{n} at gate {name!r}", timeout)
 
     def wait_until_left(self, timeout: float = 10) -> float:
-        """Wait until the peer has left during the latest answer; return when that was noticed (monotonic)."""
-        self.wait_until(lambda: bool(self.answers) and self.answers[-1].outcome == "left", "the peer to leave", timeout)
+        """Wait until the peer has disconnected during the latest answer; return that time (monotonic)."""
+        self.wait_until(
+            lambda: bool(self.answers) and self.answers[-1].outcome == "left", "disconnect of the peer", timeout
+        )
         return self.answers[-1].ended_at or 0.0
 
-    # What the threads do
+    # Run by the threads
 
     def hold(self, answer: Answer, name: str, seconds: float) -> bool:
-        """Hold an answer at a gate, and say whether the gate was opened within `seconds`."""
+        """Hold an answer at a gate, and return whether the gate was opened within `seconds`."""
         with self._changed:
             gate = self._gate(name)
             self._held[name] = self._held.get(name, 0) + 1
@@ -272,7 +274,7 @@ class Upstream:
                 self._changed.notify_all()
 
     def _answer(self, request: Request, connection: Connection) -> bool:
-        """Play the next script, and say whether the connection stays open."""
+        """Play the next script, and return whether the connection stays open."""
         answer, steps = self._begin(request, connection)
         outcome = "broken"
         try:
@@ -294,7 +296,7 @@ class Upstream:
         with self._changed:
             answer = Answer(self, request, connection)
             connection.over = self._over
-            self.heard.note_prompt(request.body)
+            self.wire_secrets.note_prompt(request.body)
             self.requests.append(request)
             if connection not in self.connections:
                 self.connections.append(connection)

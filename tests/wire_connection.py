@@ -1,4 +1,4 @@
-"""The server's side of one connection to the fake upstream: what comes in, what goes out, and when the peer leaves."""
+"""The server's side of one connection to the fake upstream: reads, writes and the peer's disconnect."""
 
 import contextlib
 import json
@@ -17,56 +17,56 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Ended(Exception):
-    """The answer is over before its script is; `outcome` says why."""
+    """The answer ends before its script; `outcome` is the reason."""
 
     outcome = ""
 
 
-class Left(Ended):
+class Disconnected(Ended):
     """The peer closed or reset the connection."""
 
     outcome = "left"
 
 
-class Cut(Ended):
+class Closed(Ended):
     """The script itself closed or reset the connection."""
 
     outcome = "cut"
 
 
 class Abandoned(Ended):
-    """The test is over, so nobody waits for the rest."""
+    """The test has ended, so the rest is not sent."""
 
     outcome = "abandoned"
 
 
 class Signal:
-    """Something that happens once, and wakes every thread that polls for it."""
+    """A one-time event that wakes every thread that polls for it."""
 
     def __init__(self) -> None:
-        # All pollers of a pipe see its write end close, and go on seeing it: one pipe wakes any number.
-        # It lives as long as anybody holds the signal, so that nobody polls a reused descriptor.
+        # All pollers of a pipe see its write end close, and continue to see it: one pipe wakes any number.
+        # It stays open while a reference to the signal exists, so that no thread polls a reused descriptor.
         self._read, write = os.pipe()
         self._fire = weakref.finalize(self, os.close, write)
         weakref.finalize(self, os.close, self._read)
 
     def fire(self) -> None:
-        """Let it happen; a second time changes nothing."""
+        """Fire; a second call has no effect."""
         self._fire()
 
     @property
     def fired(self) -> bool:
-        """Whether it has happened."""
+        """Whether it has fired."""
         return not self._fire.alive
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when it happens."""
+        """Return the descriptor that becomes readable when it fires."""
         return self._read
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: `path` with its query, `headers` by lower-case name."""
+    """One request as received: `path` with its query, `headers` by lower-case name."""
 
     method: str
     path: str
@@ -80,7 +80,7 @@ class Request:
 
 
 class Connection:
-    """One accepted connection: reads requests, writes answers, and notices when the peer leaves."""
+    """One accepted connection: reads requests, writes answers, and detects a disconnect."""
 
     def __init__(self, accepted: socket.socket, peer_port: int, over: Signal) -> None:
         self.socket = accepted
@@ -88,18 +88,18 @@ class Connection:
         self.over = over  # interrupts every wait on this connection
         self.closed_at: float | None = None
         self.reset_on_close = False
-        self._peer_left = False
+        self._peer_disconnected = False
         self._inbox = bytearray()
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
-        """Make the connection ready to be read, with its handshake where it is a TLS one."""
+        """Prepare the connection for reading, with a TLS handshake if `tls` is given."""
         self.socket.settimeout(5)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls:
             try:
                 self.socket = tls.wrap_socket(self.socket, server_side=True)
-            except OSError as refused:  # a peer that mistrusts the certificate leaves here
-                raise Left from refused
+            except OSError as rejected:  # a peer that does not trust the certificate disconnects here
+                raise Disconnected from rejected
         self.socket.setblocking(False)
         self._receive()  # the handshake may have read further than its own end
 
@@ -115,23 +115,23 @@ class Connection:
         return Request(method, path, headers, self._take(int(headers.get("content-length", 0))))
 
     def write(self, data: bytes) -> None:
-        """Send all of `data`, in one write where the socket has room; raise `Left` if the peer is gone."""
+        """Send all of `data`, in one write if the socket has space; raise `Disconnected` after a disconnect."""
         self._receive()
         left = memoryview(data)
         while left:
-            if self._peer_left:
-                raise Left
+            if self._peer_disconnected:
+                raise Disconnected
             try:
                 left = left[self.socket.send(left) :]
             except WOULD_BLOCK:
                 self.wait(writable=True)
-            except OSError as gone:
-                raise Left from gone
+            except OSError as error:
+                raise Disconnected from error
 
     def wait(self, also: Signal | None = None, seconds: float | None = None, writable: bool = False) -> None:
-        """Wait once for the peer, a signal, or `seconds`; raise if the peer had left, or all is over."""
-        if self._peer_left:
-            raise Left
+        """Wait once for the peer, a signal, or `seconds`; raise if the peer has disconnected or the test has ended."""
+        if self._peer_disconnected:
+            raise Disconnected
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | (select.POLLOUT if writable else 0))
         poll.register(self.over, select.POLLIN)
@@ -143,7 +143,7 @@ class Connection:
         self._receive()
 
     def close(self) -> None:
-        """Close: by RST if `reset_on_close`, else by FIN, with all that the peer has sent read before."""
+        """Close: by RST if `reset_on_close`, else by FIN, after reading everything that the peer has sent."""
         if self.reset_on_close:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
@@ -155,7 +155,7 @@ class Connection:
         self.closed_at = time.monotonic()
 
     def _receive(self) -> None:
-        """Take in what has arrived, so that the peer's end is seen behind whatever it sent before."""
+        """Read what has arrived, so that the peer's end is detected behind the data before it."""
         try:
             while data := self.socket.recv(65536):
                 self._inbox += data
@@ -163,7 +163,7 @@ class Connection:
             return
         except OSError:
             pass
-        self._peer_left = True
+        self._peer_disconnected = True
 
     def _take(self, size: int) -> bytes:
         while len(self._inbox) < size:
