@@ -144,7 +144,7 @@ class Trouble:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_five_minutes_of_everything_at_once_lose_nothing_and_leave_nothing_behind(
+def test_five_minutes_of_faults_lose_no_answer_and_leak_nothing(
     upstream: Upstream, tmp_path: Path, mounted: Callable[[int], Path]
 ) -> None:
     upstream.always(PlayAll())

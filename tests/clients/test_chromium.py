@@ -64,7 +64,7 @@ class Page:
             assert last[-1:] == [expected]
 
 
-def test_event_source_shows_the_answer_and_its_end_mark_and_asks_once_however_long_the_tab_is_open(
+def test_event_source_shows_the_answer_and_its_end_mark_and_sends_one_prompt_while_the_tab_is_open(
     page: Page, upstream: Upstream
 ) -> None:
     upstream.always(*gated_answer())
@@ -77,7 +77,9 @@ def test_event_source_shows_the_answer_and_its_end_mark_and_asks_once_however_lo
     assert [request.json["messages"][0]["content"] for request in upstream.requests] == [QUESTION]
 
 
-def test_event_source_shows_no_end_mark_after_a_cut_and_asks_once(page: Page, upstream: Upstream) -> None:
+def test_event_source_shows_no_end_mark_after_a_truncated_answer_and_sends_one_prompt(
+    page: Page, upstream: Upstream
+) -> None:
     upstream.always(*cut_answer())
     page.run(
         LISTEN + "source.addEventListener('error', (event) => { if (event.data) window.failed = event.data })", "hi"
@@ -89,7 +91,7 @@ def test_event_source_shows_no_end_mark_after_a_cut_and_asks_once(page: Page, up
     assert len(upstream.requests) == 1
 
 
-def test_event_source_gives_up_at_a_refusal(page: Page, upstream: Upstream) -> None:
+def test_event_source_closes_after_a_rejection(page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     page.run(LISTEN, QUESTION)
     page.wait_for("source.readyState", CLOSED)
@@ -97,7 +99,7 @@ def test_event_source_gives_up_at_a_refusal(page: Page, upstream: Upstream) -> N
     assert len(upstream.requests) == 1
 
 
-def test_the_lines_of_an_answer_survive_in_event_source(page: Page, upstream: Upstream) -> None:
+def test_event_source_preserves_the_lines_of_an_answer(page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     page.run(LISTEN, QUESTION)
@@ -113,7 +115,7 @@ def test_fetch_shows_the_first_text_before_the_second_is_sent(page: Page, upstre
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_fetch_rejects_at_a_cut(how: str, page: Page, upstream: Upstream) -> None:
+def test_fetch_rejects_its_promise_for_a_truncated_answer(how: str, page: Page, upstream: Upstream) -> None:
     upstream.script(*cut_answer(how))
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
@@ -121,13 +123,13 @@ def test_fetch_rejects_at_a_cut(how: str, page: Page, upstream: Upstream) -> Non
     page.wait_for("[shown, ended].join()", f"{FIRST},TypeError")
 
 
-def test_fetch_shows_the_words_of_a_refusal(page: Page, upstream: Upstream) -> None:
+def test_fetch_shows_the_message_of_a_rejection(page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     page.run(READ, QUESTION)
     page.wait_for("ended", "429: The model's rate limit is reached. Try again in 7 s.\n")
 
 
-def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+def test_an_aborted_fetch_closes_the_upstream_connection(page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
@@ -136,7 +138,7 @@ def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: 
     page.wait_for("ended", "AbortError")
 
 
-def test_a_page_that_is_left_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+def test_navigating_away_closes_the_upstream_connection(page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)

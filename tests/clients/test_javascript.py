@@ -88,7 +88,7 @@ def test_the_first_text_comes_before_the_upstream_sends_the_second(
 
 @pytest.mark.parametrize("how", CUTS)
 @pytest.mark.parametrize("client", STREAMS)
-def test_a_cut_is_an_error_after_the_text_before_it(
+def test_a_truncated_answer_is_an_error_after_the_text_before_it(
     client: str, how: str, node: Node, service: Rill, upstream: Upstream
 ) -> None:
     script, way, _ = STREAMS[client]
@@ -105,7 +105,7 @@ def test_a_cut_is_an_error_after_the_text_before_it(
 
 
 @pytest.mark.parametrize("client", REFUSALS)
-def test_a_refusal_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_rejection_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
     script, way, _ = STREAMS[client]
     script_refusal(upstream)
     with node.run(script, way, service.url) as running:
@@ -114,7 +114,7 @@ def test_a_refusal_is_the_clients_own_error(client: str, node: Node, service: Ri
     assert "rate limit is reached" in line["error"]["message"]
 
 
-def test_fetch_sees_the_status_and_the_words_of_a_refusal(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_fetch_reads_the_status_and_message_of_a_rejection(node: Node, service: Rill, upstream: Upstream) -> None:
     script_refusal(upstream)
     with node.run("fetch.mjs", "refused", service.url) as running:
         (line,) = running.rest()
@@ -122,7 +122,7 @@ def test_fetch_sees_the_status_and_the_words_of_a_refusal(node: Node, service: R
     assert "rate limit is reached" in line["end"]["body"]
 
 
-def test_an_aborted_fetch_closes_the_upstreams_connection(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_an_aborted_fetch_closes_the_upstream_connection(node: Node, service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with node.run("fetch.mjs", "abort", service.url) as running:
         first, last = running.rest()
@@ -138,7 +138,7 @@ def test_an_aborted_fetch_closes_the_upstreams_connection(node: Node, service: R
     ],
     ids=["OpenAI's", "AI SDK with OpenAI's"],
 )
-def test_a_completion_comes_whole(
+def test_a_client_reads_a_non_streamed_completion(
     script: str, way: str, end: dict[str, str], node: Node, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
@@ -151,7 +151,9 @@ def test_a_completion_comes_whole(
     [("anthropic_sdk.mjs", "whole"), ("ai_sdk.mjs", "anthropic-whole")],
     ids=["Anthropic's", "AI SDK with Anthropic's"],
 )
-def test_a_message_comes_whole(script: str, way: str, node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_client_reads_a_non_streamed_message(
+    script: str, way: str, node: Node, service: Rill, upstream: Upstream
+) -> None:
     said = {"content": [{"type": "text", "text": FIRST}], "usage": {"input_tokens": 1, "output_tokens": 2}}
     body = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", **said}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(body).encode()))
@@ -161,7 +163,7 @@ def test_a_message_comes_whole(script: str, way: str, node: Node, service: Rill,
     assert upstream.requests[0].json.get("stream") is not True
 
 
-def test_a_tool_is_called_with_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_tool_call_has_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.replay("tool_use"))
     with node.run("anthropic_sdk.mjs", "tool", service.url) as running:
         called = running.next()["end"]
@@ -175,7 +177,7 @@ def listen(node: Node, service: Rill) -> Script:
     return node.run("event_source.mjs", "listen", service.url)
 
 
-def test_event_source_reads_the_first_text_early_and_asks_only_once(
+def test_event_source_reads_the_first_text_before_the_second_is_sent_and_sends_one_prompt(
     node: Node, service: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*gated_answer())
@@ -189,7 +191,9 @@ def test_event_source_reads_the_first_text_early_and_asks_only_once(
     assert len(upstream.requests) == 1
 
 
-def test_event_source_is_told_of_a_cut_and_asks_only_once(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_prompt(
+    node: Node, service: Rill, upstream: Upstream
+) -> None:
     upstream.always(*cut_answer())
     with listen(node, service) as running:
         assert running.next() == {"text": FIRST}

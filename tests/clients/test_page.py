@@ -180,7 +180,7 @@ def said(upstream: Upstream, request: int = -1) -> list[str]:
 # An answer as it arrives
 
 
-def test_the_first_text_is_on_the_page_before_the_second_is_sent(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_shows_the_first_text_before_the_second_is_sent(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*gated_answer())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -218,15 +218,13 @@ def test_the_statistics_show_the_time_to_the_first_text_the_rate_and_the_tokens(
         ("something_new", "something_new"),
     ],
 )
-def test_a_stop_reason_is_shown_in_plain_words(
-    stop_reason: str, reason: str, open_page: Page, upstream: Upstream
-) -> None:
+def test_the_page_shows_the_stop_reason(stop_reason: str, reason: str, open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason=stop_reason))
     open_page.ask()
     open_page.wait_for_outcomes(f"Complete: {reason}.")
 
 
-def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_shows_the_lines_and_spaces_of_an_answer_unchanged(open_page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     open_page.ask()
@@ -245,9 +243,7 @@ def test_markup_in_a_prompt_and_in_an_answer_is_shown_and_never_runs(open_page: 
     assert open_page.run("return window.ran") is None
 
 
-def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peace(
-    open_page: Page, upstream: Upstream
-) -> None:
+def test_the_page_scrolls_with_the_answer_unless_the_reader_scrolled_up(open_page: Page, upstream: Upstream) -> None:
     lines = "line\n" * 200
     held = [wire.gate("more"), wire.send(wire.text(lines)), wire.gate("rest"), wire.send(wire.text(lines))]
     outcome = [wire.send(wire.block_stop() + wire.stop()), wire.end()]
@@ -268,7 +264,7 @@ def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peac
 # Every other outcome
 
 
-def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page, upstream: Upstream) -> None:
+def test_stop_closes_the_upstream_connection_and_keeps_the_text(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -279,7 +275,7 @@ def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
 
 
-def test_a_prompt_that_is_stopped_before_its_answer_is_back_in_the_form(open_page: Page, upstream: Upstream) -> None:
+def test_a_prompt_stopped_before_its_answer_returns_to_the_form(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     open_page.ask()
     upstream.wait_for_requests(1)
@@ -293,7 +289,7 @@ def test_a_prompt_that_is_stopped_before_its_answer_is_back_in_the_form(open_pag
     ("how", "words"),
     [("close", TRUNCATED), ("end", TRUNCATED), ("reset", INCOMPLETE + "The model's API failed. Try again.")],
 )
-def test_a_truncated_answer_is_shown_as_such_and_its_text_kept(
+def test_a_truncated_answer_is_marked_and_keeps_its_text(
     how: str, words: str, open_page: Page, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))
@@ -305,7 +301,7 @@ def test_a_truncated_answer_is_shown_as_such_and_its_text_kept(
     assert open_page.shows("article.truncated")
 
 
-def test_an_error_in_mid_answer_is_shown_with_its_reason(open_page: Page, upstream: Upstream) -> None:
+def test_an_error_during_an_answer_is_shown_with_its_reason(open_page: Page, upstream: Upstream) -> None:
     broken = [wire.gate("error"), wire.send(wire.stream_error()), wire.end()]
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), *broken)
     open_page.ask()
@@ -315,7 +311,7 @@ def test_an_error_in_mid_answer_is_shown_with_its_reason(open_page: Page, upstre
     assert open_page.texts(".answer") == [FIRST]
 
 
-def test_a_connection_that_fails_is_shown_as_a_truncated_answer(
+def test_a_failed_connection_is_shown_as_a_truncated_answer(
     page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
@@ -339,7 +335,7 @@ def test_an_unreachable_server_is_reported(page: Page, start_rill: StartRill, up
     page.wait_for_outcomes("No answer: the server is unreachable.")
 
 
-def test_a_rejection_is_shown_in_the_servers_words_with_its_retry_time(open_page: Page, upstream: Upstream) -> None:
+def test_a_rejection_is_shown_with_the_servers_message_and_retry_time(open_page: Page, upstream: Upstream) -> None:
     script_refusal(upstream)
     open_page.excuse("status of 429")
     open_page.ask()
@@ -382,7 +378,7 @@ def test_the_conversation_keeps_truncated_and_stopped_answers(open_page: Page, u
     assert said(upstream) == ["one", FIRST, "two", SECOND, "three"]
 
 
-def test_a_new_conversation_cancels_the_answer_and_forgets_all(open_page: Page, upstream: Upstream) -> None:
+def test_a_new_conversation_cancels_the_answer_and_clears_the_page(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -427,7 +423,7 @@ def pasted(page: Page) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
-def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
+def test_an_answer_is_copied_unchanged_with_and_without_the_clipboard_api(
     host: str, page: Page, service: Rill, upstream: Upstream
 ) -> None:
     page.open(service.url.replace("127.0.0.1", host))
@@ -445,7 +441,7 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
 # API keys
 
 
-def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
+def test_the_page_asks_for_a_required_api_key_and_stores_it_for_this_tab_only(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
@@ -491,7 +487,7 @@ def test_a_prompt_that_was_unauthorized_is_sent_again_with_the_key(
 # The keyboard
 
 
-def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Upstream) -> None:
+def test_the_keyboard_alone_can_send_stop_and_copy(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     assert open_page.focused() == "prompt"
     open_page.ask()
@@ -509,7 +505,7 @@ def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Ups
     open_page.wait_for(lambda: open_page.texts("#status"), ["Copied."])
 
 
-def test_the_form_does_not_cover_what_has_the_focus(open_page: Page, upstream: Upstream) -> None:
+def test_the_form_does_not_cover_the_focused_element(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer("line\n" * 100))
     open_page.ask()
     open_page.wait_for_outcomes(COMPLETE)
@@ -571,7 +567,7 @@ def test_a_prompt_written_during_an_answer_is_not_sent_before_its_end(open_page:
 # How it looks, and how it sounds
 
 
-def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
+def test_every_control_has_an_accessible_name_and_the_page_has_landmarks(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.excuse("status of 401")
@@ -592,7 +588,7 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_follow_the_preference_with_enough_contrast(
+def test_the_light_and_dark_schemes_follow_the_preference_with_enough_contrast(
     scheme: str, page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
@@ -618,7 +614,7 @@ def test_light_and_dark_follow_the_preference_with_enough_contrast(
 
 
 @pytest.mark.parametrize(("motion", "animation"), [("no-preference", "pulse"), ("reduce", "none")])
-def test_nothing_moves_for_a_reader_who_prefers_that(
+def test_reduced_motion_disables_the_animation(
     motion: str, animation: str, open_page: Page, upstream: Upstream
 ) -> None:
     open_page.prefer(prefers_reduced_motion=motion)
@@ -656,7 +652,7 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
 # On the wire
 
 
-def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_is_small_and_loads_nothing_from_other_origins(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
     open_page.ask()
     open_page.wait_for(lambda: open_page.texts("#buffering"), [NOT_BUFFERED])
@@ -689,7 +685,7 @@ def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Pa
         ("data: a\n\ndata: never whole", [["message", "a"]]),
     ],
 )
-def test_events_are_read_as_the_specification_says_however_the_network_splits_them(
+def test_events_are_parsed_as_specified_however_the_network_splits_them(
     body: str, events: list[list[str]], open_page: Page
 ) -> None:
     data = body.encode()
@@ -737,7 +733,7 @@ def hasty_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -
             thread.join()
 
 
-def test_a_proxy_that_buffers_is_reported(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_the_page_reports_a_proxy_that_buffers(page: Page, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with hasty_proxy(service) as url:
         page.open(url)
@@ -746,7 +742,9 @@ def test_a_proxy_that_buffers_is_reported(page: Page, service: Rill, upstream: U
         page.wait_for(lambda: page.texts("#buffering"), [BUFFERED])
 
 
-def test_events_that_end_without_done_are_a_cut_however_cleanly(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_events_without_done_are_shown_as_truncated_even_after_a_clean_end(
+    page: Page, service: Rill, upstream: Upstream
+) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with hasty_proxy(service, end_at=b"event: done") as url:
         page.open(url)

@@ -44,7 +44,7 @@ def test_requests_reads_the_first_text_before_the_second_is_sent(service: Rill, 
         assert b"".join(pieces).decode() == SECOND
 
 
-def test_requests_posts_text_a_form_and_json_alike(service: Rill, upstream: Upstream) -> None:
+def test_requests_gets_the_same_answer_for_text_a_form_and_json(service: Rill, upstream: Upstream) -> None:
     url = f"{service.url}/stream"
     upstream.always(*wire.answer(FIRST, SECOND))
     bodies: list[dict[str, Any]] = [{"data": QUESTION}, {"data": ASK}, {"json": ASK}]
@@ -54,7 +54,7 @@ def test_requests_posts_text_a_form_and_json_alike(service: Rill, upstream: Upst
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_requests_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -> None:
+def test_requests_raises_for_a_truncated_answer(how: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*cut_answer(how))
     with requests.get(f"{service.url}/stream", params=ASK, stream=True, timeout=20) as response:
         pieces = response.iter_content(None)
@@ -64,7 +64,7 @@ def test_requests_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -
             list(pieces)
 
 
-def test_requests_raises_for_a_refusal_with_the_words_as_its_text(service: Rill, upstream: Upstream) -> None:
+def test_requests_raises_for_a_rejection_whose_text_is_the_message(service: Rill, upstream: Upstream) -> None:
     script_refusal(upstream)
     response = requests.get(f"{service.url}/stream", params=ASK, timeout=20)
     with pytest.raises(requests.HTTPError, match="429"):
@@ -88,7 +88,7 @@ def test_httpx_reads_the_first_text_before_the_second_is_sent(
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_httpx_raises_at_a_cut(how: str, service: Rill, client: httpx.Client, upstream: Upstream) -> None:
+def test_httpx_raises_for_a_truncated_answer(how: str, service: Rill, client: httpx.Client, upstream: Upstream) -> None:
     upstream.script(*cut_answer(how))
     with client.stream("POST", f"{service.url}/stream", json={"prompt": QUESTION}) as response:
         pieces = response.iter_text()
@@ -98,7 +98,7 @@ def test_httpx_raises_at_a_cut(how: str, service: Rill, client: httpx.Client, up
             list(pieces)
 
 
-def test_httpx_reads_a_problem_as_json_where_it_accepts_that(
+def test_httpx_reads_a_problem_as_json_if_it_accepts_json(
     service: Rill, client: httpx.Client, upstream: Upstream
 ) -> None:
     script_refusal(upstream)
@@ -126,7 +126,7 @@ def test_httpx_sse_reads_the_first_event_before_the_second_is_sent(
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_httpx_sse_reads_an_error_event_at_a_cut_and_no_end_mark(
+def test_httpx_sse_reads_an_error_event_and_no_end_mark_for_a_truncated_answer(
     how: str, service: Rill, client: httpx.Client, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))
@@ -138,7 +138,7 @@ def test_httpx_sse_reads_an_error_event_at_a_cut_and_no_end_mark(
     assert (error.event, error.json()["status"]) == ("error", 502)
 
 
-def test_httpx_sse_refuses_what_is_no_event_stream(service: Rill, client: httpx.Client, upstream: Upstream) -> None:
+def test_httpx_sse_raises_for_a_rejection(service: Rill, client: httpx.Client, upstream: Upstream) -> None:
     script_refusal(upstream)
     with (
         httpx_sse.connect_sse(client, "GET", f"{service.url}/stream", params=ASK) as source,
@@ -161,7 +161,7 @@ def test_urllib_reads_the_first_text_before_the_second_is_sent(service: Rill, up
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_urllib_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -> None:
+def test_urllib_raises_for_a_truncated_answer(how: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*cut_answer(how))
     with urllib.request.urlopen(f"{service.url}/stream?q=hi", timeout=20) as response:
         assert read_decoded(response, len(FIRST)) == FIRST
@@ -170,7 +170,7 @@ def test_urllib_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -> 
             response.read()
 
 
-def test_urllib_raises_for_a_refusal_in_the_shape_of_the_dialect(service: Rill, upstream: Upstream) -> None:
+def test_urllib_raises_for_a_rejection_in_the_format_of_the_dialect(service: Rill, upstream: Upstream) -> None:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [{}]}).encode()
     asked = urllib.request.Request(
         f"{service.url}/v1/chat/completions", body, {"Content-Type": "application/json"}, method="POST"

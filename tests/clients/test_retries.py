@@ -72,7 +72,7 @@ def test_a_key_that_the_upstream_rejects_is_sent_once(
 @SDKS
 @STREAM
 @pytest.mark.parametrize("status", [500, 529])
-def test_an_upstream_that_always_fails_is_asked_three_times_in_all(
+def test_an_upstream_that_always_fails_gets_three_requests_in_total(
     rill: Rill, upstream: Upstream, ask: Ask, stream: bool, status: int
 ) -> None:
     upstream.always(wire.error(status, {500: "api_error", 529: "overloaded_error"}[status], "no"))
@@ -82,7 +82,7 @@ def test_an_upstream_that_always_fails_is_asked_three_times_in_all(
 
 
 @SDKS
-def test_an_answer_that_was_lost_late_is_asked_once(rill: Rill, upstream: Upstream, ask: Ask) -> None:
+def test_a_request_whose_connection_is_lost_late_is_sent_once(rill: Rill, upstream: Upstream, ask: Ask) -> None:
     upstream.always(wire.pause(0.7), wire.close())
     with pytest.raises((anthropic.APIStatusError, openai.APIStatusError)):
         ask(rill, "of-alice", True)

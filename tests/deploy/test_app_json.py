@@ -39,14 +39,14 @@ FILLED = {
 }
 
 
-def test_only_known_keys_stand_at_the_top() -> None:
+def test_the_top_level_has_only_known_keys() -> None:
     assert set(APP) <= KEYS | RUNNING_KEYS
     assert len(APP["name"]) <= LONGEST_NAME
     assert all(isinstance(word, str) for word in APP["keywords"])
 
 
 @pytest.mark.parametrize("name", ENV)
-def test_a_variable_is_a_setting_and_is_described(name: str) -> None:
+def test_a_variable_is_a_setting_with_a_description(name: str) -> None:
     variable = ENV[name]
     assert name in FIELDS
     assert variable["description"]
@@ -55,16 +55,16 @@ def test_a_variable_is_a_setting_and_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, variable in ENV.items() if "value" in variable])
-def test_a_value_that_is_filled_in_is_rills_own_default(name: str) -> None:
+def test_a_preset_value_is_rills_default(name: str) -> None:
     assert ENV[name]["value"] == str(FIELDS[name].default)
 
 
-def test_only_the_key_must_be_filled_in_by_hand() -> None:
+def test_the_only_required_input_is_the_upstream_api_key() -> None:
     needed = [name for name, variable in ENV.items() if variable.get("required", True)]
     assert [name for name in needed if "generator" not in ENV[name]] == ["ANTHROPIC_API_KEY"]
 
 
-def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_makes_valid_settings_and_the_generated_secret_is_an_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = secrets.token_hex(32)
     made = {name: secret for name, variable in ENV.items() if "generator" in variable}
     for name, value in {**{name: v["value"] for name, v in ENV.items() if "value" in v}, **FILLED, **made}.items():
@@ -76,7 +76,7 @@ def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatc
         tokens.name_of("another", "")
 
 
-def test_the_formation_starts_what_the_procfile_names() -> None:
+def test_the_formation_starts_the_processes_of_the_procfile() -> None:
     processes = re.findall(r"^(\w+): ", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     assert list(APP["formation"]) == processes
     assert APP["formation"]["web"]["quantity"] == 1

@@ -119,7 +119,7 @@ def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_se
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_the_page_of_another_origin_tells_a_truncated_answer_from_a_complete_one(
+def test_the_page_of_another_origin_distinguishes_a_truncated_answer_from_a_complete_one(
     how: str, browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))

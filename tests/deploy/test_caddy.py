@@ -29,7 +29,7 @@ def caddy(service: Rill) -> Iterator[Caddy]:
         yield running
 
 
-def test_caddy_finds_the_file_valid(tmp_path: Path) -> None:
+def test_caddy_validates_the_file(tmp_path: Path) -> None:
     assert CADDY
     command = [CADDY, "validate", "--config", str(ROOT / "deploy" / "Caddyfile"), "--adapter", "caddyfile"]
     env = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
@@ -46,7 +46,7 @@ def test_each_piece_passes_caddy_before_the_next_is_sent(accept: str, caddy: Cad
         assert asked.ended == "clean"
 
 
-def test_caddy_compresses_no_answer_even_where_it_encodes(service: Rill, upstream: Upstream) -> None:
+def test_caddy_compresses_no_answer_even_if_encode_is_on(service: Rill, upstream: Upstream) -> None:
     upstream.script(*gated_pieces())
     with Caddy(service, directive="encode gzip") as changed, ask(changed, Accept_Encoding="gzip") as asked:
         assert_piece_by_piece(asked, upstream)
@@ -54,14 +54,14 @@ def test_caddy_compresses_no_answer_even_where_it_encodes(service: Rill, upstrea
 
 
 @CUTS
-def test_a_cut_answer_is_cut_behind_caddy_too(how: Callable[[], Step], caddy: Caddy, upstream: Upstream) -> None:
+def test_caddy_passes_on_a_truncation(how: Callable[[], Step], caddy: Caddy, upstream: Upstream) -> None:
     if not PASSES_CUTS:
         pytest.skip("needs Caddy 2.8 or newer")
     assert outcome_behind(caddy, how, upstream) == "cut"
 
 
 @CUTS
-def test_an_old_caddy_ends_a_cut_answer_as_if_it_were_whole(
+def test_an_old_caddy_ends_a_truncated_answer_cleanly(
     how: Callable[[], Step], caddy: Caddy, upstream: Upstream
 ) -> None:
     if PASSES_CUTS:
@@ -80,7 +80,7 @@ def outcome_behind(caddy: Caddy, how: Callable[[], Step], upstream: Upstream) ->
 
 
 @ACCEPTS
-def test_a_client_that_leaves_behind_caddy_ends_the_upstreams_answer(
+def test_a_disconnect_behind_caddy_closes_the_upstream_connection(
     accept: str, caddy: Caddy, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
@@ -89,9 +89,7 @@ def test_a_client_that_leaves_behind_caddy_ends_the_upstreams_answer(
     upstream.wait_until_left()
 
 
-def test_flush_interval_makes_an_old_caddy_go_on_asking_for_a_client_who_left(
-    service: Rill, upstream: Upstream
-) -> None:
+def test_flush_interval_makes_an_old_caddy_miss_a_disconnect(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
     with Caddy(service, option="flush_interval -1") as changed:
         with ask(changed) as asked:
@@ -104,7 +102,7 @@ def test_flush_interval_makes_an_old_caddy_go_on_asking_for_a_client_who_left(
 
 
 @pytest.mark.parametrize(("body", "times"), [(b"", 2), (b"hi", 1)], ids=["GET", "POST"])
-def test_only_a_get_is_asked_again_when_rill_dies_before_it_answers(
+def test_caddy_repeats_only_a_get_when_rill_dies_before_it_answers(
     body: bytes, times: int, caddy: Caddy, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer("first"))
@@ -122,12 +120,12 @@ def test_only_a_get_is_asked_again_when_rill_dies_before_it_answers(
     assert len(upstream.requests) == 1 + times
 
 
-def test_caddy_closes_a_kept_connection_before_rill_does() -> None:
+def test_caddy_closes_an_idle_connection_before_rill_does() -> None:
     (ours,) = re.findall(r"^\t*keepalive (\d+)s$", CADDYFILE, re.MULTILINE)
     assert int(ours) < rills_keepalive()
 
 
-def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_forged_x_forwarded_for_does_not_raise_the_rate_limit(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with Caddy(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE_LIMIT="3/minute")) as caddy:
         statuses = []
@@ -139,7 +137,7 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
         assert status_from("127.0.0.2", caddy) == 200  # another client: Caddy's word is believed
 
 
-def test_a_body_that_rill_takes_passes_caddy_and_a_longer_one_gets_rills_own_words(
+def test_caddy_passes_a_body_that_rill_accepts_and_rills_message_for_a_longer_one(
     caddy: Caddy, upstream: Upstream
 ) -> None:
     bound: int = Settings.model_fields["max_body_bytes"].default

@@ -45,13 +45,13 @@ def is_let_in(path: str) -> bool:
     return let_in
 
 
-def test_the_base_image_is_the_python_that_the_platforms_run() -> None:
+def test_the_base_image_has_the_python_version_of_the_platforms() -> None:
     version = (ROOT / ".python-version").read_text("utf-8").strip()
     images = [arguments.split(" ")[0] for arguments in arguments_of("FROM")]
     assert images == [f"python:{version}-slim"] * 2
 
 
-def test_what_is_copied_and_nothing_else_is_let_in() -> None:
+def test_the_build_context_contains_exactly_what_is_copied() -> None:
     there = [*ROOT.iterdir(), *(ROOT / "rill").rglob("*"), *(ROOT / "tests").glob("*.py")]
     found = {str(path.relative_to(ROOT)) for path in there}
     expected = {
@@ -63,12 +63,12 @@ def test_what_is_copied_and_nothing_else_is_let_in() -> None:
     assert {"app.py", "rill/page/index.html", "requirements.txt"} <= expected
 
 
-def test_pip_takes_only_what_the_lock_knows() -> None:
+def test_pip_installs_only_locked_packages() -> None:
     (install,) = [arguments for arguments in arguments_of("RUN") if "pip install" in arguments]
     assert {"--require-hashes", "requirements.txt"} <= set(install.split())
 
 
-def test_no_shell_stands_between_docker_and_gunicorn() -> None:
+def test_docker_runs_gunicorn_without_a_shell() -> None:
     (command,) = arguments_of("CMD")
     assert json.loads(command)[0] == "gunicorn"
 
@@ -109,7 +109,7 @@ def environment(image: Path, upstream: Upstream) -> dict[str, str]:
     return {**env, **key, "RILL_API_KEYS": f"alice={TOKEN}", "PORT": port}
 
 
-def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stops(
+def test_the_image_runs_as_user_nobody_is_healthy_and_completes_an_answer_before_it_stops(
     image: Path, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())

@@ -58,7 +58,7 @@ def test_an_example_prints_the_first_text_before_the_second_is_sent(
 
 @pytest.mark.parametrize("how", CUTS)
 @EVERY_SCRIPT
-def test_an_example_tells_a_truncated_answer_from_a_complete_one(
+def test_an_example_distinguishes_a_truncated_answer_from_a_complete_one(
     script: str, how: str, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*cut_answer(how))
@@ -96,7 +96,7 @@ def locked(share_rill: StartRill) -> Rill:
 
 @pytest.mark.parametrize(("key", "exit_code"), [(API_KEY, COMPLETE), ("another", NO_ANSWER), ("", NO_ANSWER)])
 @EVERY_SCRIPT
-def test_an_example_sends_the_key_of_the_environment(
+def test_an_example_sends_the_api_key_from_the_environment(
     script: str, key: str, exit_code: int, locked: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer(FIRST, SECOND))

@@ -55,7 +55,7 @@ def test_each_piece_passes_nginx_before_the_next_is_sent(accept: str, nginx: Ngi
     ids=["HTTP/1.0", "nginx's defaults", "gzip"],
 )
 @ACCEPTS
-def test_each_piece_passes_where_nginx_heeds_the_header(
+def test_each_piece_passes_if_nginx_respects_x_accel_buffering(
     accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_pieces())
@@ -65,14 +65,14 @@ def test_each_piece_passes_where_nginx_heeds_the_header(
 
 
 @ACCEPTS
-def test_gzip_without_buffering_holds_no_piece_back(accept: str, service: Rill, upstream: Upstream) -> None:
+def test_gzip_without_buffering_delays_no_piece(accept: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*gated_pieces())
     with Nginx(service, COMPRESS) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
         assert asked.headers["content-encoding"] == "gzip"
         assert_piece_by_piece(asked, upstream)
 
 
-def test_deploys_nginx_compresses_no_answer(nginx: Nginx, upstream: Upstream) -> None:
+def test_the_deployed_configuration_compresses_no_answer(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(*wire.answer(*PIECES))
     with ask(nginx, Accept_Encoding="gzip") as asked:
         assert asked.read_rest() == "".join(PIECES).encode()
@@ -81,7 +81,7 @@ def test_deploys_nginx_compresses_no_answer(nginx: Nginx, upstream: Upstream) ->
 
 @pytest.mark.parametrize("changes", [BUFFERING, {**BUFFER, **COMPRESS}], ids=["HTTP/1.0", "gzip"])
 @ACCEPTS
-def test_a_proxy_that_buffers_is_seen_to_hold_every_piece_back(
+def test_a_proxy_that_buffers_delays_every_piece(
     accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_pieces())
@@ -94,7 +94,7 @@ def test_a_proxy_that_buffers_is_seen_to_hold_every_piece_back(
 
 @pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
 @pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["as it is", "HTTP/1.0", "gzip"])
-def test_a_cut_answer_is_cut_behind_nginx_too(
+def test_nginx_passes_on_a_truncation(
     changes: Mapping[str, str], how: Callable[[], Step], service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
@@ -106,7 +106,7 @@ def test_a_cut_answer_is_cut_behind_nginx_too(
 
 
 @ACCEPTS
-def test_a_client_that_leaves_behind_nginx_ends_the_upstreams_answer(
+def test_a_disconnect_behind_nginx_closes_the_upstream_connection(
     accept: str, nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
@@ -117,14 +117,14 @@ def test_a_client_that_leaves_behind_nginx_ends_the_upstreams_answer(
     assert wait_for_line(service, request_id)["outcome"] == "client_disconnected"
 
 
-def test_a_client_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
+def test_a_disconnect_before_the_answer_closes_the_upstream_connection(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     with ask(nginx):
         upstream.wait_for_requests(1)
     upstream.wait_until_left()
 
 
-def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
+def test_nginx_repeats_no_request_when_rill_dies_before_it_answers(
     nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer("first"))
@@ -143,7 +143,7 @@ def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
 # Who asks, how much, and what is remembered
 
 
-def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_forged_x_forwarded_for_does_not_raise_the_rate_limit(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with Nginx(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE_LIMIT="3/minute")) as nginx:
         statuses = []
@@ -155,7 +155,7 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
         assert status_from("127.0.0.2", nginx) == 200  # another client: nginx's word is believed
 
 
-def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) -> None:
+def test_nginx_reuses_a_connection_to_rill(nginx: Nginx, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with ask(nginx) as asked:
         asked.read_rest()
@@ -166,7 +166,9 @@ def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) ->
     assert nginx.connections() == kept != set()
 
 
-def test_a_body_that_rill_takes_passes_nginx_and_a_longer_one_is_413(nginx: Nginx, upstream: Upstream) -> None:
+def test_nginx_passes_a_body_that_rill_accepts_and_rejects_a_longer_one_with_413(
+    nginx: Nginx, upstream: Upstream
+) -> None:
     bound: int = Settings.model_fields["max_body_bytes"].default
     upstream.script(*wire.answer("hi"))
     with ask(nginx, b"x" * bound) as asked:
@@ -176,14 +178,14 @@ def test_a_body_that_rill_takes_passes_nginx_and_a_longer_one_is_413(nginx: Ngin
     assert len(upstream.requests) == 1
 
 
-def test_rills_own_words_pass_nginx(nginx: Nginx, upstream: Upstream) -> None:
+def test_nginx_passes_rills_own_messages(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": "7"}))
     with ask(nginx) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (429, "7")
         assert asked.read_rest() == b"The model's rate limit is reached. Try again in 7 s.\n"
 
 
-def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Upstream) -> None:
+def test_no_log_or_file_of_nginx_contains_a_prompt(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.close())
     upstream.script(wire.gate("never"))
     upstream.script(wire.gate("long"), *wire.answer("hi"))
@@ -207,11 +209,11 @@ def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Ups
 # What the file says, beside what Rill says
 
 
-def test_nginx_outwaits_rills_own_deadlines() -> None:
+def test_nginx_waits_longer_than_rills_own_timeouts() -> None:
     assert seconds("proxy_read_timeout") > Settings.model_fields["total_timeout_seconds"].default
 
 
-def test_nginx_closes_a_kept_connection_before_rill_does() -> None:
+def test_nginx_closes_an_idle_connection_before_rill_does() -> None:
     assert seconds("keepalive_timeout") < rills_keepalive()
 
 

@@ -45,23 +45,23 @@ def analyze(*arguments: str) -> str:
 
 
 @NEEDS_SYSTEMD
-def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert analyze("verify", str(unit)) == ""
 
 
 @NEEDS_SYSTEMD
-def test_a_service_that_was_taken_over_could_do_little(unit: Path) -> None:
+def test_the_sandbox_limits_a_compromised_service(unit: Path) -> None:
     said = analyze("security", "--offline=yes", "--no-pager", str(unit))
     (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", said)
     assert float(exposure) <= MOST_EXPOSED
 
 
-def test_systemd_waits_for_the_drain() -> None:
+def test_systemd_waits_for_the_graceful_shutdown() -> None:
     assert float(VALUES["TimeoutStopSec"]) > DEFAULTS["shutdown_grace_seconds"] + 4  # as gunicorn.conf.py has it
     assert VALUES["KillMode"] == "mixed"
 
 
-def test_the_descriptors_are_enough_for_every_stream() -> None:
+def test_the_file_descriptor_limit_suffices_for_every_stream() -> None:
     wanted = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
     assert int(VALUES["LimitNOFILE"]) >= wanted
 
@@ -75,7 +75,7 @@ def notices(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_its_line_starts_rill_which_tells_systemd_and_drains_at_its_signal(
+def test_its_command_starts_rill_which_notifies_systemd_and_shuts_down_gracefully(
     notices: socket.socket, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())

@@ -93,7 +93,7 @@ OURS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IG
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("message", ACCOUNT)
-def test_an_account_that_is_not_served_is_a_502_without_the_apis_words(
+def test_a_blocked_account_is_a_502_without_the_apis_message(
     rill: Rill, upstream: Upstream, message: str, dialect: str
 ) -> None:
     upstream.always(wire.error(400, "invalid_request_error", ACCOUNT[message]))
@@ -106,7 +106,7 @@ def test_an_account_that_is_not_served_is_a_502_without_the_apis_words(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("begin", [(), (wire.send(wire.start()),)], ids=["first", "later"])
-def test_an_event_about_our_account_is_not_passed_on(
+def test_an_error_event_about_our_account_is_not_forwarded(
     rill: Rill, upstream: Upstream, dialect: str, begin: tuple[Step, ...]
 ) -> None:
     event = wire.stream_error("invalid_request_error", ACCOUNT["credit"])
@@ -125,7 +125,9 @@ def test_an_event_about_our_account_is_not_passed_on(
         "messages: at least one message is required",
     ],
 )
-def test_an_error_of_the_request_stays_the_clients_with_its_words(rill: Rill, upstream: Upstream, message: str) -> None:
+def test_an_error_of_the_request_is_a_400_with_the_upstreams_message(
+    rill: Rill, upstream: Upstream, message: str
+) -> None:
     upstream.always(wire.error(400, "invalid_request_error", message))
     with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert (asked.status, asked.read_rest().decode().strip()) == (400, message)
@@ -201,9 +203,7 @@ def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
 
 @pytest.mark.parametrize("form", OUTAGES)
 @pytest.mark.parametrize("dialect", ["text", "anthropic"])
-def test_a_total_outage_fires_its_alert_whatever_its_form(
-    rill: Rill, upstream: Upstream, form: str, dialect: str
-) -> None:
+def test_a_total_outage_of_any_kind_fires_the_alert(rill: Rill, upstream: Upstream, form: str, dialect: str) -> None:
     upstream.always(*OUTAGES[form])
     with Counted(rill) as counted, ask(rill, dialect, ALICE, model="claude-sonnet-5-5") as asked:
         asked.read_rest()
@@ -211,7 +211,7 @@ def test_a_total_outage_fires_its_alert_whatever_its_form(
     assert counted.errors()
 
 
-def test_an_upstream_that_cannot_be_reached_fires_the_alert(start_rill: StartRill) -> None:
+def test_an_unreachable_upstream_fires_the_alert(start_rill: StartRill) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     rill = start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}")
@@ -220,7 +220,7 @@ def test_an_upstream_that_cannot_be_reached_fires_the_alert(start_rill: StartRil
     assert fires("RillUpstreamDown", counted.risen)
 
 
-def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
+def test_client_errors_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
     upstream.script(wire.error(404, "not_found_error", "model: claude-nothing-9"))
     upstream.script(*BEGUN, wire.silence())
@@ -238,7 +238,7 @@ def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) ->
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_chosen_model_that_does_not_exist_is_a_404_that_names_it(
+def test_an_unknown_model_that_the_client_chose_is_a_404_that_names_it(
     rill: Rill, upstream: Upstream, dialect: str
 ) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-nothing-9"))
@@ -252,9 +252,7 @@ def test_a_chosen_model_that_does_not_exist_is_a_404_that_names_it(
 
 
 @pytest.mark.parametrize("dialect", ["text", "sse", "openai"])
-def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
-    rill: Rill, upstream: Upstream, dialect: str
-) -> None:
+def test_an_unknown_default_model_is_a_502(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-sonnet-5-5"))
     with ask(rill, dialect, ALICE, model=None) as asked:
         assert asked.status == 502
@@ -262,7 +260,7 @@ def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("step", [OUTAGES["404 address"][0], OUTAGES["404 of the API"][0]], ids=["HTML", "JSON"])
-def test_a_wrong_address_of_the_upstream_stays_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
+def test_a_wrong_upstream_url_is_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
     upstream.always(step)
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
@@ -281,7 +279,9 @@ def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.
     return connected
 
 
-def test_the_time_in_which_a_client_does_not_read_is_not_the_models_keep_alive(rill: Rill, upstream: Upstream) -> None:
+def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream(
+    rill: Rill, upstream: Upstream
+) -> None:
     text = "~" * 400_000
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(text)), wire.send(wire.stop()), wire.end())
     with connect_slowly(rill, "reads-late") as reader:
@@ -293,9 +293,7 @@ def test_the_time_in_which_a_client_does_not_read_is_not_the_models_keep_alive(r
     assert logged(rill, "reads-late")["outcome"] == "completed"
 
 
-def test_a_silent_upstream_behind_a_client_that_reads_late_is_still_an_idle_timeout(
-    rill: Rill, upstream: Upstream
-) -> None:
+def test_a_silent_upstream_is_an_idle_timeout_even_if_the_client_reads_late(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.silence())
     with connect_slowly(rill, "silent-behind") as reader:
         time.sleep(4)
@@ -318,7 +316,7 @@ def accept_slowly() -> tuple[ClientSocket, GeventSocket]:
 
 
 @pytest.mark.parametrize("piece", [1000, 0])
-def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> None:
+def test_bytes_that_the_clients_kernel_acknowledges_count_as_progress(piece: int) -> None:
     writer, reader = accept_slowly()
     writer.slow_seconds = 3.0
     with writer, reader:
@@ -331,7 +329,7 @@ def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> No
         sending.kill()
 
 
-def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstream: Upstream) -> None:
     # All of the text is taken; the reset comes while only the upstream's last bytes are awaited.
     upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
     with ask(rill, "text", ALICE, name="resets", model=MISSING) as asked:
@@ -348,7 +346,7 @@ def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(ri
 
 @pytest.mark.parametrize("cut", [wire.end(), wire.close()], ids=["end", "cut"])
 @pytest.mark.parametrize("type", ["overloaded_error", "api_error"])
-def test_an_error_event_without_its_blank_line_is_that_error(
+def test_an_error_event_without_its_blank_line_is_reported_as_that_error(
     rill: Rill, upstream: Upstream, type: str, cut: Step
 ) -> None:
     upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), cut)
@@ -363,7 +361,7 @@ def test_an_error_event_without_its_blank_line_is_that_error(
 # Rill's own failures
 
 
-def test_an_exception_that_leaves_the_application_is_an_internal_error(rill: Rill) -> None:
+def test_an_exception_outside_the_application_is_an_internal_error(rill: Rill) -> None:
     with rill.ask("GET", "/__fail?q=canary-prompt-of-a-client") as asked:
         assert asked.status == 500
     found = [line for line in lines(rill) if "RuntimeError" in line.get("exception", "")]
@@ -374,7 +372,7 @@ def test_an_exception_that_leaves_the_application_is_an_internal_error(rill: Ril
     assert "canary" not in rill.output()
 
 
-def test_what_cannot_be_parsed_is_no_internal_error(rill: Rill) -> None:
+def test_an_unparseable_request_is_not_an_internal_error(rill: Rill) -> None:
     with Conversation(rill.port, b"hello\r\n\r\n") as asked:
         assert asked.status == 400
     assert "A request could not be read" in rill.output()
@@ -383,7 +381,7 @@ def test_what_cannot_be_parsed_is_no_internal_error(rill: Rill) -> None:
 # Keys and paths
 
 
-def test_a_missing_key_and_a_wrong_one_are_told_apart(rill: Rill) -> None:
+def test_a_missing_and_a_wrong_api_key_get_different_messages(rill: Rill) -> None:
     told = []
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         with rill.ask("GET", "/stream?q=hi", headers) as asked:
@@ -398,7 +396,7 @@ def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list
     return [line for line in lines(rill) if line["event"] == "rejected" and condition(line)]
 
 
-def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: Rill) -> None:
+def test_a_401_and_a_404_are_logged_with_their_path_and_no_secret(rill: Rill) -> None:
     time.sleep(1)  # the lines of the tests before count
     wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "refused-401"}
     with rill.ask("GET", "/stream?q=canary-prompt", wrong) as asked:
@@ -415,7 +413,7 @@ def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: R
         assert word not in json.dumps([unauthorized, not_found])
 
 
-def test_a_flood_of_refusals_is_a_few_lines_a_second(rill: Rill) -> None:
+def test_a_flood_of_rejections_logs_a_few_lines_per_second(rill: Rill) -> None:
     time.sleep(1)
     begun = time.monotonic()
     for _ in range(60):

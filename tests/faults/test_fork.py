@@ -12,9 +12,7 @@ from witness import wait_until_all_serve
 MOST_BYTES = 140_000_000
 
 
-def test_a_replaced_worker_serves_soon_and_shares_no_connection_with_another(
-    upstream: Upstream, start: Callable[..., Rill]
-) -> None:
+def test_workers_and_their_master_share_no_upstream_connection(upstream: Upstream, start: Callable[..., Rill]) -> None:
     upstream.always(*wire.answer("here"))
     rill = start(WEB_CONCURRENCY="2")
     wait_until_all_serve(rill, 2)
@@ -27,7 +25,7 @@ def test_a_replaced_worker_serves_soon_and_shares_no_connection_with_another(
     assert connected_inodes(psutil.Process(rill.pid), upstream.port) == set()
 
 
-def test_two_idle_workers_and_their_master_fit_into_140_megabytes(
+def test_two_idle_workers_and_their_master_use_less_than_140_megabytes(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     upstream.always(*wire.answer("here"))
@@ -37,7 +35,7 @@ def test_two_idle_workers_and_their_master_fit_into_140_megabytes(
     assert sum(process.memory_full_info().pss for process in processes) < MOST_BYTES
 
 
-def test_no_thread_lives_in_the_master_when_it_forks(upstream: Upstream, start: Callable[..., Rill]) -> None:
+def test_the_master_has_a_single_thread_when_it_forks(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start()
     assert psutil.Process(rill.pid).num_threads() == 1
 

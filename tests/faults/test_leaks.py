@@ -69,7 +69,7 @@ def memory(rill: Rill) -> int:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("further", [SHORT_FORM, pytest.param(FULL_FORM, marks=pytest.mark.soak)])
-def test_memory_and_descriptors_after_many_answers_are_those_after_the_first_thousand(
+def test_memory_and_descriptors_do_not_grow_after_the_first_thousand_answers(
     upstream: Upstream, service: Rill, further: int
 ) -> None:
     rest(service, upstream)

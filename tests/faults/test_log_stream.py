@@ -102,7 +102,7 @@ def losses(written: bytes) -> int:
 
 
 @pytest.mark.parametrize("kind", [pipe_ends, socket_ends, pty.openpty], ids=["pipe", "socket", "terminal"])
-def test_a_log_that_nobody_reads_holds_up_no_request(
+def test_an_unread_log_delays_no_request(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends], kind: Callable[[], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -130,7 +130,7 @@ def test_a_log_that_nobody_reads_holds_up_no_request(
         assert rill.stop().exit_code == 0
 
 
-def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
+def test_two_workers_and_their_master_survive_an_unread_pipe(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -159,7 +159,7 @@ def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
         assert rill.stop().exit_code == 0
 
 
-def test_a_log_whose_reader_is_gone_ends_no_worker(
+def test_a_log_whose_reader_has_exited_ends_no_worker(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -174,7 +174,7 @@ def test_a_log_whose_reader_is_gone_ends_no_worker(
         assert rill.stop().exit_code == 0
 
 
-def test_a_full_disk_under_the_log_ends_no_worker(upstream: Upstream, mounted: Callable[[int], Path]) -> None:
+def test_a_log_on_a_full_disk_ends_no_worker(upstream: Upstream, mounted: Callable[[int], Path]) -> None:
     upstream.always(*ANSWER)
     path = mounted(SCARCE) / "log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT)
@@ -234,13 +234,13 @@ print(count_dropped_lines())
     ],
     ids=["reopened", "another user's"],
 )
-def test_tracebacks_and_warnings_do_not_wait_for_a_reader_either(
+def test_tracebacks_and_warnings_do_not_wait_for_a_reader(
     ends: Callable[[Callable[[], Ends]], Ends], prepare: str
 ) -> None:
     assert int(run_with_full_stderr(WRITE_ALL.format(prepare=prepare), *ends(pipe_ends))) >= 3
 
 
-def test_a_line_that_was_begun_is_finished_before_the_next(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+def test_a_partially_written_line_is_completed_before_the_next(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
     read, write = ends(pipe_ends)
     stream = LogStream(write, json_lines=True)
     stream.write("a" * 10_000 + "\n")
@@ -255,7 +255,9 @@ def test_a_line_that_was_begun_is_finished_before_the_next(ends: Callable[[Calla
     assert rest == [f"line {number}" for number in range(dropped, 10)]
 
 
-def test_a_child_does_not_finish_or_report_what_its_parent_began(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+def test_a_child_process_neither_completes_nor_reports_its_parents_lines(
+    ends: Callable[[Callable[[], Ends]], Ends],
+) -> None:
     read, write = ends(pipe_ends)
     stream = LogStream(write, json_lines=True)
     stream.write("a" * 10_000 + "\n")

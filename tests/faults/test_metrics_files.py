@@ -50,7 +50,7 @@ def directories(parent: Path) -> list[Path]:
     return sorted(parent.glob("*rill-metrics-*")) + sorted(parent.glob(".rill-metrics-*"))
 
 
-def test_one_worker_shares_no_files_and_a_second_one_is_warned_of(
+def test_one_worker_shares_no_files_and_a_second_worker_logs_a_warning(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
@@ -77,14 +77,14 @@ def test_one_worker_and_two_have_the_same_metrics(start_rill: StartRill, upstrea
     assert not [name for name, _ in found[0] if name.endswith("_created")]
 
 
-def test_the_files_are_gone_after_the_stop(start_rill: StartRill, tmp_path: Path) -> None:
+def test_a_shutdown_removes_the_files(start_rill: StartRill, tmp_path: Path) -> None:
     rill = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
     assert [path.name.startswith("rill-metrics-") for path in tmp_path.iterdir()] == [True]
     assert rill.stop().exit_code == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_files_of_a_killed_server_are_removed_by_the_next_and_those_of_a_living_one_stay(
+def test_a_server_removes_the_files_of_a_killed_server_and_keeps_those_of_a_running_one(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
@@ -102,7 +102,7 @@ def test_the_files_of_a_killed_server_are_removed_by_the_next_and_those_of_a_liv
     wait_until(lambda: total(living, "rill_requests_total") == 2)
 
 
-def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
+def test_replaced_workers_keep_the_totals_correct_and_the_number_of_files_bounded(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
@@ -129,7 +129,7 @@ def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
 
 
 @pytest.mark.parametrize("size", [1 << 16, 1 << 12], ids=["64 KB", "one page"])
-def test_a_full_disk_at_the_start_costs_the_metrics_and_no_worker(
+def test_a_full_disk_at_the_start_loses_metrics_but_no_worker(
     start_rill: StartRill, upstream: Upstream, mounted: Callable[[int], Path], size: int
 ) -> None:
     upstream.always(*ANSWER)
@@ -142,7 +142,7 @@ def test_a_full_disk_at_the_start_costs_the_metrics_and_no_worker(
     assert rill.stop().exit_code == 0
 
 
-def test_a_disk_that_fills_up_later_ends_neither_workers_nor_their_master(
+def test_a_disk_that_fills_up_later_ends_neither_a_worker_nor_the_master(
     start_rill: StartRill, upstream: Upstream, mounted: Callable[[int], Path]
 ) -> None:
     upstream.always(*ANSWER)
@@ -184,7 +184,7 @@ print(len(telemetry.render()))
 """
 
 
-def test_however_many_clients_there_are_the_files_do_not_grow_and_nothing_is_uncounted(tmp_path: Path) -> None:
+def test_many_clients_do_not_grow_the_files_and_every_request_is_counted(tmp_path: Path) -> None:
     for first in (0, 1500, 9000):  # one after another has the slot
         command = [sys.executable, "-c", FILL, str(tmp_path), str(first)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=100, stdout=subprocess.DEVNULL)

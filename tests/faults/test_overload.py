@@ -61,7 +61,7 @@ def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
 
 
 @pytest.mark.timing
-def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
+def test_a_request_beyond_the_slots_is_rejected_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*FLOW)
     with ExitStack() as stack:
         streams = [stack.enter_context(ask(rill)) for _ in range(STREAMS)]
@@ -80,7 +80,7 @@ def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, 
             assert alive.status == 200
 
 
-def test_a_place_that_was_left_can_be_taken_at_once(rill: Rill, upstream: Upstream) -> None:
+def test_a_slot_that_a_disconnect_released_can_be_taken_at_once(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.silence())
     with ExitStack() as stack:
         for _ in range(STREAMS - 1):

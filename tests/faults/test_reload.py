@@ -110,7 +110,7 @@ def test_a_reload_serves_an_accepted_connection_and_closes_idle_ones(
     old.wait(10)
 
 
-def test_a_stopping_server_listens_no_more_and_rejects_on_open_connections(
+def test_a_shutdown_closes_the_listener_and_rejects_requests_on_open_connections(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("rest"),

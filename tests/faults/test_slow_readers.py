@@ -68,7 +68,7 @@ def play_what_is_asked(answer: wire.Answer) -> None:
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_whole(
+def test_a_client_that_never_reads_loses_its_slot_and_one_that_reads_slowly_gets_a_complete_answer(
     service: Rill, upstream: Upstream
 ) -> None:
     with unharmed(service, upstream, streams=2):
@@ -90,7 +90,9 @@ def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_one_who_reads_a_thousand_bytes_a_second_is_served_whole(service: Rill, upstream: Upstream) -> None:
+def test_a_client_that_reads_a_thousand_bytes_per_second_gets_a_complete_answer(
+    service: Rill, upstream: Upstream
+) -> None:
     size = 120_000
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("~" * size), wire.stop()), wire.end())
     request = request_bytes("GET", "/stream?q=short", {"Connection": "close"})

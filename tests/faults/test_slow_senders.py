@@ -33,7 +33,7 @@ def drip(connected: socket.socket, data: bytes, seconds: float) -> float:
     return time.monotonic()
 
 
-def test_a_head_that_drips_in_is_cut_in_its_bound(upstream: Upstream) -> None:
+def test_a_head_that_is_sent_too_slowly_is_closed_after_its_timeout(upstream: Upstream) -> None:
     # gunicorn.conf.py allows 95 s; the mechanism is the same.
     with probed(upstream.url, "--keep-alive", str(HEAD_SECONDS)) as rill, unharmed(rill, upstream):
         begun = time.monotonic()
@@ -45,7 +45,9 @@ def test_a_head_that_drips_in_is_cut_in_its_bound(upstream: Upstream) -> None:
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Rill, upstream: Upstream) -> None:
+def test_a_body_that_is_sent_too_slowly_is_a_408_after_its_timeout_and_takes_no_slot(
+    service: Rill, upstream: Upstream
+) -> None:
     with unharmed(service, upstream):
         begun = time.monotonic()
         head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
@@ -63,7 +65,7 @@ def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Ri
         assert upstream.requests == []
 
 
-def test_a_body_that_breaks_off_costs_nothing(service: Rill, upstream: Upstream) -> None:
+def test_a_truncated_body_is_a_400_and_sends_nothing_upstream(service: Rill, upstream: Upstream) -> None:
     with unharmed(service, upstream):
         head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
         with Conversation(service.port, head + b"half a prompt") as asked:

@@ -56,7 +56,7 @@ def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> 
     return time.monotonic() - begun
 
 
-def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
+def test_a_killed_worker_loses_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start(WEB_CONCURRENCY="2", RILL_MAX_STREAMS="200")
     wait_until_all_serve(rill, 2)
     victim, other = rill.wait_for_workers(2)
@@ -81,7 +81,7 @@ def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: C
     wait_until_all_serve(rill, 2)
 
 
-def test_a_killed_workers_successor_serves_within_a_third_of_a_second(
+def test_the_replacement_of_a_killed_worker_serves_within_a_third_of_a_second(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     rill = start(WEB_CONCURRENCY="2")
@@ -97,7 +97,7 @@ def test_a_killed_workers_successor_serves_within_a_third_of_a_second(
     raise AssertionError(f"served after {measured} s")
 
 
-def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that(
+def test_a_client_waits_only_until_a_killed_single_worker_is_replaced(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     rill = start()

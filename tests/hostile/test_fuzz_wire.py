@@ -152,7 +152,7 @@ def descriptors(rill: Rill, upstream: Upstream) -> int:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", [USUAL, pytest.param(MANY, marks=pytest.mark.soak)])
-def test_spoilt_requests_leave_the_service_as_well_as_it_was(rill: Rill, upstream: Upstream, number: int) -> None:
+def test_malformed_requests_leave_the_service_healthy(rill: Rill, upstream: Upstream, number: int) -> None:
     print(f"HOSTILE_SEED={SEED}")
     for each in GOOD:
         send_and_leave(rill.port, each)

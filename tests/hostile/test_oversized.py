@@ -113,7 +113,9 @@ REFUSED: dict[str, tuple[bytes, set[int], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_too_much_is_refused_soon_in_words_that_name_the_bound(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_oversized_input_is_rejected_quickly_with_a_message_that_names_the_limit(
+    rill: Rill, upstream: Upstream, name: str
+) -> None:
     request, statuses, bound = REFUSED[name]
     begun = time.monotonic()
     heard = exchange(rill.port, request)
@@ -142,7 +144,9 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_that_no_json_can_hold_is_a_400_or_never_passed_on(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_a_number_that_json_cannot_represent_is_a_400_or_not_forwarded(
+    rill: Rill, upstream: Upstream, name: str
+) -> None:
     begun = time.monotonic()
     heard = exchange(rill.port, NUMBERS[name])
     assert time.monotonic() - begun < SOON_SECONDS
@@ -179,7 +183,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_megabyte_of_faults_holds_up_nobody(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_a_megabyte_of_errors_delays_no_other_client(rill: Rill, upstream: Upstream, name: str) -> None:
     begun = time.monotonic()
     heard = exchange(rill.port, FAULTS[name])
     # The worker does nothing else meanwhile.
@@ -233,7 +237,7 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_much_that_is_within_its_bound_is_answered_soon(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_large_input_within_its_limit_is_answered_quickly(rill: Rill, upstream: Upstream, name: str) -> None:
     begun = time.monotonic()
     heard = exchange(rill.port, ANSWERED[name])
     assert time.monotonic() - begun < SOON_SECONDS
@@ -241,7 +245,7 @@ def test_much_that_is_within_its_bound_is_answered_soon(rill: Rill, upstream: Up
     assert len(prompts(upstream)) == 1
 
 
-def test_a_long_event_id_is_answered_as_a_short_one(rill: Rill, upstream: Upstream) -> None:
+def test_a_long_event_id_gets_the_same_204_as_a_short_one(rill: Rill, upstream: Upstream) -> None:
     heard = exchange(rill.port, get(f"Last-Event-ID: {LONG}", path="/chat/stream?message=first"))
     assert (heard.statuses, upstream.requests) == ([204, 200], [])
 
@@ -270,7 +274,7 @@ TOKENS = {
 
 
 @pytest.mark.parametrize("way", TOKENS)
-def test_a_huge_token_is_a_401_soon_and_never_repeated(rill: Rill, upstream: Upstream, way: str) -> None:
+def test_a_huge_api_key_is_a_401_quickly_and_never_repeated(rill: Rill, upstream: Upstream, way: str) -> None:
     said = len(rill.output())
     begun = time.monotonic()
     head = f"GET /stream?q=first HTTP/1.1\r\nHost: x\r\n{TOKENS[way]}\r\n\r\n".encode("latin-1")
@@ -282,7 +286,7 @@ def test_a_huge_token_is_a_401_soon_and_never_repeated(rill: Rill, upstream: Ups
 
 
 @pytest.mark.parametrize(("size", "kept"), [(60_000, True), (1_000_000, False)])
-def test_a_request_without_a_key_is_rejected_before_its_body_and_keeps_the_connection_where_that_is_cheap(
+def test_a_request_without_an_api_key_is_rejected_before_its_body_and_keeps_the_connection_if_the_body_is_small(
     rill: Rill, upstream: Upstream, size: int, kept: bool
 ) -> None:
     head = request_bytes("POST", TEXT, {"Content-Length": str(size)})

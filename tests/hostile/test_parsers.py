@@ -170,7 +170,7 @@ def read(reader: Callable[[], Prompt]) -> Prompt | None:
 @pytest.mark.parametrize("dialect", READERS)
 @given(request=changed())
 @many
-def test_a_request_that_is_nearly_valid_is_a_prompt_or_a_refusal(dialect: str, request: Any) -> None:
+def test_a_nearly_valid_request_is_a_prompt_or_a_rejection(dialect: str, request: Any) -> None:
     body = json.dumps(request).encode()
     prompt = read(lambda: READERS[dialect](body))
     assert SAID not in str(prompt and dict(prompt.headers))
@@ -179,13 +179,13 @@ def test_a_request_that_is_nearly_valid_is_a_prompt_or_a_refusal(dialect: str, r
 @pytest.mark.parametrize("dialect", READERS)
 @given(body=bodies)
 @many
-def test_any_bytes_are_a_prompt_or_a_refusal(dialect: str, body: bytes) -> None:
+def test_any_bytes_are_a_prompt_or_a_rejection(dialect: str, body: bytes) -> None:
     read(lambda: READERS[dialect](body))
 
 
 @given(body=bodies)
 @many
-def test_any_bytes_are_a_json_object_or_a_refusal(body: bytes) -> None:
+def test_any_bytes_are_a_json_object_or_a_rejection(body: bytes) -> None:
     try:
         fields = read_json_object(body)
     except Problem as problem:
@@ -201,13 +201,13 @@ fields = st.dictionaries(st.sampled_from(NAMES), encodable | numbers.map(str) | 
 
 @given(said=fields)
 @many
-def test_any_fields_of_a_query_or_form_are_a_prompt_or_a_refusal(said: Mapping[str, str]) -> None:
+def test_any_fields_of_a_query_or_form_are_a_prompt_or_a_rejection(said: Mapping[str, str]) -> None:
     read(lambda: read_fields(said, OURS))
 
 
 @given(body=st.binary(max_size=50) | encodable.map(str.encode), options=fields)
 @many
-def test_any_text_is_the_prompt_itself_or_a_refusal(body: bytes, options: Mapping[str, str]) -> None:
+def test_any_text_is_the_prompt_itself_or_a_rejection(body: bytes, options: Mapping[str, str]) -> None:
     prompt = read(lambda: read_text(body, options, OURS))
     assert prompt is None or prompt.messages == [{"role": "user", "content": body.decode()}]
 
@@ -219,7 +219,7 @@ secrets = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], exclud
 
 @given(secret=secrets.map(str.strip).filter(bool), sent=st.none() | encodable | secrets)
 @many
-def test_only_the_very_token_gets_in(secret: str, sent: str | None) -> None:
+def test_only_the_exact_api_key_is_accepted(secret: str, sent: str | None) -> None:
     tokens = ApiKeys({"alice": digest_of(secret)})
     assert tokens.name_of(secret, "127.0.0.1") == "alice"
     problem = rejection_of(lambda: tokens.name_of(sent, "127.0.0.1"))
@@ -229,7 +229,7 @@ def test_only_the_very_token_gets_in(secret: str, sent: str | None) -> None:
 
 @given(address=st.ip_addresses().map(str) | encodable)
 @many
-def test_any_address_is_some_client(address: str) -> None:
+def test_any_address_has_a_valid_client_name(address: str) -> None:
     name = ApiKeys({}).name_of(None, address)
     assert name
     assert name.isascii()
@@ -252,7 +252,7 @@ settable = written | numbers.map(str) | st.sampled_from(ODD_VALUES)
 
 @given(env=st.dictionaries(st.sampled_from(SETTINGS), settable, max_size=4))
 @many
-def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_the_fault(env: dict[str, str]) -> None:
+def test_any_environment_is_valid_settings_or_one_line_that_names_the_error(env: dict[str, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in (*SETTINGS, "DYNO"):
             patch.delenv(name, raising=False)
@@ -322,7 +322,7 @@ def take(data: bytes, size: int) -> tuple[str, list[Event], str | None]:
 
 @given(data=changed_streams(), size=st.integers(1, 3000))
 @some
-def test_a_changed_answer_ends_once_or_is_a_problem_and_the_same_in_reads_of_any_size(data: bytes, size: int) -> None:
+def test_a_corrupted_answer_ends_once_or_is_a_problem_for_reads_of_any_size(data: bytes, size: int) -> None:
     text, ends, problem = take(data, size)
     assert (len(ends), problem is None) in ((1, True), (0, False))
     assert take(data, len(data)) == (text, ends, problem)
@@ -330,7 +330,7 @@ def test_a_changed_answer_ends_once_or_is_a_problem_and_the_same_in_reads_of_any
 
 @given(body=bodies | values.map(lambda usage: json.dumps({"type": "message", "usage": usage}).encode()))
 @many
-def test_a_message_that_comes_whole_is_an_end_or_a_problem(body: bytes) -> None:
+def test_a_non_streamed_message_is_an_end_or_a_problem(body: bytes) -> None:
     reader = Decoder()
     problem = rejection_of(lambda: json.dumps(reader.read_message(body).usage))
     assert (problem is None) == reader.ended
@@ -360,7 +360,7 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("name", ADVICE)
-def test_whatever_retry_after_an_upstream_sends_ours_is_a_number(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_retry_after_is_a_number_whatever_the_upstream_sends(rill: Rill, upstream: Upstream, name: str) -> None:
     headers = {"retry-after": ADVICE[name], "x-should-retry": "false"}
     upstream.script(wire.error(429, "rate_limit_error", "later", headers))
     with rill.ask("GET", "/stream?q=first") as asked:
@@ -390,7 +390,7 @@ QUESTION = json.dumps(
 
 @pytest.mark.parametrize("dialect", ASKED)
 @pytest.mark.parametrize("name", COUNTS)
-def test_an_upstream_that_counts_oddly_breaks_no_answer(
+def test_an_invalid_token_count_of_the_upstream_breaks_no_answer(
     rill: Rill, upstream: Upstream, name: str, dialect: str
 ) -> None:
     usage = {"input_tokens": COUNTS[name], "output_tokens": COUNTS[name]}
@@ -432,7 +432,7 @@ def ask(rill: Rill, head: bytes, body: bytes = b"") -> Heard:
 
 @given(name=st.sampled_from([b"Authorization", b"x-api-key", b"X-Request-Id", b"Accept"]), scheme=schemes, value=sent)
 @some
-def test_any_credentials_are_read_without_a_fault(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
+def test_any_credentials_are_parsed_without_an_error(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
     heard = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
     assert heard.statuses in ([400], [200, 200])
 
@@ -454,7 +454,7 @@ typed = st.lists(st.sampled_from(PARTS) | st.binary(max_size=5), max_size=12).ma
 
 @given(media_type=media_types | sent, body=typed)
 @many
-def test_any_body_of_any_type_is_answered_or_refused(service: Rill, media_type: bytes, body: bytes) -> None:
+def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type: bytes, body: bytes) -> None:
     heard = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
     assert heard.statuses[0] in (200, 400, 413, 415)
     assert heard.in_step == (heard.statuses != [400])
@@ -465,7 +465,7 @@ def test_any_body_of_any_type_is_answered_or_refused(service: Rill, media_type: 
     path=st.sampled_from(["/stream", "/chat/stream", "/v1/messages"]),
 )
 @some
-def test_any_url_is_answered_or_refused(service: Rill, query: bytes, path: str) -> None:
+def test_any_url_is_answered_or_rejected(service: Rill, query: bytes, path: str) -> None:
     method = b"POST" if path.startswith("/v1") else b"GET"
     heard = ask(service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b"")
     assert (heard.statuses[0] in (200, 400, 403, 404), heard.in_step) == (True, True)
@@ -473,13 +473,11 @@ def test_any_url_is_answered_or_refused(service: Rill, query: bytes, path: str) 
 
 @given(beta=sent, version=sent)
 @some
-def test_any_header_that_is_passed_on_reaches_the_upstream_or_is_refused(
-    service: Rill, beta: bytes, version: bytes
-) -> None:
+def test_any_forwarded_header_reaches_the_upstream_or_is_rejected(service: Rill, beta: bytes, version: bytes) -> None:
     head = b"POST /v1/messages HTTP/1.1\r\nanthropic-beta: %b\r\nanthropic-version: %b" % (beta, version)
     heard = ask(service, head, QUESTION)
     assert heard.statuses in ([200, 200], [400])
 
 
-def test_it_serves_after_all_of_that(rill: Rill) -> None:
+def test_the_server_still_answers_afterwards(rill: Rill) -> None:
     assert exchange(rill.port, request_bytes("GET", "/stream?q=first")).statuses == [200, 200]

@@ -21,7 +21,7 @@ def service(share_rill: StartRill) -> Rill:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(
+def test_an_ambiguous_request_is_rejected_and_nothing_after_it_is_read(
     rill: Rill, upstream: Upstream, name: str
 ) -> None:
     heard = exchange(rill.port, REFUSED[name])
@@ -34,7 +34,7 @@ def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_has_one_meaning_is_read_so_and_the_next_request_begins_where_it_ends(
+def test_an_unambiguous_request_is_answered_and_the_next_request_begins_where_it_ends(
     rill: Rill, upstream: Upstream, name: str
 ) -> None:
     data, meant = READ[name]
@@ -45,7 +45,7 @@ def test_what_has_one_meaning_is_read_so_and_the_next_request_begins_where_it_en
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_nothing_behind_a_request_that_ends_its_connection_is_read(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_nothing_after_a_request_that_closes_its_connection_is_read(rill: Rill, upstream: Upstream, name: str) -> None:
     heard = exchange(rill.port, CLOSED[name] + HIDDEN)
     assert len(heard.statuses) == 1
     assert not heard.in_step
@@ -71,7 +71,7 @@ BODIES = {
 
 @pytest.mark.parametrize("framing", BODIES)
 @pytest.mark.parametrize("line", UNREAD)
-def test_a_request_within_a_body_that_nobody_reads_is_never_asked(
+def test_a_request_inside_an_unread_body_is_never_processed(
     rill: Rill, upstream: Upstream, line: str, framing: str
 ) -> None:
     status, meant = UNREAD[line]
@@ -81,9 +81,7 @@ def test_a_request_within_a_body_that_nobody_reads_is_never_asked(
 
 
 @pytest.mark.parametrize("line", UNREAD)
-def test_a_body_that_nobody_reads_and_that_is_broken_gets_no_second_answer(
-    rill: Rill, upstream: Upstream, line: str
-) -> None:
+def test_a_malformed_unread_body_gets_no_second_response(rill: Rill, upstream: Upstream, line: str) -> None:
     status, meant = UNREAD[line]
     broken = b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + HIDDEN
     heard = exchange(rill.port, f"{line} HTTP/1.1\r\nHost: x\r\n".encode() + broken)
@@ -101,14 +99,14 @@ HUGE = {
 
 
 @pytest.mark.parametrize("size", HUGE)
-def test_a_chunk_size_never_overflows_so_what_follows_is_its_data(rill: Rill, upstream: Upstream, size: str) -> None:
+def test_a_huge_chunk_size_never_overflows(rill: Rill, upstream: Upstream, size: str) -> None:
     heard = send_and_leave(rill.port, chunks(HUGE[size] + b"\r\nhello\r\n0\r\n\r\n"))
     assert heard.statuses in ([], [400], [413])
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("length", [b"9" * 30, b"1" + b"0" * 4298, b"18446744073709551621"])
-def test_a_length_never_overflows_so_what_follows_is_its_body(rill: Rill, upstream: Upstream, length: bytes) -> None:
+def test_a_huge_content_length_never_overflows(rill: Rill, upstream: Upstream, length: bytes) -> None:
     head = b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\nhello"
     heard = send_and_leave(rill.port, head + HIDDEN)
     assert heard.statuses == [413]
@@ -133,7 +131,7 @@ GOOD_HOSTS = [
 
 
 @pytest.mark.parametrize("host", GOOD_HOSTS, ids=without_colons)
-def test_any_one_host_that_is_one_is_answered(rill: Rill, upstream: Upstream, host: str) -> None:
+def test_any_single_valid_host_is_answered(rill: Rill, upstream: Upstream, host: str) -> None:
     heard = exchange(rill.port, request_bytes("GET", "/stream?q=first", {"Host": host}))
     assert (heard.statuses, heard.in_step, prompts(upstream)) == ([200, 200], True, ["first"])
 
@@ -147,16 +145,14 @@ ABSOLUTE = ["http://x/stream", "http://y/stream", "https://y:9/stream", "HTTP://
 
 
 @pytest.mark.parametrize("target", ABSOLUTE, ids=without_colons)
-def test_a_target_with_its_own_host_is_the_same_route_whatever_host_says(
-    rill: Rill, upstream: Upstream, target: str
-) -> None:
+def test_an_absolute_target_has_the_same_route_whatever_its_host(rill: Rill, upstream: Upstream, target: str) -> None:
     heard = exchange(rill.port, request_bytes("GET", f"{target}?q=first", {"Host": "x"}))
     assert (heard.statuses, heard.in_step, prompts(upstream)) == ([200, 200], True, ["first"])
     assert b"http" not in heard.data.lower().replace(b"http/1.1", b"")
 
 
 @pytest.mark.parametrize("target", ["http://x", "http://x?q=first", "http://x/"])
-def test_a_target_that_is_only_a_host_is_the_front_page_and_no_redirect(
+def test_a_target_without_a_path_is_the_front_page_and_not_a_redirect(
     rill: Rill, upstream: Upstream, target: str
 ) -> None:
     heard = exchange(rill.port, request_bytes("GET", target, {"Host": "y"}))
@@ -179,12 +175,12 @@ OTHER_PATHS = [
 
 
 @pytest.mark.parametrize("path", OTHER_PATHS)
-def test_a_path_that_only_looks_like_a_route_is_none(rill: Rill, upstream: Upstream, path: str) -> None:
+def test_a_path_that_resembles_a_route_is_a_404(rill: Rill, upstream: Upstream, path: str) -> None:
     heard = exchange(rill.port, request_bytes("GET", f"{path}?q=first"))
     assert (heard.statuses, heard.in_step, upstream.requests) == ([404, 200], True, [])
 
 
-def test_a_header_split_by_an_encoded_line_end_splits_no_answer(rill: Rill, upstream: Upstream) -> None:
+def test_an_encoded_line_end_does_not_split_the_response(rill: Rill, upstream: Upstream) -> None:
     hidden = "%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
     for data in (
         request_bytes("GET", f"/nowhere{hidden}"),

@@ -84,7 +84,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_header_buys_another_request(counted: tuple[Rill, int], name: str) -> None:
+def test_no_header_raises_the_rate_limit(counted: tuple[Rill, int], name: str) -> None:
     rill, _ = counted
     source = fresh_source()
     assert [ask(rill, NAMES[name].format(number), source) for number in range(5)] == ONCE_MORE
@@ -119,7 +119,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_a_forged_hop_changes_nothing_left_of_the_trusted_ones(counted: tuple[Rill, int], name: str) -> None:
+def test_a_forged_hop_left_of_the_trusted_ones_is_ignored(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
     source, client = fresh_source(), fresh_hop()
     # What the trusted proxies add: the client's address, and then each the one before it, which may change.
@@ -131,14 +131,14 @@ def test_a_forged_hop_changes_nothing_left_of_the_trusted_ones(counted: tuple[Ri
     assert [ask(rill, each.format(number), source) for number, each in enumerate(said)] == ONCE_MORE
 
 
-def test_each_client_behind_the_trusted_proxies_is_counted_apart(counted: tuple[Rill, int]) -> None:
+def test_each_client_behind_the_trusted_proxies_is_counted_separately(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     clients = [f"X-Forwarded-For: {', '.join([fresh_hop(), '10.0.0.1'][:hops] or [fresh_hop()])}" for _ in range(5)]
     assert [ask(rill, client, source) for client in clients] == (ONCE_MORE if hops == 0 else [400] * 5)
 
 
-def test_where_a_proxy_wrote_too_few_hops_the_peer_is_counted(counted: tuple[Rill, int]) -> None:
+def test_the_peer_is_counted_if_the_proxies_wrote_too_few_hops(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     few = ["", "", "X-Forwarded-For: 203.0.113.{0}"][hops]
@@ -159,7 +159,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_trusted_hop_is_the_same_client_however_it_is_written(counted: tuple[Rill, int], name: str) -> None:
+def test_every_spelling_of_the_trusted_hop_is_the_same_client(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
     source, client = fresh_source(), fresh_hop()
     behind = ", 10.0.0.1" * (hops - 1)
@@ -167,7 +167,7 @@ def test_the_trusted_hop_is_the_same_client_however_it_is_written(counted: tuple
     assert [ask(rill, each, source) for each in said] == ONCE_MORE
 
 
-def test_the_trusted_hop_is_the_client_in_the_log(counted: tuple[Rill, int], upstream: Upstream) -> None:
+def test_the_log_names_the_trusted_hop_as_the_client(counted: tuple[Rill, int], upstream: Upstream) -> None:
     rill, hops = counted
     upstream.always(play)
     source, client = fresh_source(), fresh_hop()
@@ -231,7 +231,7 @@ def told(heard: Heard) -> tuple[list[int], set[bytes], str]:
 
 
 @pytest.mark.parametrize("name", MISLEADING)
-def test_no_header_changes_the_route_or_what_it_answers(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_no_header_changes_the_route_or_its_response(rill: Rill, upstream: Upstream, name: str) -> None:
     for line in LINES:
         plain = f"{line} HTTP/1.1\r\nHost: x\r\nx-api-key: {SECRET}\r\nConnection: close\r\n"
         usual = exchange(rill.port, f"{plain}\r\n".encode())
@@ -284,7 +284,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_nobody_gets_in_without_a_token_in_its_place(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_a_wrong_or_misplaced_api_key_is_rejected(rill: Rill, upstream: Upstream, name: str) -> None:
     source = fresh_source()  # Failures are limited for each address.
     assert ask(rill, KEYS[name], source, f"/stream?q=first&token={SECRET}&api_key={SECRET}") == 401
     assert upstream.requests == []
@@ -297,9 +297,7 @@ EVERYTHING = "\r\n".join(line for name, line in {**KEYS, **MISLEADING}.items() i
 
 
 @pytest.mark.parametrize("line", GUARDED)
-def test_no_route_that_wants_a_token_opens_for_all_other_headers_together(
-    rill: Rill, upstream: Upstream, line: str
-) -> None:
+def test_all_other_headers_together_do_not_replace_an_api_key(rill: Rill, upstream: Upstream, line: str) -> None:
     fields = EVERYTHING.replace("x-api-key", "x-api-kex")
     head = f"{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"
     trailer = f"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Api-Key: {SECRET}\r\n\r\n"
@@ -309,12 +307,12 @@ def test_no_route_that_wants_a_token_opens_for_all_other_headers_together(
 
 
 @pytest.mark.parametrize("line", [f"Authorization: Bearer {SECRET}", f"x-api-key: {SECRET}"])
-def test_the_token_in_its_place_does_get_in(rill: Rill, upstream: Upstream, line: str) -> None:
+def test_an_api_key_in_its_header_is_accepted(rill: Rill, upstream: Upstream, line: str) -> None:
     assert ask(rill, line, path="/stream?q=first") == 200
     assert prompts(upstream) == ["first"]
 
 
-def test_a_header_with_an_underscore_is_no_header(rill: Rill, upstream: Upstream) -> None:
+def test_a_header_with_an_underscore_is_ignored(rill: Rill, upstream: Upstream) -> None:
     head = request_bytes("POST", "/stream", {**TOKEN, "Content_Type": "application/json"}, b'{"q": "first"}')
     assert exchange(rill.port, head).statuses == [200, 200]
     assert prompts(upstream) == ['{"q": "first"}']

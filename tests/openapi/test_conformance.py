@@ -53,14 +53,14 @@ class Conformance:
         return outcome
 
     @pytest.mark.timeout(300)
-    def test_every_request_gets_an_answer_that_is_described(self, rill: Rill, token: str) -> None:
+    def test_every_generated_request_gets_a_described_response(self, rill: Rill, token: str) -> None:
         outcome = self.run(rill, token, self.seed, self.examples)
         print(outcome.statuses)
         assert outcome.requests >= self.least
 
     @pytest.mark.soak
     @pytest.mark.timeout(7200)
-    def test_so_does_every_one_of_very_many_from_a_fresh_seed(self, rill: Rill, token: str) -> None:
+    def test_many_requests_generated_from_a_new_seed_get_described_responses(self, rill: Rill, token: str) -> None:
         first = secrets.randbelow(2**32)
         print(f"the first seed is {first}")
         statuses: Counter[int] = Counter()

@@ -35,7 +35,7 @@ def connections(worker: psutil.Process, port: int) -> int:
 
 @pytest.mark.timing
 @pytest.mark.usefixtures("descriptors")
-def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(rill: Rill, upstream: Upstream) -> None:
+def test_five_thousand_incomplete_heads_of_one_address_delay_no_other_client(rill: Rill, upstream: Upstream) -> None:
     (worker,) = rill.workers()
     with ExitStack() as stack:
         begun = time.monotonic()
@@ -57,7 +57,7 @@ def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(ri
         assert connections(worker, rill.port) == 0
 
 
-def test_an_address_with_too_many_connections_is_told_so_and_loses_the_longest_idle_one_first(
+def test_an_address_with_too_many_connections_gets_a_429_and_loses_its_longest_idle_one_first(
     rill: Rill, upstream: Upstream
 ) -> None:
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("when", NOTHING)
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
-def test_silence_instead_of_an_answer_is_a_504_in_time(
+def test_an_answer_that_does_not_start_is_a_504_after_the_start_timeout(
     rill: Rill, upstream: Upstream, headers: dict[str, str], when: str
 ) -> None:
     upstream.script(*NOTHING[when])
@@ -55,7 +55,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("how", DEAD)
-def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_an_idle_upstream_aborts_a_plain_text_answer(rill: Rill, upstream: Upstream, how: str) -> None:
     steps, text = DEAD[how]
     upstream.script(*steps)
     name = name_request()
@@ -70,7 +70,7 @@ def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstre
 
 
 @pytest.mark.parametrize("how", DEAD)
-def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_an_idle_upstream_ends_an_event_stream_with_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*DEAD[how][0])
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
@@ -82,7 +82,7 @@ def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, 
     upstream.wait_until_left(0.5)
 
 
-def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
+def test_thinking_counts_as_content(rill: Rill, upstream: Upstream) -> None:
     thoughts = repeated(wire.thinking("hm"), 0.3, times=9)
     upstream.script(
         wire.head(), wire.send(wire.start(), wire.block_start(0, "thinking")), *thoughts,
@@ -98,7 +98,7 @@ def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("event", [wire.text("more "), wire.thinking("hm")], ids=["text", "thinking"])
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
-def test_an_answer_without_end_ends_in_all(
+def test_an_endless_answer_ends_after_the_total_timeout(
     rill: Rill, upstream: Upstream, headers: dict[str, str], event: bytes
 ) -> None:
     upstream.script(*BEGUN, *repeated(event, 0.1))
@@ -114,7 +114,7 @@ def test_an_answer_without_end_ends_in_all(
     upstream.wait_until_left(0.5)
 
 
-def test_a_library_raises_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+def test_a_library_raises_after_an_idle_timeout(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with requests.get(f"{rill.url}/stream", {"q": "hello"}, stream=True, timeout=10) as response:
         pieces = response.iter_content(None)
@@ -123,7 +123,7 @@ def test_a_library_raises_when_a_dead_upstream_is_left(rill: Rill, upstream: Ups
             next(pieces)
 
 
-def test_http_1_0_sees_a_reset_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+def test_an_http_1_0_connection_is_reset_after_an_idle_timeout(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with ask(rill, version="HTTP/1.0") as asked:
         assert (asked.read_rest(), asked.ended) == (b"one ", "reset")

@@ -48,7 +48,7 @@ def longest_gap(rill: Rill, which: str) -> float:
 
 
 @pytest.mark.waits
-def test_silence_is_told_at_least_every_15_seconds(service: Rill, upstream: Upstream) -> None:
+def test_an_event_stream_gets_a_keep_alive_comment_at_least_every_15_seconds(service: Rill, upstream: Upstream) -> None:
     upstream.always(play_what_is_asked)
     with ThreadPoolExecutor(len(SILENCES)) as clients:
         watched = {which: clients.submit(longest_gap, service, which) for which in SILENCES}

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from asking import SSE, ask
 from server import Rill
-from test_drain import FLOW, SCRIPTS
+from test_shutdown import FLOW, SCRIPTS
 from upstream import Answer, Upstream
 from witness import log_lines, probed
 
@@ -29,7 +29,7 @@ def open_all(rill: Rill, stack: ExitStack) -> None:
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_answers_without_end_and_clients_who_never_read_delay_a_stop_by_no_more_than_25_seconds(
+def test_endless_answers_and_clients_that_never_read_delay_a_shutdown_by_at_most_25_seconds(
     upstream: Upstream,
 ) -> None:
     upstream.always(play_what_is_asked)

@@ -64,7 +64,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_a_refusal_is_a_true_status_in_few_words(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_an_upstream_error_is_a_status_with_a_short_message(rill: Rill, upstream: Upstream, how: str) -> None:
     refusal = REFUSALS[how]
     upstream.always(refusal.step)
     name = name_request()
@@ -94,7 +94,7 @@ def test_a_redirect_is_not_followed(rill: Rill, upstream: Upstream, code: int) -
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_an_upstream_that_hangs_up_on_every_request_is_a_502(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_an_upstream_that_closes_every_connection_is_a_502(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.always({"close": wire.close(), "reset": wire.reset()}[how])
     name = name_request()
     with ask(rill, name=name) as asked:
@@ -103,7 +103,7 @@ def test_an_upstream_that_hangs_up_on_every_request_is_a_502(rill: Rill, upstrea
     assert len(upstream.requests) == RETRIED
 
 
-def test_an_upstream_that_recovers_in_time_is_not_noticed(rill: Rill, upstream: Upstream) -> None:
+def test_a_failure_that_a_retry_resolves_is_invisible_to_the_client(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(529, "overloaded_error", "Overloaded"))
     upstream.script(*wire.answer("here"))
     with ask(rill) as asked:
@@ -112,9 +112,7 @@ def test_an_upstream_that_recovers_in_time_is_not_noticed(rill: Rill, upstream: 
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
-def test_an_error_event_before_the_answer_is_a_true_status(
-    rill: Rill, upstream: Upstream, headers: dict[str, str]
-) -> None:
+def test_an_error_event_before_the_answer_is_a_status(rill: Rill, upstream: Upstream, headers: dict[str, str]) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error()), wire.end())
     name = name_request()
     with ask(rill, headers=headers, name=name) as asked:
@@ -122,7 +120,7 @@ def test_an_error_event_before_the_answer_is_a_true_status(
     assert logged(rill, name)["outcome"] == "upstream_overloaded"
 
 
-def test_an_error_event_before_the_first_text_is_a_true_status(rill: Rill, upstream: Upstream) -> None:
+def test_an_error_event_before_the_first_text_is_a_status(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error("api_error", "oh")), wire.end())
     with ask(rill) as asked:
         assert asked.status == 502
@@ -154,7 +152,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_a_truncated_plain_text_is_aborted_after_the_received_text(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
     with ask(rill, name=name) as asked:
@@ -167,7 +165,9 @@ def test_a_broken_plain_text_is_cut_after_what_came(rill: Rill, upstream: Upstre
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_a_truncated_event_stream_ends_with_an_error_event_and_no_end_mark(
+    rill: Rill, upstream: Upstream, how: str
+) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
@@ -184,7 +184,7 @@ def test_a_broken_answer_in_events_says_so_and_has_no_end_mark(rill: Rill, upstr
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_a_broken_answer_to_http_1_0_is_reset(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_a_truncated_answer_over_http_1_0_resets_the_connection(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     name = name_request()
     with ask(rill, name=name, version="HTTP/1.0") as asked:
@@ -196,7 +196,7 @@ def test_a_broken_answer_to_http_1_0_is_reset(rill: Rill, upstream: Upstream, ho
 
 
 @pytest.mark.parametrize("how", ["reset", "ended without message_stop", "error event"])
-def test_a_library_raises_at_a_broken_answer(rill: Rill, upstream: Upstream, how: str) -> None:
+def test_a_library_raises_for_a_truncated_answer(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *BREAKS[how].steps)
     with requests.get(f"{rill.url}/stream", {"q": "hello"}, stream=True, timeout=10) as response:
         pieces = response.iter_content(None)
@@ -208,7 +208,7 @@ def test_a_library_raises_at_a_broken_answer(rill: Rill, upstream: Upstream, how
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize(("option", "exit_code"), [("--http1.1", 18), ("--http1.0", 56)])
-def test_curl_fails_at_a_broken_answer(rill: Rill, upstream: Upstream, option: str, exit_code: int) -> None:
+def test_curl_fails_for_a_truncated_answer(rill: Rill, upstream: Upstream, option: str, exit_code: int) -> None:
     upstream.script(*BEGUN[:-1], wire.pause(0.1), wire.end())
     command = ["curl", "-sN", option, f"{rill.url}/stream?q=hello"]
     done = subprocess.run(command, capture_output=True, timeout=10, check=False)
@@ -216,7 +216,7 @@ def test_curl_fails_at_a_broken_answer(rill: Rill, upstream: Upstream, option: s
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
-def test_what_came_before_the_cut_is_delivered_to_one_who_reads_late(
+def test_a_client_that_reads_late_gets_all_text_before_the_truncation(
     rill: Rill, upstream: Upstream, version: str
 ) -> None:
     pieces = [wire.send(wire.text("x" * 1000)) for _ in range(60)]
@@ -229,7 +229,7 @@ def test_what_came_before_the_cut_is_delivered_to_one_who_reads_late(
         assert asked.ended == ("cut" if version == "HTTP/1.1" else "reset")
 
 
-def test_an_http_1_0_client_that_leaves_before_its_reset_crashes_nothing(rill: Rill, upstream: Upstream) -> None:
+def test_an_http_1_0_client_that_disconnects_before_its_reset_causes_no_error(rill: Rill, upstream: Upstream) -> None:
     # More than the client's window takes, so that the reset waits for what is still to be sent.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.gate("read"), wire.close())
     name = name_request()
@@ -262,7 +262,7 @@ ODD_EVENTS = {
 
 
 @pytest.mark.parametrize("what", ODD_TEXTS)
-def test_odd_text_arrives_as_it_was_meant(rill: Rill, upstream: Upstream, what: str) -> None:
+def test_unusual_text_is_forwarded_correctly(rill: Rill, upstream: Upstream, what: str) -> None:
     sends = [wire.send(each) for each in ODD_EVENTS[what]]
     upstream.script(wire.head(), wire.send(wire.opening()), *sends, wire.send(wire.stop()), wire.end())
     with ask(rill) as asked:
@@ -270,7 +270,7 @@ def test_odd_text_arrives_as_it_was_meant(rill: Rill, upstream: Upstream, what: 
 
 
 @pytest.mark.parametrize("what", ODD_TEXTS)
-def test_odd_text_in_events_loses_nothing_but_the_kind_of_a_line_end(rill: Rill, upstream: Upstream, what: str) -> None:
+def test_unusual_text_in_events_loses_only_the_kind_of_its_line_ends(rill: Rill, upstream: Upstream, what: str) -> None:
     sends = [wire.send(each) for each in ODD_EVENTS[what]]
     upstream.script(wire.head(), wire.send(wire.opening()), *sends, wire.send(wire.stop()), wire.end())
     with ask(rill, headers=SSE) as asked:
@@ -292,7 +292,7 @@ def test_a_wrong_block_index_loses_no_text(rill: Rill, upstream: Upstream) -> No
 
 
 @pytest.mark.parametrize("megabytes", [10, 20])
-def test_a_line_of_ten_megabytes_arrives_and_one_of_twenty_is_cut(
+def test_a_line_of_ten_megabytes_is_forwarded_and_one_of_twenty_is_aborted(
     rill: Rill, upstream: Upstream, megabytes: int
 ) -> None:
     size = megabytes * 1_000_000

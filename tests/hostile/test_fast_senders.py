@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import upstream as wire
 from conversation import Conversation, request_bytes
-from fast import KEY, SENDERS
+from fast_sender import KEY, SENDERS
 from raw import play
 from server import Rill, StartRill
 from upstream import Upstream
@@ -20,7 +20,7 @@ PACE_SECONDS = 0.05
 TOKENS = 20
 # The longest time between two tokens of another client's stream.
 GAP_SECONDS = 0.25
-SENDER = Path(__file__).parent / "fast.py"
+SENDER = Path(__file__).parent / "fast_sender.py"
 PACED = (
     wire.head(),
     wire.send(wire.opening()),

@@ -54,7 +54,7 @@ def serves_at_once(rill: Rill, q: str = "other") -> None:
     assert time.monotonic() - begun < AT_ONCE_SECONDS
 
 
-def test_a_chunked_body_that_comes_byte_by_byte_arrives_as_it_was_meant(rill: Rill, upstream: Upstream) -> None:
+def test_a_chunked_body_sent_byte_by_byte_is_read_correctly(rill: Rill, upstream: Upstream) -> None:
     said = "one 溪 at a time"
     pieces = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in said.encode()) + b"00\r\nX: y\r\n\r\n"
     data = request_bytes("POST", "/stream", {"Transfer-Encoding": "chunked"}) + pieces
@@ -70,7 +70,7 @@ def test_a_chunked_body_that_comes_byte_by_byte_arrives_as_it_was_meant(rill: Ri
     assert prompts(upstream) == ["other", said]
 
 
-def test_a_hundred_heads_that_are_never_done_hold_up_nobody_and_are_cut_in_their_bound(
+def test_a_hundred_incomplete_heads_delay_no_other_client_and_are_closed_after_their_timeout(
     rill: Rill, upstream: Upstream
 ) -> None:
     halves = [
@@ -94,7 +94,7 @@ def test_a_hundred_heads_that_are_never_done_hold_up_nobody_and_are_cut_in_their
     wait_until(lambda: descriptors(rill, upstream) <= before, "the descriptors are not back", 10)
 
 
-def test_four_hundred_connections_that_say_nothing_hold_up_nobody(rill: Rill, upstream: Upstream) -> None:
+def test_four_hundred_silent_connections_delay_no_other_client(rill: Rill, upstream: Upstream) -> None:
     before = descriptors(rill, upstream)
     with ExitStack() as stack:
         silent = [stack.enter_context(connect(rill.port, timeout=HEAD_SECONDS + LATE)) for _ in range(400)]
@@ -106,7 +106,7 @@ def test_four_hundred_connections_that_say_nothing_hold_up_nobody(rill: Rill, up
     wait_until(lambda: descriptors(rill, upstream) <= before, "the descriptors are not back", 10)
 
 
-def test_a_pipeline_of_many_requests_is_answered_in_its_order_and_holds_up_nobody(
+def test_many_pipelined_requests_are_answered_in_order_and_delay_no_other_client(
     rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("ok")), wire.gate("first"), *wire.answer()[2:])
@@ -162,7 +162,9 @@ def connect_and_never_read(rill: Rill) -> socket.socket:
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_no_part_of_a_body_may_drip_on_and_nobody_may_be_deaf_for_ever(rill: Rill, upstream: Upstream) -> None:
+def test_slow_bodies_and_clients_that_never_read_are_closed_after_their_timeouts(
+    rill: Rill, upstream: Upstream
+) -> None:
     before = descriptors(rill, upstream)
     answered = dict.fromkeys(DRIPS, b"")
     with ExitStack() as stack:

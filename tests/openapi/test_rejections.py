@@ -42,7 +42,7 @@ def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None
 
 
 @pytest.mark.parametrize(("code", "type", "status"), UPSTREAM_ERRORS)
-def test_what_the_upstream_refuses_is_told_as_described(
+def test_an_upstream_error_is_reported_as_described(
     service: Rill, upstream: Upstream, code: int, type: str, status: int
 ) -> None:
     upstream.always(wire.error(code, type, "No.", {"x-should-retry": "false"}))
@@ -50,20 +50,20 @@ def test_what_the_upstream_refuses_is_told_as_described(
         assert statuses_of(service, asked) == {status}
 
 
-def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Upstream) -> None:
+def test_a_refusal_of_the_model_is_reported_as_described(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer(stop_reason="refusal"))
     assert statuses_of(service, "GET /stream") == {422}
     assert statuses_of(service, "POST /stream") == {422}
 
 
-def test_an_upstream_that_does_not_begin_is_told_as_described(share_rill: StartRill, upstream: Upstream) -> None:
+def test_a_start_timeout_is_reported_as_described(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
     for asked in ASKING:
         assert statuses_of(rill, asked) == {504}
 
 
-def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_request_beyond_the_rate_limit_is_rejected_as_described(start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill(RILL_RATE_LIMIT="1/hour")
     upstream.script(*wire.answer("hello"))
     assert statuses_of(rill, "GET /stream") == {200, 429}
@@ -72,7 +72,7 @@ def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, ups
 
 
 @pytest.mark.parametrize(("setting", "status"), [("RILL_MAX_STREAMS", 503), ("RILL_MAX_STREAMS_PER_CLIENT", 429)])
-def test_one_answer_too_many_is_refused_as_described(
+def test_a_request_beyond_the_slots_is_rejected_as_described(
     share_rill: StartRill, upstream: Upstream, setting: str, status: int
 ) -> None:
     rill = share_rill(**{setting: "1"})
@@ -85,14 +85,14 @@ def test_one_answer_too_many_is_refused_as_described(
     upstream.open("held")
 
 
-def test_a_client_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
+def test_a_client_without_an_api_key_is_rejected_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
     for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, asked) == {401}
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
-def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill) -> None:
+def test_a_forbidden_request_is_rejected_as_described(share_rill: StartRill) -> None:
     rill = share_rill(RILL_ALLOWED_MODELS=None)
     for asked in ASKING:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
@@ -103,18 +103,18 @@ def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill
     assert statuses_of(rill, "POST /v1/chat/completions", body=other) == {403}
 
 
-def test_a_host_that_is_not_served_is_refused_as_described(service: Rill) -> None:
+def test_a_host_that_is_not_allowed_is_rejected_as_described(service: Rill) -> None:
     for asked in (*ASKING, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(service, asked, {"Host": "another.example"}) == {403}
 
 
-def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) -> None:
+def test_a_feature_that_is_not_enabled_is_rejected_as_described(service: Rill) -> None:
     tools = {**QUESTION, "tools": [{"type": "web_search_20250305"}]}
     assert statuses_of(service, "POST /v1/messages", body=tools) == {403}
     assert statuses_of(service, "POST /v1/messages", {"anthropic-beta": "context-1m-2025-08-07"}) == {403}
 
 
-def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
+def test_too_many_requests_without_an_api_key_are_rejected_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
     for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
@@ -123,19 +123,19 @@ def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: 
         assert statuses_of(rill, each) == {429}
 
 
-def test_a_body_too_long_or_of_another_type_is_refused_as_described(share_rill: StartRill) -> None:
+def test_a_body_too_long_or_of_another_type_is_rejected_as_described(share_rill: StartRill) -> None:
     rill = share_rill(RILL_MAX_BODY_BYTES="4")
     for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
         assert statuses_of(rill, asked) == {413}
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}
 
 
-def test_a_url_too_long_is_refused_as_described(service: Rill) -> None:
+def test_a_url_that_is_too_long_is_rejected_as_described(service: Rill) -> None:
     assert statuses_of(service, "GET /stream", query={"q": "a" * 9_000}) == {414}
     assert statuses_of(service, "GET /chat/stream", query={"message": "a" * 9_000}) == {414}
 
 
-def test_an_event_source_that_comes_back_gets_nothing_as_described(service: Rill) -> None:
+def test_a_reconnecting_event_source_gets_a_204_as_described(service: Rill) -> None:
     for asked in ("GET /stream", "POST /stream", "GET /chat/stream"):
         assert statuses_of(service, asked, {"Accept": "text/event-stream", "Last-Event-ID": "1"}) == {204}
 
@@ -149,6 +149,8 @@ def test_an_event_source_that_comes_back_gets_nothing_as_described(service: Rill
         ("If-Match", '"another"', 412),
     ],
 )
-def test_a_part_of_a_file_or_none_of_it_is_told_as_described(service: Rill, name: str, value: str, status: int) -> None:
+def test_a_range_or_conditional_request_for_a_file_is_answered_as_described(
+    service: Rill, name: str, value: str, status: int
+) -> None:
     for asked in FILES:
         assert statuses_of(service, asked, {name: value}) == {status}

@@ -88,7 +88,7 @@ GROUP_SIGNALS = {"SIGTERM to all": (signal.SIGTERM, True), "SIGINT to all": (sig
 
 
 @pytest.mark.parametrize("how", [*SIGNALS, *GROUP_SIGNALS])
-def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream: Upstream, how: str) -> None:
+def test_a_shutdown_completes_short_answers_and_reports_the_others_as_shutdown(upstream: Upstream, how: str) -> None:
     number, everyone = {**SIGNALS, **GROUP_SIGNALS}[how]
     env = {"RILL_SHUTDOWN_GRACE_SECONDS": str(DRAIN), "RILL_MAX_STREAMS": "50", "WEB_CONCURRENCY": "2"}
     with probed(upstream.url, **env) as rill, ExitStack() as stack:
@@ -113,7 +113,7 @@ def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_without_answers_takes_less_than_a_second(
+def test_a_shutdown_without_open_answers_takes_less_than_a_second(
     upstream: Upstream, start: Callable[..., Rill], workers: int
 ) -> None:
     measured = []
@@ -146,7 +146,7 @@ def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[...
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.9])
-def test_a_stop_while_a_worker_boots_is_quick_too(upstream: Upstream, start: Callable[..., Rill], delay: float) -> None:
+def test_a_shutdown_while_a_worker_boots_is_fast(upstream: Upstream, start: Callable[..., Rill], delay: float) -> None:
     rill = start()
     (victim,) = rill.wait_for_workers(1)
     victim.kill()

@@ -1,4 +1,4 @@
-"""One client that sends as fast as the server takes it: `python fast.py PORT SENDER SECONDS`.
+"""One client that sends as fast as the server takes it: `python fast_sender.py PORT SENDER SECONDS`.
 
 It reads and discards every response, reconnects when the server closes, and stops by itself.
 """

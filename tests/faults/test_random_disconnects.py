@@ -53,7 +53,7 @@ def leave_somewhere(rill: Rill, seed: int) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_thousands_of_chaotic_leavings_leave_nothing_behind(service: Rill, upstream: Upstream) -> None:
+def test_thousands_of_random_disconnects_leak_nothing(service: Rill, upstream: Upstream) -> None:
     with unharmed(service, upstream, streams=40):
         upstream.always(play_what_is_asked)
         with ThreadPoolExecutor(AT_ONCE) as clients:

@@ -42,17 +42,17 @@ def assert_out_of_reach(rill: Rill, port: int) -> None:
     assert "Traceback" not in rill.output()
 
 
-def test_a_port_where_nobody_listens_is_a_502(start: Callable[..., Rill]) -> None:
+def test_a_closed_port_is_a_502(start: Callable[..., Rill]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     assert_out_of_reach(start(url=f"http://127.0.0.1:{port}"), port)
 
 
-def test_a_name_that_does_not_resolve_is_a_502(start: Callable[..., Rill]) -> None:
+def test_an_unknown_host_is_a_502(start: Callable[..., Rill]) -> None:
     assert_out_of_reach(start(url="http://messages.invalid:9"), 9)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_a_502_and_gets_no_prompt(
+def test_an_untrusted_certificate_is_a_502_and_receives_no_prompt(
     start: Callable[..., Rill], stranger: Upstream
 ) -> None:
     assert_out_of_reach(start(url=stranger.url), stranger.port)
@@ -60,7 +60,7 @@ def test_a_certificate_that_nobody_vouches_for_is_a_502_and_gets_no_prompt(
     assert stranger.requests == []
 
 
-def test_a_certificate_for_another_name_is_a_502_and_gets_no_prompt(
+def test_a_certificate_for_another_name_is_a_502_and_receives_no_prompt(
     start: Callable[..., Rill], stranger: Upstream, certificate: Path
 ) -> None:
     url = f"https://localhost:{stranger.port}"
@@ -68,9 +68,7 @@ def test_a_certificate_for_another_name_is_a_502_and_gets_no_prompt(
     assert stranger.requests == []
 
 
-def test_a_certificate_that_is_vouched_for_is_served(
-    start: Callable[..., Rill], stranger: Upstream, certificate: Path
-) -> None:
+def test_a_trusted_certificate_is_accepted(start: Callable[..., Rill], stranger: Upstream, certificate: Path) -> None:
     with ask(start(url=stranger.url, SSL_CERT_FILE=str(certificate))) as asked:
         assert (asked.read_rest(), asked.ended) == (b"Hello", "clean")
     stranger.clear()

@@ -29,7 +29,7 @@ def p99(times: list[float]) -> float:
 
 @pytest.mark.timing
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_upstream_is_closed_within_50_ms_of_the_clients_leaving(rill: Rill, upstream: Upstream, phase: str) -> None:
+def test_a_disconnect_closes_the_upstream_connection_within_50_ms(rill: Rill, upstream: Upstream, phase: str) -> None:
     measured = []
     for _ in range(3):  # a busy machine may spoil a measurement, but not three
         upstream.clear()
