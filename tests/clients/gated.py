@@ -13,7 +13,7 @@ ASKED: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 99, "messag
 GATE_SECONDS = 10
 
 # How an upstream may break off: without its end mark, by a reset, and cleanly but without a word of an end.
-CUTS: dict[str, Callable[[], Step]] = {"close": wire.close, "reset": wire.reset, "end": wire.end}
+TRUNCATIONS: dict[str, Callable[[], Step]] = {"close": wire.close, "reset": wire.reset, "end": wire.end}
 
 
 def gated_answer() -> list[Step]:
@@ -23,12 +23,12 @@ def gated_answer() -> list[Step]:
     return [wire.head(), wire.send(wire.opening()), wire.send(wire.text(FIRST)), *held]
 
 
-def cut_answer(how: str = "close") -> list[Step]:
+def truncated_answer(how: str = "close") -> list[Step]:
     """An answer that breaks off at the gate `cut`, after its first text."""
     begun = [wire.head(), wire.send(wire.opening()), wire.send(wire.text(FIRST))]
-    return [*begun, wire.gate("cut", GATE_SECONDS), CUTS[how]()]
+    return [*begun, wire.gate("truncate", GATE_SECONDS), TRUNCATIONS[how]()]
 
 
-def script_refusal(upstream: Upstream, seconds: int = 7) -> None:
+def script_rate_limit(upstream: Upstream, seconds: int = 7) -> None:
     """The next answer is 429, to be tried again after more seconds than the server itself would wait."""
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": str(seconds)}))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, QUESTION, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 from server import Rill
@@ -80,19 +80,19 @@ def test_event_source_shows_the_answer_and_its_end_mark_and_sends_one_prompt_whi
 def test_event_source_shows_no_end_mark_after_a_truncated_answer_and_sends_one_prompt(
     page: Page, upstream: Upstream
 ) -> None:
-    upstream.always(*cut_answer())
+    upstream.always(*truncated_answer())
     page.run(
         LISTEN + "source.addEventListener('error', (event) => { if (event.data) window.failed = event.data })", "hi"
     )
     page.wait_for("shown", FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     page.wait_for("source.readyState", CLOSED)
     assert page.value("[shown, JSON.parse(failed).status]") == [FIRST, 502]
     assert len(upstream.requests) == 1
 
 
 def test_event_source_closes_after_a_rejection(page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     page.run(LISTEN, QUESTION)
     page.wait_for("source.readyState", CLOSED)
     assert page.value("[shown, opened]") == ["", 0]
@@ -114,17 +114,17 @@ def test_fetch_shows_the_first_text_before_the_second_is_sent(page: Page, upstre
     page.wait_for("[shown, ended].join()", f"{FIRST}{SECOND},whole")
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 def test_fetch_rejects_its_promise_for_a_truncated_answer(how: str, page: Page, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     page.wait_for("[shown, ended].join()", f"{FIRST},TypeError")
 
 
 def test_fetch_shows_the_message_of_a_rejection(page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     page.run(READ, QUESTION)
     page.wait_for("ended", "429: The model's rate limit is reached. Try again in 7 s.\n")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import Rill
 from upstream import Upstream
 
@@ -60,19 +60,19 @@ def test_curl_prints_the_first_text_before_the_second_is_sent(
     assert upstream.requests[0].json["messages"][0]["content"] == "What is a rill?"
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @EVERY_ASK
 def test_curl_fails_for_a_truncated_answer(arguments: list[str], how: str, service: Rill, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with curl(service, *arguments) as process:
         read(process, FIRST)
-        upstream.open("cut")
+        upstream.open("truncate")
         rest, code = finish(process)
     assert (rest, code) == ("", RECEIVE_ERROR if "--http1.0" in arguments else PARTIAL_FILE)
 
 
 def test_fail_with_body_prints_the_message_and_fails(service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with curl(service, "--fail-with-body", "-d", "q=hi") as process:
         assert finish(process) == ("The model's rate limit is reached. Try again in 7 s.\n", HTTP_ERROR)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from javascript import Node, Script
 from server import Rill
 from upstream import REQUEST_ID, Upstream
@@ -32,7 +32,7 @@ STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 }
 
 # How each client says that an answer broke off: the class of what it throws, and words of it.
-CUT_ERRORS = {
+TRUNCATION_ERRORS = {
     "Anthropic's stream": ("APIError", "The model's API"),
     "Anthropic's create": ("APIError", "The model's API"),
     "OpenAI's create": ("APIError", "The model's API"),
@@ -86,18 +86,18 @@ def test_the_first_text_comes_before_the_upstream_sends_the_second(
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @pytest.mark.parametrize("client", STREAMS)
 def test_a_truncated_answer_is_an_error_after_the_text_before_it(
     client: str, how: str, node: Node, service: Rill, upstream: Upstream
 ) -> None:
     script, way, _ = STREAMS[client]
-    kind, words = CUT_ERRORS[client]
-    upstream.script(*cut_answer(how))
+    kind, words = TRUNCATION_ERRORS[client]
+    upstream.script(*truncated_answer(how))
     with node.run(script, way, service.url) as running:
         told = running.rest()
         lines = read_first(told)
-        upstream.open("cut")
+        upstream.open("truncate")
         lines += told
     error = lines[-1].get("error", {})
     assert (error.get("kind"), text_of(lines)) == (kind, FIRST), lines
@@ -107,7 +107,7 @@ def test_a_truncated_answer_is_an_error_after_the_text_before_it(
 @pytest.mark.parametrize("client", REFUSALS)
 def test_a_rejection_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
     script, way, _ = STREAMS[client]
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with node.run(script, way, service.url) as running:
         (line,) = running.rest()
     assert REFUSALS[client].items() <= line["error"].items()
@@ -115,7 +115,7 @@ def test_a_rejection_is_the_clients_own_error(client: str, node: Node, service: 
 
 
 def test_fetch_reads_the_status_and_message_of_a_rejection(node: Node, service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with node.run("fetch.mjs", "refused", service.url) as running:
         (line,) = running.rest()
     assert (line["end"]["status"], line["end"]["retryAfter"]) == (429, "7")
@@ -194,10 +194,10 @@ def test_event_source_reads_the_first_text_before_the_second_is_sent_and_sends_o
 def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_prompt(
     node: Node, service: Rill, upstream: Upstream
 ) -> None:
-    upstream.always(*cut_answer())
+    upstream.always(*truncated_answer())
     with listen(node, service) as running:
         assert running.next() == {"text": FIRST}
-        upstream.open("cut")
+        upstream.open("truncate")
         failed, end = running.rest()
     assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
     assert len(upstream.requests) == 1

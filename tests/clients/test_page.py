@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import upstream as wire
 from chromium import ELSEWHERE
-from gated import FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, QUESTION, SECOND, gated_answer, script_rate_limit, truncated_answer
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -292,10 +292,10 @@ def test_a_prompt_stopped_before_its_answer_returns_to_the_form(open_page: Page,
 def test_a_truncated_answer_is_marked_and_keeps_its_text(
     how: str, words: str, open_page: Page, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     open_page.wait_for_outcomes(words)
     assert open_page.texts(".answer") == [FIRST]
     assert open_page.shows("article.truncated")
@@ -336,7 +336,7 @@ def test_an_unreachable_server_is_reported(page: Page, start_rill: StartRill, up
 
 
 def test_a_rejection_is_shown_with_the_servers_message_and_retry_time(open_page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     open_page.excuse("status of 429")
     open_page.ask()
     open_page.wait_for_outcomes(REJECTED)
@@ -363,8 +363,8 @@ def test_a_refusal_of_the_model_is_shown_and_the_next_prompt_omits_it(open_page:
 
 
 def test_the_conversation_keeps_truncated_and_stopped_answers(open_page: Page, upstream: Upstream) -> None:
-    upstream.script(*cut_answer())
-    upstream.open("cut")
+    upstream.script(*truncated_answer())
+    upstream.open("truncate")
     open_page.ask("one")
     open_page.wait_for_outcomes(TRUNCATED)
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(SECOND)), wire.silence())
@@ -599,9 +599,9 @@ def test_the_light_and_dark_schemes_follow_the_preference_with_enough_contrast(
     page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer(FIRST))
-    upstream.script(*cut_answer())
-    script_refusal(upstream)
-    upstream.open("cut")
+    upstream.script(*truncated_answer())
+    script_rate_limit(upstream)
+    upstream.open("truncate")
     for asked in range(1, 4):
         page.ask()
         page.wait_for(lambda asked=asked: len(list(filter(None, page.texts(".outcome")))), asked)

@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import Rill
 from upstream import REQUEST_ID, Upstream
 
@@ -163,15 +163,15 @@ def test_a_model_that_is_not_allowed_is_a_permission_denied_error_from_rill(
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 def test_a_truncated_stream_raises_after_the_text_before_it(
     how: str, client: anthropic.Anthropic, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with client.messages.stream(**ASKED) as stream:
         pieces = iter(stream.text_stream)
         assert next(pieces) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(anthropic.APIStatusError) as raised:
             next(pieces)
     assert raised.value.body["error"]["type"] == "api_error"
@@ -266,7 +266,7 @@ def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> 
         async with async_client(service) as client:
             await client.messages.create(**ASKED)
 
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(anthropic.RateLimitError) as limited:
         asyncio.run(ask())
     assert limited.value.response.headers["retry-after"] == "7"
@@ -276,15 +276,15 @@ def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> 
     assert (refused.value.status_code, refused.value.body["error"]["type"]) == (502, "api_error")
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 def test_an_async_truncated_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client, client.messages.stream(**ASKED) as stream:
             pieces = aiter(stream.text_stream)
             assert await anext(pieces) == FIRST
-            upstream.open("cut")
+            upstream.open("truncate")
             with pytest.raises(anthropic.APIStatusError):
                 await anext(pieces)
 
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     asyncio.run(ask())

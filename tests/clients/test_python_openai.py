@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, MESSAGES, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, MESSAGES, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from openai.types.chat import ChatCompletionChunk
 from server import Rill
 from upstream import Upstream
@@ -121,7 +121,7 @@ def test_an_unsupported_parameter_is_a_bad_request_error_that_names_it(
 
 
 def test_a_rate_limit_is_a_rate_limit_error_with_its_retry_after(client: openai.OpenAI, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(openai.RateLimitError) as raised:
         client.chat.completions.create(**ASKED, stream=True)
     assert raised.value.response.headers["retry-after"] == "7"
@@ -148,14 +148,14 @@ def test_an_upstream_error_has_the_sdks_type(
     assert caught.value.body["message"]
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 def test_a_truncated_stream_raises_after_the_text_before_it(
     how: str, client: openai.OpenAI, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert text_of(next(chunks)) + text_of(next(chunks)) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(openai.APIError, match="model's API"):
             next(chunks)
 
@@ -214,21 +214,21 @@ def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> 
         async with async_client(service) as client:
             await client.chat.completions.create(**ASKED, stream=True)
 
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(openai.RateLimitError) as raised:
         asyncio.run(ask())
     assert raised.value.response.headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 def test_an_async_truncated_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client:
             chunks = await client.chat.completions.create(**ASKED, stream=True)
             assert text_of(await anext(chunks)) + text_of(await anext(chunks)) == FIRST
-            upstream.open("cut")
+            upstream.open("truncate")
             with pytest.raises(openai.APIError, match="model's API"):
                 await anext(chunks)
 
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     asyncio.run(ask())

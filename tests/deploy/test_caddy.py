@@ -17,10 +17,10 @@ from rill.settings import Settings
 pytestmark = pytest.mark.skipif(not CADDY, reason="needs caddy")
 
 # What the file and the documents say of older ones.
-PASSES_CUTS = caddy_version() >= (2, 8)
-NOTICES_LEAVING = caddy_version() >= (2, 9)
+PASSES_TRUNCATIONS = caddy_version() >= (2, 8)
+DETECTS_DISCONNECTS = caddy_version() >= (2, 9)
 ACCEPTS = pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
-CUTS = pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
+TRUNCATIONS = pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +53,28 @@ def test_caddy_compresses_no_answer_even_if_encode_is_on(service: Rill, upstream
         assert "content-encoding" not in asked.headers
 
 
-@CUTS
+@TRUNCATIONS
 def test_caddy_passes_on_a_truncation(how: Callable[[], Step], caddy: Caddy, upstream: Upstream) -> None:
-    if not PASSES_CUTS:
+    if not PASSES_TRUNCATIONS:
         pytest.skip("needs Caddy 2.8 or newer")
     assert outcome_behind(caddy, how, upstream) == "cut"
 
 
-@CUTS
+@TRUNCATIONS
 def test_an_old_caddy_ends_a_truncated_answer_cleanly(
     how: Callable[[], Step], caddy: Caddy, upstream: Upstream
 ) -> None:
-    if PASSES_CUTS:
+    if PASSES_TRUNCATIONS:
         pytest.skip("needs Caddy before 2.8")
     assert outcome_behind(caddy, how, upstream) == "clean"
 
 
 def outcome_behind(caddy: Caddy, how: Callable[[], Step], upstream: Upstream) -> str | None:
     """How an answer ends behind Caddy that breaks off in its middle."""
-    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("truncate"), how())
     with ask(caddy) as asked:
         asked.read_until(b"half")
-        upstream.open("cut")
+        upstream.open("truncate")
         asked.read_rest()
         return asked.ended
 
@@ -94,7 +94,7 @@ def test_flush_interval_makes_an_old_caddy_miss_a_disconnect(service: Rill, upst
     with Caddy(service, option="flush_interval -1") as changed:
         with ask(changed) as asked:
             asked.read_until(PIECES[0].encode())
-        if NOTICES_LEAVING:
+        if DETECTS_DISCONNECTS:
             upstream.wait_until_left()
         else:
             with pytest.raises(AssertionError, match="in vain"):

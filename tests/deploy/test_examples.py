@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
@@ -56,15 +56,15 @@ def test_an_example_prints_the_first_text_before_the_second_is_sent(
     assert upstream.requests[0].json["messages"][0]["content"] == "@溪 & a=b?"
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @EVERY_SCRIPT
 def test_an_example_distinguishes_a_truncated_answer_from_a_complete_one(
     script: str, how: str, service: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with run(script, service) as process:
         read(process, FIRST)
-        upstream.open("cut")
+        upstream.open("truncate")
         printed, reported = process.communicate(timeout=30)
     assert (printed, process.returncode) == ("", TRUNCATED)
     assert TRUNCATED_MESSAGE in reported
@@ -72,7 +72,7 @@ def test_an_example_distinguishes_a_truncated_answer_from_a_complete_one(
 
 @EVERY_SCRIPT
 def test_an_example_shows_the_message_of_a_rejection(script: str, service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with run(script, service) as process:
         printed, reported = process.communicate(timeout=30)
     assert process.returncode == NO_ANSWER

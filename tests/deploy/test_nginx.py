@@ -97,10 +97,10 @@ def test_a_proxy_that_buffers_delays_every_piece(
 def test_nginx_passes_on_a_truncation(
     changes: Mapping[str, str], how: Callable[[], Step], service: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("truncate"), how())
     with Nginx(service, changes) as changed, ask(changed, Accept_Encoding="gzip") as asked:
         assert asked.status == 200
-        upstream.open("cut")
+        upstream.open("truncate")
         asked.read_rest()
         assert asked.ended == "cut"
 

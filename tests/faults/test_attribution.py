@@ -32,18 +32,18 @@ HERE = str(Path(__file__).parent)
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server with an API key, short timeouts, and a route that fails outside Flask."""
+    """Return a server with an API key, short timeouts, and a route that fails outside Flask."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_START_TIMEOUT_SECONDS": "3", "RILL_IDLE_TIMEOUT_SECONDS": "3"}
     return share_rill("--pythonpath", HERE, app="failing:app", **env)
 
 
 def lines(rill: Rill) -> list[dict[str, Any]]:
-    """Every JSON line of the log."""
+    """Return every JSON line of the log."""
     return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith("{")]
 
 
 def logged(rill: Rill, name: str) -> dict[str, Any]:
-    """Wait for the line about the answer to the request `name`."""
+    """Wait for the log line of the request `name`, and return it."""
     deadline = time.monotonic() + 10
     while not (found := [line for line in lines(rill) if line.get("request_id") == name]):
         assert time.monotonic() < deadline, rill.output()[-3000:]
@@ -52,18 +52,18 @@ def logged(rill: Rill, name: str) -> dict[str, Any]:
 
 
 def counters(rill: Rill) -> dict[tuple[str, str], float]:
-    """What each series of the metrics counts, by its name and its labels."""
+    """Return the value of each metric series by its name and labels."""
     with rill.ask("GET", "/metrics", ALICE) as asked:
         rows = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", asked.read_rest().decode(), re.MULTILINE)
     return {(name, labels): float(value) for name, labels, value in rows}
 
 
 class Counted:
-    """What the counters rise by between the beginning and the end of the context."""
+    """The increase of each counter during the context."""
 
     def __init__(self, rill: Rill) -> None:
         self._rill = rill
-        self.risen: dict[tuple[str, str], float] = {}
+        self.increase: dict[tuple[str, str], float] = {}
 
     def __enter__(self) -> "Counted":
         self._before = counters(self._rill)
@@ -71,15 +71,17 @@ class Counted:
 
     def __exit__(self, *exc_info: object) -> None:
         now = counters(self._rill)
-        self.risen = {key: value - self._before.get(key, 0) for key, value in now.items()}
+        self.increase = {key: value - self._before.get(key, 0) for key, value in now.items()}
 
     def errors(self) -> dict[str, float]:
-        """The upstream errors, by type."""
-        rows = {labels: value for (name, labels), value in self.risen.items() if name == "rill_upstream_errors_total"}
+        """Return the increase of the upstream errors by type."""
+        rows = {
+            labels: value for (name, labels), value in self.increase.items() if name == "rill_upstream_errors_total"
+        }
         return {labels.split('"')[1]: value for labels, value in rows.items() if value}
 
 
-# Our own account
+# The operator's upstream account
 
 ACCOUNT = {
     "credit": "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade.",
@@ -88,7 +90,7 @@ ACCOUNT = {
     "organization": "This organization has been disabled.",
     "spend": "This request would exceed your workspace's monthly spend limit.",
 }
-OURS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IGNORECASE)
+ACCOUNT_WORDS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -99,7 +101,7 @@ def test_a_blocked_account_is_a_502_without_the_apis_message(
     upstream.always(wire.error(400, "invalid_request_error", ACCOUNT[message]))
     with Counted(rill) as counted, ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
-        assert not OURS.search(asked.read_rest().decode())
+        assert not ACCOUNT_WORDS.search(asked.read_rest().decode())
     assert counted.errors() == {"account_blocked": 1}
     assert len(upstream.requests) == 1
 
@@ -113,7 +115,7 @@ def test_an_error_event_about_our_account_is_not_forwarded(
     upstream.always(wire.head(), *begin, wire.send(event), wire.end())
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == (200 if begin and dialect != "text" else 502)
-        assert not OURS.search(asked.read_rest().decode())
+        assert not ACCOUNT_WORDS.search(asked.read_rest().decode())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_every_response_of_the_upstream_that_is_not_2xx_is_counted(
     assert len(upstream.requests) == count
 
 
-# A total outage, whatever its form
+# A total outage of any kind
 
 Form = tuple[Step, ...]
 OUTAGES: dict[str, Form] = {
@@ -174,13 +176,13 @@ OUTAGES: dict[str, Form] = {
     "HTML": (wire.status(200, {"content-type": "text/html"}, b"<h1>Log in"),),
     "silence": (wire.silence(),),
     "silence in the answer": (*BEGUN, wire.silence()),
-    "cut": (*BEGUN, wire.close()),
+    "truncated": (*BEGUN, wire.close()),
     "an error in the answer": (*BEGUN, wire.send(wire.stream_error()), wire.end()),
 }
 
 
-def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
-    """Evaluate an alert of docs/alerts.yml, with what the counters have risen by in place of their rates."""
+def fires(rule: str, increase: dict[tuple[str, str], float]) -> bool:
+    """Evaluate an alert of docs/alerts.yml with the increases of the counters in place of their rates."""
     (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
     (expression,) = [each["expr"] for each in group["rules"] if each.get("alert") == rule]
 
@@ -189,16 +191,16 @@ def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
         pattern = re.compile(values)
         matching = [
             value
-            for (name, labels), value in risen.items()
+            for (name, labels), value in increase.items()
             if name == metric and pattern.fullmatch(re.search(rf'\b{label}="([^"]*)"', labels)[1])  # type: ignore[index]
         ]
         return repr(float(sum(matching)))
 
-    numbers = re.sub(r'sum\(rate\((\w+)\{(\w+)=~"([^"]*)"\}\[\w+\]\)\)', total, expression)
-    assert re.fullmatch(r"[\d.e+\s/()>-]+", numbers), numbers
-    left, right = (part.split("/") for part in numbers.split(">"))
+    formula = re.sub(r'sum\(rate\((\w+)\{(\w+)=~"([^"]*)"\}\[\w+\]\)\)', total, expression)
+    assert re.fullmatch(r"[\d.e+\s/()>-]+", formula), formula
+    left, right = (part.split("/") for part in formula.split(">"))
     over, under = map(float, left)
-    return bool(under) and over / under > float(right[0])  # x / 0 is NaN, which is over nothing
+    return bool(under) and over / under > float(right[0])  # x / 0 is NaN, which is never greater
 
 
 @pytest.mark.parametrize("form", OUTAGES)
@@ -207,7 +209,7 @@ def test_a_total_outage_of_any_kind_fires_the_alert(rill: Rill, upstream: Upstre
     upstream.always(*OUTAGES[form])
     with Counted(rill) as counted, ask(rill, dialect, ALICE, model="claude-sonnet-5-5") as asked:
         asked.read_rest()
-    assert fires("RillUpstreamDown", counted.risen)
+    assert fires("RillUpstreamDown", counted.increase)
     assert counted.errors()
 
 
@@ -217,7 +219,7 @@ def test_an_unreachable_upstream_fires_the_alert(start_rill: StartRill) -> None:
     rill = start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}")
     with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert asked.status == 502
-    assert fires("RillUpstreamDown", counted.risen)
+    assert fires("RillUpstreamDown", counted.increase)
 
 
 def test_client_errors_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
@@ -228,10 +230,10 @@ def test_client_errors_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
         for status in (400, 404):
             with ask(rill, "text", ALICE, model=MISSING) as asked:
                 assert asked.status == status
-        with ask(rill, "text", ALICE, name="leaves", model=MISSING) as asked:
+        with ask(rill, "text", ALICE, name="disconnects", model=MISSING) as asked:
             asked.next_chunk()
-        logged(rill, "leaves")
-    assert not fires("RillUpstreamDown", counted.risen)
+        logged(rill, "disconnects")
+    assert not fires("RillUpstreamDown", counted.increase)
 
 
 # A model that the upstream does not know
@@ -244,10 +246,10 @@ def test_an_unknown_model_that_the_client_chose_is_a_404_that_names_it(
     upstream.always(wire.error(404, "not_found_error", "model: claude-nothing-9"))
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 404
-        told = asked.read_rest().decode()
-    assert "claude-nothing-9" in told
+        body = asked.read_rest().decode()
+    assert "claude-nothing-9" in body
     if dialect in ("anthropic", "openai"):
-        assert json.loads(told)["error"]["type"] == "not_found_error"
+        assert json.loads(body)["error"]["type"] == "not_found_error"
     assert len(upstream.requests) == 1
 
 
@@ -270,7 +272,7 @@ def test_a_wrong_upstream_url_is_a_502(rill: Rill, upstream: Upstream, dialect: 
 
 
 def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.socket:
-    """Ask through a small receive buffer, and read nothing yet."""
+    """Send a request on a socket with a small receive buffer, and read nothing yet."""
     connected = socket.socket()
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     connected.settimeout(30)
@@ -285,7 +287,7 @@ def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream
     text = "~" * 400_000
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(text)), wire.send(wire.stop()), wire.end())
     with connect_slowly(rill, "reads-late") as reader:
-        time.sleep(5)  # longer than the idle timeout, shorter than that of a client that does not read
+        time.sleep(5)  # longer than the idle timeout, shorter than the timeout of a client that does not read
         got = b""
         while piece := reader.recv(65536):
             got += piece
@@ -295,17 +297,17 @@ def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream
 
 def test_a_silent_upstream_is_an_idle_timeout_even_if_the_client_reads_late(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.silence())
-    with connect_slowly(rill, "silent-behind") as reader:
+    with connect_slowly(rill, "late-and-idle") as reader:
         time.sleep(4)
         begun = time.monotonic()
         while reader.recv(65536):
             pass
         assert 2 <= time.monotonic() - begun < 7
-    assert logged(rill, "silent-behind")["outcome"] == "idle_timeout"
+    assert logged(rill, "late-and-idle")["outcome"] == "idle_timeout"
 
 
 def accept_slowly() -> tuple[ClientSocket, GeventSocket]:
-    """Connect two sockets: the server's, and that of a client with a small receive buffer."""
+    """Connect a server socket to a client socket with a small receive buffer, and return both."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         reader = GeventSocket()
@@ -330,7 +332,7 @@ def test_bytes_that_the_clients_kernel_acknowledges_count_as_progress(piece: int
 
 
 def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstream: Upstream) -> None:
-    # All of the text is taken; the reset comes while only the upstream's last bytes are awaited.
+    # The client has received all text; it resets while Rill waits only for the upstream's last bytes.
     upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
     with ask(rill, "text", ALICE, name="resets", model=MISSING) as asked:
         assert asked.next_chunk() == b"some "
@@ -341,20 +343,20 @@ def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstrea
     assert logged(rill, "resets")["outcome"] == "client_disconnected"
 
 
-# What the upstream said last
+# The upstream's last event
 
 
-@pytest.mark.parametrize("cut", [wire.end(), wire.close()], ids=["end", "cut"])
+@pytest.mark.parametrize("ending", [wire.end(), wire.close()], ids=["end", "close"])
 @pytest.mark.parametrize("type", ["overloaded_error", "api_error"])
 def test_an_error_event_without_its_blank_line_is_reported_as_that_error(
-    rill: Rill, upstream: Upstream, type: str, cut: Step
+    rill: Rill, upstream: Upstream, type: str, ending: Step
 ) -> None:
-    upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), cut)
+    upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), ending)
     name = f"unterminated-{time.monotonic_ns()}"
     with ask(rill, "sse", ALICE, name=name, model=MISSING) as asked:
-        told = asked.read_rest()
+        body = asked.read_rest()
     title = {"overloaded_error": "upstream_overloaded", "api_error": "upstream_error"}[type]
-    assert json.loads(told.split(b"event: error\ndata: ")[1])["code"] == title
+    assert json.loads(body.split(b"event: error\ndata: ")[1])["code"] == title
     assert logged(rill, name)["outcome"] == "upstream_error"
 
 
@@ -378,33 +380,35 @@ def test_an_unparseable_request_is_not_an_internal_error(rill: Rill) -> None:
     assert "A request could not be read" in rill.output()
 
 
-# Keys and paths
+# API keys and paths
 
 
 def test_a_missing_and_a_wrong_api_key_get_different_messages(rill: Rill) -> None:
-    told = []
+    messages = []
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         with rill.ask("GET", "/stream?q=hi", headers) as asked:
             assert asked.status == 401
-            told.append(asked.read_rest().decode())
-    assert "needed" in told[0]
-    assert "not valid" in told[1]
+            messages.append(asked.read_rest().decode())
+    assert "needed" in messages[0]
+    assert "not valid" in messages[1]
 
 
-def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+def rejections_in_log(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     time.sleep(0.1)
     return [line for line in lines(rill) if line["event"] == "rejected" and condition(line)]
 
 
 def test_a_401_and_a_404_are_logged_with_their_path_and_no_secret(rill: Rill) -> None:
-    time.sleep(1)  # the lines of the tests before count
-    wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "refused-401"}
+    time.sleep(1)  # earlier tests count towards the limit of lines per second
+    wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "rejected-401"}
     with rill.ask("GET", "/stream?q=canary-prompt", wrong) as asked:
         assert asked.status == 401
     secret = "/x%0a%1b%5b31mFORGED/wrong-key-of-somebody/sk-ant-api03-abcdefgh/sk-test-key?q=canary"
-    with rill.ask("GET", secret, {**wrong, "X-Request-Id": "refused-404"}) as asked:
+    with rill.ask("GET", secret, {**wrong, "X-Request-Id": "rejected-404"}) as asked:
         assert asked.status == 404
-    unauthorized, not_found = refusals_of(rill, lambda line: line["request_id"] in ("refused-401", "refused-404"))
+    unauthorized, not_found = rejections_in_log(
+        rill, lambda line: line["request_id"] in ("rejected-401", "rejected-404")
+    )
     assert (unauthorized["status"], unauthorized["problem"], unauthorized["path"]) == (401, "unauthorized", "/stream")
     assert unauthorized["address"] == "127.0.0.1"
     assert (not_found["status"], not_found["problem"]) == (404, "not_found")
@@ -423,6 +427,6 @@ def test_a_flood_of_rejections_logs_a_few_lines_per_second(rill: Rill) -> None:
     time.sleep(1)
     with rill.ask("GET", "/flood/stream/messages") as asked:
         assert asked.status == 404
-    written = refusals_of(rill, lambda line: line["path"].startswith("/*/stream"))
+    written = rejections_in_log(rill, lambda line: line["path"].startswith("/*/stream"))
     assert len(written) <= 5 * (seconds + 2) + 1
     assert sum(line["left_out"] + 1 for line in written) == 61

@@ -1,4 +1,4 @@
-"""A client that leaves, at whatever moment and in whatever way, stops its answer: nobody pays for what nobody reads."""
+"""A disconnect at any moment and in any way cancels the upstream request, so you stop paying."""
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Conversation], None]] = {"FIN": Conversation.close, "R
 
 
 def reach(phase: str, asked: Conversation, upstream: Upstream) -> None:
-    """Wait until the answer is in the phase, with everything read that has come."""
+    """Wait until the answer is in the phase, and read everything that has arrived."""
     upstream.wait_for_requests(1)
     if phase != "no headers":
         assert asked.read_until(b"one ")
@@ -98,14 +98,14 @@ def test_a_disconnect_during_the_pause_before_a_retry_cancels_the_retry(rill: Ri
     upstream.always(wire.error(529, "overloaded_error", "Overloaded"))
     name = name_request()
     with ask(rill, name=name):
-        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the refusal")
+        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the rejection")
     assert logged(rill, name, timeout=0.3)["outcome"] == "client_disconnected"
     time.sleep(1.5)  # longer than the pause would have been
     assert len(upstream.requests) == 1
 
 
 def test_an_answer_is_completed_if_the_client_closes_after_done(rill: Rill, upstream: Upstream) -> None:
-    # The upstream's last chunk is not its last byte: an EventSource's code closes in between.
+    # The upstream's last event is not its last byte: the code of an EventSource closes in between.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("all"), wire.stop()), wire.silence())
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
@@ -141,7 +141,7 @@ def test_a_pipelined_request_is_not_a_disconnect_and_uses_no_cpu_while_it_waits(
         assert cpu_seconds(rill) - before < 0.2
         upstream.open("rest")
         assert (asked.read_rest(), asked.ended) == (b"two", "clean")
-        asked.ask(b"")  # its bytes are long there
+        asked.ask(b"")  # its bytes were sent before
         assert (asked.read_rest(), asked.ended) == (b"second", "clean")
 
 
@@ -156,19 +156,19 @@ def test_a_disconnect_after_pipelined_bytes_is_detected_within_two_seconds(
     assert asked.read_until(b"one ")
     asked.socket.sendall(b"GET /healthz HTTP/1.1\r\n")
     time.sleep(waited)
-    left_at = time.monotonic()
+    disconnected_at = time.monotonic()
     WAYS[way](asked)
-    assert upstream.wait_until_left() - left_at < 2
+    assert upstream.wait_until_left() - disconnected_at < 2
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
 def test_a_disconnect_does_not_affect_another_client(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
-    with ask(rill) as stays:
-        assert stays.read_until(b"one ")
-        with ask(rill) as leaves:
-            assert leaves.read_until(b"one ")
-        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's leaving")
+    with ask(rill) as first:
+        assert first.read_until(b"one ")
+        with ask(rill) as second:
+            assert second.read_until(b"one ")
+        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's disconnect")
         upstream.open("rest")
-        assert (stays.read_rest(), stays.ended) == (b"two", "clean")
+        assert (first.read_rest(), first.ended) == (b"two", "clean")
     wait_until(lambda: upstream.answers[0].outcome == "sent", lambda: "the first answer did not end")

@@ -1,4 +1,4 @@
-"""The upstream's connection is closed within 50 ms of the client's leaving, in every phase of an answer."""
+"""A disconnect closes the upstream connection within 50 ms, in every phase of an answer."""
 
 import time
 
@@ -8,19 +8,19 @@ from server import Rill
 from test_client_disconnects import PHASES
 from upstream import Upstream
 
-LEAVINGS = 100
-BOUND = 0.050
+DISCONNECTS = 100
+MAX_SECONDS = 0.050
 
 
-def leave_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> float:
-    """Seconds from a client's leaving to the upstream's noticing it."""
+def disconnect_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> float:
+    """Return the seconds from a client's disconnect until the upstream connection closes."""
     asked = ask(rill)
     upstream.wait_for_requests(number)
     if phase != "no headers":
         asked.read_until(b"more " if phase == "text flows" else b"one ")
-    left_at = time.monotonic()
+    disconnected_at = time.monotonic()
     asked.close() if number % 2 else asked.reset()
-    return upstream.wait_until_left() - left_at
+    return upstream.wait_until_left() - disconnected_at
 
 
 def p99(times: list[float]) -> float:
@@ -31,10 +31,10 @@ def p99(times: list[float]) -> float:
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_disconnect_closes_the_upstream_connection_within_50_ms(rill: Rill, upstream: Upstream, phase: str) -> None:
     measured = []
-    for _ in range(3):  # a busy machine may spoil a measurement, but not three
+    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
         upstream.clear()
         upstream.always(*PHASES[phase])
-        measured.append(p99([leave_once(rill, upstream, phase, number) for number in range(1, LEAVINGS + 1)]))
-        if measured[-1] < BOUND:
+        measured.append(p99([disconnect_once(rill, upstream, phase, number) for number in range(1, DISCONNECTS + 1)]))
+        if measured[-1] < MAX_SECONDS:
             return
-    raise AssertionError(f"p99 of {LEAVINGS} leavings: {measured} s")
+    raise AssertionError(f"p99 of {DISCONNECTS} disconnects: {measured} s")

@@ -1,4 +1,4 @@
-"""An upstream that says nothing, or nothing of worth, is left in its time: pings are no work, thinking is."""
+"""A silent upstream, or one that sends only pings, is a timeout; thinking counts as content."""
 
 import json
 import time
@@ -11,8 +11,8 @@ from server import Rill
 from upstream import Step, Upstream
 from witness import in_one_segment, logged, name_request
 
-FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
-# How much later than due an outcome may be told, on a busy machine.
+START, IDLE, TOTAL = 1.0, 1.5, 4.0
+# How much later than its timeout an answer may end, on a busy machine.
 LATE = 1.0
 ENV = {"RILL_START_TIMEOUT_SECONDS": "1", "RILL_IDLE_TIMEOUT_SECONDS": "1.5", "RILL_TOTAL_TIMEOUT_SECONDS": "4"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
@@ -22,41 +22,41 @@ def repeated(event: bytes, seconds: float, times: int = 1000) -> list[Step]:
     return [step for _ in range(times) for step in (wire.pause(seconds), wire.send(event))]
 
 
-NOTHING = {
+NO_START = {
     "before its headers": (wire.silence(),),
     "after its headers": (wire.head(), wire.silence()),
-    "but pings after its headers": (wire.head(), *repeated(wire.ping(), 0.2)),
+    "only pings after its headers": (wire.head(), *repeated(wire.ping(), 0.2)),
 }
 
 
-@pytest.mark.parametrize("when", NOTHING)
+@pytest.mark.parametrize("when", NO_START)
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
 def test_an_answer_that_does_not_start_is_a_504_after_the_start_timeout(
     rill: Rill, upstream: Upstream, headers: dict[str, str], when: str
 ) -> None:
-    upstream.script(*NOTHING[when])
+    upstream.script(*NO_START[when])
     name = name_request()
     begun = time.monotonic()
     with ask(rill, headers=headers, name=name) as asked:
         assert asked.status == 504
-    assert FIRST <= time.monotonic() - begun < FIRST + LATE
+    assert START <= time.monotonic() - begun < START + LATE
     assert logged(rill, name)["outcome"] == "start_timeout"
     upstream.wait_until_left(0.5)
     assert len(upstream.requests) == 1
 
 
-DEAD = {
-    "silence in mid-answer": ((*BEGUN, wire.silence()), b"one "),
-    "pings for ever": ((*BEGUN, *repeated(wire.ping(), 0.2)), b"one "),
+IDLE_ANSWERS = {
+    "silence during the answer": ((*BEGUN, wire.silence()), b"one "),
+    "only pings": ((*BEGUN, *repeated(wire.ping(), 0.2)), b"one "),
     "silence before the first text": ((wire.head(), wire.send(wire.opening()), wire.silence()), b""),
-    "silence behind a head and a start in one segment": ((in_one_segment(wire.opening()), wire.silence()), b""),
+    "silence after a head and a start in one segment": ((in_one_segment(wire.opening()), wire.silence()), b""),
     "pings before the first text": ((wire.head(), wire.send(wire.opening()), *repeated(wire.ping(), 0.2)), b""),
 }
 
 
-@pytest.mark.parametrize("how", DEAD)
+@pytest.mark.parametrize("how", IDLE_ANSWERS)
 def test_an_idle_upstream_aborts_a_plain_text_answer(rill: Rill, upstream: Upstream, how: str) -> None:
-    steps, text = DEAD[how]
+    steps, text = IDLE_ANSWERS[how]
     upstream.script(*steps)
     name = name_request()
     begun = time.monotonic()
@@ -69,9 +69,9 @@ def test_an_idle_upstream_aborts_a_plain_text_answer(rill: Rill, upstream: Upstr
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", DEAD)
+@pytest.mark.parametrize("how", IDLE_ANSWERS)
 def test_an_idle_upstream_ends_an_event_stream_with_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
-    upstream.script(*DEAD[how][0])
+    upstream.script(*IDLE_ANSWERS[how][0])
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
         got = asked.read_rest()

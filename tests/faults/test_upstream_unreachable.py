@@ -1,4 +1,4 @@
-"""An upstream that cannot be reached is a 502 in time, and nothing of the prompt goes to a stranger."""
+"""An unreachable upstream is a 502 within the timeout, and no prompt is sent to an untrusted server."""
 
 import socket
 import ssl
@@ -15,8 +15,8 @@ from witness import logged, name_request, read_gauges
 
 
 @pytest.fixture(scope="module")
-def stranger(certificate: Path) -> Iterator[Upstream]:
-    """An upstream over TLS whose certificate nobody has vouched for."""
+def untrusted(certificate: Path) -> Iterator[Upstream]:
+    """Yield an upstream over TLS with an untrusted certificate."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     with Upstream(tls=tls) as running:
@@ -24,8 +24,8 @@ def stranger(certificate: Path) -> Iterator[Upstream]:
         yield running
 
 
-def assert_out_of_reach(rill: Rill, port: int) -> None:
-    """Every ask is a 502 that names no address, and a failed one leaves nothing open."""
+def assert_unreachable(rill: Rill, port: int) -> None:
+    """Assert that each request is a 502 without an address in its message, and leaks nothing."""
     assert requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=25).status_code == 502
     before = read_gauges(rill, port)
     for _ in range(2):
@@ -45,31 +45,31 @@ def assert_out_of_reach(rill: Rill, port: int) -> None:
 def test_a_closed_port_is_a_502(start: Callable[..., Rill]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
-    assert_out_of_reach(start(url=f"http://127.0.0.1:{port}"), port)
+    assert_unreachable(start(url=f"http://127.0.0.1:{port}"), port)
 
 
 def test_an_unknown_host_is_a_502(start: Callable[..., Rill]) -> None:
-    assert_out_of_reach(start(url="http://messages.invalid:9"), 9)
+    assert_unreachable(start(url="http://messages.invalid:9"), 9)
 
 
 def test_an_untrusted_certificate_is_a_502_and_receives_no_prompt(
-    start: Callable[..., Rill], stranger: Upstream
+    start: Callable[..., Rill], untrusted: Upstream
 ) -> None:
-    assert_out_of_reach(start(url=stranger.url), stranger.port)
-    assert stranger.accepted > 0
-    assert stranger.requests == []
+    assert_unreachable(start(url=untrusted.url), untrusted.port)
+    assert untrusted.accepted > 0
+    assert untrusted.requests == []
 
 
 def test_a_certificate_for_another_name_is_a_502_and_receives_no_prompt(
-    start: Callable[..., Rill], stranger: Upstream, certificate: Path
+    start: Callable[..., Rill], untrusted: Upstream, certificate: Path
 ) -> None:
-    url = f"https://localhost:{stranger.port}"
-    assert_out_of_reach(start(url=url, SSL_CERT_FILE=str(certificate)), stranger.port)
-    assert stranger.requests == []
+    url = f"https://localhost:{untrusted.port}"
+    assert_unreachable(start(url=url, SSL_CERT_FILE=str(certificate)), untrusted.port)
+    assert untrusted.requests == []
 
 
-def test_a_trusted_certificate_is_accepted(start: Callable[..., Rill], stranger: Upstream, certificate: Path) -> None:
-    with ask(start(url=stranger.url, SSL_CERT_FILE=str(certificate))) as asked:
+def test_a_trusted_certificate_is_accepted(start: Callable[..., Rill], untrusted: Upstream, certificate: Path) -> None:
+    with ask(start(url=untrusted.url, SSL_CERT_FILE=str(certificate))) as asked:
         assert (asked.read_rest(), asked.ended) == (b"Hello", "clean")
-    stranger.clear()
-    stranger.always(*wire.answer("Hello"))
+    untrusted.clear()
+    untrusted.always(*wire.answer("Hello"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from raw import answers, play, untroubled
+from raw import answers, assert_stays_healthy, play
 from server import Rill, StartRill
 from upstream import Upstream
 
@@ -18,6 +18,6 @@ def service(share_rill: StartRill) -> Rill:
 def rill(service: Rill, upstream: Upstream) -> Iterator[Rill]:
     """The module's server on an upstream that always answers; afterwards it is well, and has logged no trouble."""
     upstream.always(play)
-    with untroubled(service):
+    with assert_stays_healthy(service):
         yield service
         assert answers(service)

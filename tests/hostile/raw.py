@@ -13,7 +13,7 @@ from server import Rill
 
 STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
 # What no log of a healthy server holds.
-TROUBLE = re.compile(r"Traceback|\[(ERROR|CRITICAL)\]|(request|answer) failed|\"(level|outcome)\": \"(error|internal)")
+ERRORS = re.compile(r"Traceback|\[(ERROR|CRITICAL)\]|(request|answer) failed|\"(level|outcome)\": \"(error|internal)")
 HANG_SECONDS = 10.0
 # Of the servers here that want a token; the others do not mind it.
 SECRET = "wonder-land"
@@ -33,7 +33,7 @@ WHOLE = wire.status(200, {"content-type": "application/json"}, json.dumps(MESSAG
 STREAMED = tuple(wire.answer("ok"))
 
 
-class Heard(NamedTuple):
+class Received(NamedTuple):
     """All that came back on one connection, until the server closed it."""
 
     data: bytes
@@ -44,7 +44,7 @@ class Heard(NamedTuple):
         return [int(status) for status in STATUS.findall(self.data) if not status.startswith(b"1")]
 
     @property
-    def in_step(self) -> bool:
+    def in_sync(self) -> bool:
         """Whether the follower was answered, and last."""
         _, _, last = self.data.rpartition(b"HTTP/1.")
         return f"X-Request-Id: {FOLLOWER_ID}".encode() in last
@@ -62,23 +62,23 @@ def connect(port: int, source: str = "127.0.0.1", timeout: float = HANG_SECONDS)
     return connected
 
 
-def exchange(port: int, data: bytes, source: str = "127.0.0.1") -> Heard:
+def exchange(port: int, data: bytes, source: str = "127.0.0.1") -> Received:
     """Sends the bytes, and the follower behind them once something comes back; a hang raises TimeoutError."""
     with connect(port, source) as connected:
         send(connected, data)
-        heard = receive(connected)
-        if heard:
+        received = receive(connected)
+        if received:
             send(connected, FOLLOWER)
-        return Heard(heard + receive_rest(connected))
+        return Received(received + receive_rest(connected))
 
 
-def send_and_leave(port: int, data: bytes) -> Heard:
+def send_and_half_close(port: int, data: bytes) -> Received:
     """Sends the bytes and then FIN, so that the server waits for nothing more; a hang raises TimeoutError."""
     with connect(port) as connected:
         send(connected, data)
         with suppress(OSError):
             connected.shutdown(socket.SHUT_WR)
-        return Heard(receive_rest(connected))
+        return Received(receive_rest(connected))
 
 
 def send(connected: socket.socket, data: bytes) -> None:
@@ -112,13 +112,13 @@ def prompts(upstream: wire.Upstream) -> list[str]:
 
 
 @contextmanager
-def untroubled(rill: Rill) -> Iterator[None]:
+def assert_stays_healthy(rill: Rill) -> Iterator[None]:
     """Whatever happens in this context, the server is alive afterwards, and has logged no trouble."""
     said = len(rill.output())
     yield
     with rill.ask("GET", "/healthz", {"Connection": "close"}) as alive:
         assert (alive.status, alive.read_rest()) == (200, b"alive\n")
-    assert TROUBLE.search(rill.output(), said) is None, rill.output()[said:][-4000:]
+    assert ERRORS.search(rill.output(), said) is None, rill.output()[said:][-4000:]
 
 
 def answers(rill: Rill) -> bool:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 from conversation import request_bytes
-from raw import HANG_SECONDS, STATUS, Heard, connect, receive_rest, send, send_and_leave
+from raw import HANG_SECONDS, STATUS, Received, connect, receive_rest, send, send_and_half_close
 from server import Rill
 from upstream import Upstream
 from vectors import CLOSED, HELLO, READ, REFUSED
@@ -125,21 +125,21 @@ def try_one(rill: Rill, number: int) -> str | None:
     """Sends the request of this number, and says what was wrong with the way in which it was taken."""
     data, choose = make(number), random.Random(number)
     begun = time.monotonic()
-    heard = Heard(b"")
+    received = Received(b"")
     try:
         with connect(rill.port) as connected:
             middle = choose.randrange(len(data) + 1)
             for piece in (data[:middle], data[middle:]):
                 send(connected, piece)
             if leave(connected, choose):
-                heard = Heard(receive_rest(connected))
+                received = Received(receive_rest(connected))
     except TimeoutError:
         return f"{number}: still open after {HANG_SECONDS} s: {data!r}"
     if time.monotonic() - begun > HANG_SECONDS:
         return f"{number}: closed late: {data!r}"
-    wrong = [status for status in heard.statuses if status >= 500 and status not in MEANT]
-    if wrong or (heard.data and not STATUS.match(heard.data)) or REFUSED_IN_HTML.search(heard.data):
-        return f"{number}: answered {heard.data[:300]!r}: {data!r}"
+    wrong = [status for status in received.statuses if status >= 500 and status not in MEANT]
+    if wrong or (received.data and not STATUS.match(received.data)) or REFUSED_IN_HTML.search(received.data):
+        return f"{number}: answered {received.data[:300]!r}: {data!r}"
     return None
 
 
@@ -155,7 +155,7 @@ def descriptors(rill: Rill, upstream: Upstream) -> int:
 def test_malformed_requests_leave_the_service_healthy(rill: Rill, upstream: Upstream, number: int) -> None:
     print(f"HOSTILE_SEED={SEED}")
     for each in GOOD:
-        send_and_leave(rill.port, each)
+        send_and_half_close(rill.port, each)
     before, worker = descriptors(rill, upstream), rill.workers()
     with ThreadPoolExecutor(CLIENTS) as clients:
         wrong = [each for each in clients.map(lambda n: try_one(rill, n), range(number)) if each]

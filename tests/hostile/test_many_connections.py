@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 import psutil
 import pytest
 from conversation import request_bytes
-from raw import Heard, connect, receive_rest, send
+from raw import Received, connect, receive_rest, send
 from server import Rill
 from upstream import Upstream
 
@@ -49,7 +49,7 @@ def test_five_thousand_incomplete_heads_of_one_address_delay_no_other_client(ril
         with connect(rill.port, "127.0.0.2", timeout=SERVED_SECONDS) as other:
             asked_at = time.monotonic()
             send(other, request_bytes("GET", "/stream?q=other", {"Connection": "close"}))
-            assert Heard(receive_rest(other)).statuses == [200]
+            assert Received(receive_rest(other)).statuses == [200]
             assert time.monotonic() - asked_at < SERVED_SECONDS
         assert connections(worker, rill.port) <= MOST_WAITING + 2
         while connections(worker, rill.port) and time.monotonic() < begun + HEAD_SECONDS + LATE:
@@ -68,9 +68,9 @@ def test_an_address_with_too_many_connections_gets_a_429_and_loses_its_longest_i
             each.sendall(b"G")
         assert kept.socket.recv(1) == b""
         with connect(rill.port) as refused:
-            heard = Heard(receive_rest(refused))
-        assert heard.statuses == [429]
-        assert "too many open connections" in heard.words
+            received = Received(receive_rest(refused))
+        assert received.statuses == [429]
+        assert "too many open connections" in received.words
         with connect(rill.port, "127.0.0.2") as other:
             send(other, request_bytes("GET", "/healthz", {"Connection": "close"}))
-            assert Heard(receive_rest(other)).statuses == [200]
+            assert Received(receive_rest(other)).statuses == [200]

@@ -118,10 +118,10 @@ def test_oversized_input_is_rejected_quickly_with_a_message_that_names_the_limit
 ) -> None:
     request, statuses, bound = REFUSED[name]
     begun = time.monotonic()
-    heard = exchange(rill.port, request)
+    received = exchange(rill.port, request)
     assert time.monotonic() - begun < SOON_SECONDS
-    assert heard.statuses[0] in statuses
-    assert bound in heard.data.decode()
+    assert received.statuses[0] in statuses
+    assert bound in received.data.decode()
     assert upstream.requests == []
 
 
@@ -148,10 +148,10 @@ def test_a_number_that_json_cannot_represent_is_a_400_or_not_forwarded(
     rill: Rill, upstream: Upstream, name: str
 ) -> None:
     begun = time.monotonic()
-    heard = exchange(rill.port, NUMBERS[name])
+    received = exchange(rill.port, NUMBERS[name])
     assert time.monotonic() - begun < SOON_SECONDS
-    assert heard.statuses in ([200, 200], [400, 200])
-    assert heard.in_step
+    assert received.statuses in ([200, 200], [400, 200])
+    assert received.in_sync
     for request in upstream.requests:
         json.loads(request.body, parse_constant=pytest.fail)
         assert b"inf" not in request.body.lower()
@@ -185,11 +185,11 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_megabyte_of_errors_delays_no_other_client(rill: Rill, upstream: Upstream, name: str) -> None:
     begun = time.monotonic()
-    heard = exchange(rill.port, FAULTS[name])
+    received = exchange(rill.port, FAULTS[name])
     # The worker does nothing else meanwhile.
     assert time.monotonic() - begun < SOON_SECONDS / 2
-    assert heard.statuses in ([400, 200], [413, 200])
-    assert len(heard.data) < 3000
+    assert received.statuses in ([400, 200], [413, 200])
+    assert len(received.data) < 3000
     assert upstream.requests == []
 
 
@@ -239,15 +239,15 @@ ANSWERED = {
 @pytest.mark.parametrize("name", ANSWERED)
 def test_large_input_within_its_limit_is_answered_quickly(rill: Rill, upstream: Upstream, name: str) -> None:
     begun = time.monotonic()
-    heard = exchange(rill.port, ANSWERED[name])
+    received = exchange(rill.port, ANSWERED[name])
     assert time.monotonic() - begun < SOON_SECONDS
-    assert (heard.statuses, heard.in_step) == ([200, 200], True)
+    assert (received.statuses, received.in_sync) == ([200, 200], True)
     assert len(prompts(upstream)) == 1
 
 
 def test_a_long_event_id_gets_the_same_204_as_a_short_one(rill: Rill, upstream: Upstream) -> None:
-    heard = exchange(rill.port, get(f"Last-Event-ID: {LONG}", path="/chat/stream?message=first"))
-    assert (heard.statuses, upstream.requests) == ([204, 200], [])
+    received = exchange(rill.port, get(f"Last-Event-ID: {LONG}", path="/chat/stream?message=first"))
+    assert (received.statuses, upstream.requests) == ([204, 200], [])
 
 
 def test_a_long_request_id_is_never_repeated(rill: Rill, upstream: Upstream) -> None:
@@ -278,10 +278,10 @@ def test_a_huge_api_key_is_a_401_quickly_and_never_repeated(rill: Rill, upstream
     said = len(rill.output())
     begun = time.monotonic()
     head = f"GET /stream?q=first HTTP/1.1\r\nHost: x\r\n{TOKENS[way]}\r\n\r\n".encode("latin-1")
-    heard = exchange(rill.port, head)
+    received = exchange(rill.port, head)
     assert time.monotonic() - begun < SOON_SECONDS
-    assert heard.statuses == [401, 200]
-    assert "xxxx" not in heard.data.decode() + rill.output()[said:]
+    assert received.statuses == [401, 200]
+    assert "xxxx" not in received.data.decode() + rill.output()[said:]
     assert upstream.requests == []
 
 
@@ -292,5 +292,5 @@ def test_a_request_without_an_api_key_is_rejected_before_its_body_and_keeps_the_
     head = request_bytes("POST", TEXT, {"Content-Length": str(size)})
     with rill.ask("POST", TEXT, {"Content-Length": str(size), "Expect": "100-continue"}) as asked:
         assert asked.status in (100, 401)
-    heard = exchange(rill.port, head + b"a" * size)
-    assert (heard.statuses, heard.in_step, upstream.requests) == ([401, 200] if kept else [401], kept, [])
+    received = exchange(rill.port, head + b"a" * size)
+    assert (received.statuses, received.in_sync, upstream.requests) == ([401, 200] if kept else [401], kept, [])

@@ -12,7 +12,7 @@ import upstream as wire
 from conversation import request_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw import Heard, exchange, play, untroubled
+from raw import Received, assert_stays_healthy, exchange, play
 from server import Rill
 from upstream import Upstream
 
@@ -410,7 +410,7 @@ def test_an_invalid_token_count_of_the_upstream_breaks_no_answer(
 @pytest.fixture(scope="module", autouse=True)
 def unharmed(service: Rill) -> Iterator[None]:
     """The server of all these examples is as well after them as it was before."""
-    with untroubled(service):
+    with assert_stays_healthy(service):
         yield
 
 
@@ -424,7 +424,7 @@ sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0")
 schemes = st.sampled_from([b"Bearer ", b"bearer", b"Basic ", b"BASIC  ", b"Digest ", b"Basic Og==", b"Basic YTpi", b""])
 
 
-def ask(rill: Rill, head: bytes, body: bytes = b"") -> Heard:
+def ask(rill: Rill, head: bytes, body: bytes = b"") -> Received:
     """Asks with these lines, and a length where there is a body."""
     length = b"Content-Length: %d\r\n" % len(body) if body else b""
     return exchange(rill.port, b"%b\r\nHost: x\r\n%b\r\n%b" % (head, length, body))
@@ -433,8 +433,8 @@ def ask(rill: Rill, head: bytes, body: bytes = b"") -> Heard:
 @given(name=st.sampled_from([b"Authorization", b"x-api-key", b"X-Request-Id", b"Accept"]), scheme=schemes, value=sent)
 @some
 def test_any_credentials_are_parsed_without_an_error(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
-    heard = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
-    assert heard.statuses in ([400], [200, 200])
+    received = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
+    assert received.statuses in ([400], [200, 200])
 
 
 media_types = st.sampled_from(
@@ -455,9 +455,9 @@ typed = st.lists(st.sampled_from(PARTS) | st.binary(max_size=5), max_size=12).ma
 @given(media_type=media_types | sent, body=typed)
 @many
 def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type: bytes, body: bytes) -> None:
-    heard = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
-    assert heard.statuses[0] in (200, 400, 413, 415)
-    assert heard.in_step == (heard.statuses != [400])
+    received = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
+    assert received.statuses[0] in (200, 400, 413, 415)
+    assert received.in_sync == (received.statuses != [400])
 
 
 @given(
@@ -467,16 +467,18 @@ def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type:
 @some
 def test_any_url_is_answered_or_rejected(service: Rill, query: bytes, path: str) -> None:
     method = b"POST" if path.startswith("/v1") else b"GET"
-    heard = ask(service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b"")
-    assert (heard.statuses[0] in (200, 400, 403, 404), heard.in_step) == (True, True)
+    received = ask(
+        service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b""
+    )
+    assert (received.statuses[0] in (200, 400, 403, 404), received.in_sync) == (True, True)
 
 
 @given(beta=sent, version=sent)
 @some
 def test_any_forwarded_header_reaches_the_upstream_or_is_rejected(service: Rill, beta: bytes, version: bytes) -> None:
     head = b"POST /v1/messages HTTP/1.1\r\nanthropic-beta: %b\r\nanthropic-version: %b" % (beta, version)
-    heard = ask(service, head, QUESTION)
-    assert heard.statuses in ([200, 200], [400])
+    received = ask(service, head, QUESTION)
+    assert received.statuses in ([200, 200], [400])
 
 
 def test_the_server_still_answers_afterwards(rill: Rill) -> None:

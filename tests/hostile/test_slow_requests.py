@@ -9,7 +9,7 @@ import pytest
 import upstream as wire
 from asking import wait_until
 from conversation import request_bytes
-from raw import FOLLOWER, Heard, connect, prompts, receive_rest, send
+from raw import FOLLOWER, Received, connect, prompts, receive_rest, send
 from server import Rill, StartRill
 from upstream import Upstream
 
@@ -65,8 +65,8 @@ def test_a_chunked_body_sent_byte_by_byte_is_read_correctly(rill: Rill, upstream
             if number == len(data) // 2:
                 serves_at_once(rill)
         send(slow, FOLLOWER)
-        heard = Heard(receive_rest(slow))
-    assert (heard.statuses, heard.in_step) == ([200, 200], True)
+        received = Received(receive_rest(slow))
+    assert (received.statuses, received.in_sync) == ([200, 200], True)
     assert prompts(upstream) == ["other", said]
 
 
@@ -121,9 +121,9 @@ def test_many_pipelined_requests_are_answered_in_order_and_delay_no_other_client
         assert len(upstream.requests) == 1 + 5
         upstream.open("first")
         send(eager, FOLLOWER)
-        heard = Heard(receive_rest(eager))
-    assert (heard.statuses, heard.in_step) == ([200] * 301, True)
-    names = [line.split(b": ")[1] for line in heard.data.split(b"\r\n") if line.startswith(b"X-Request-Id")]
+        received = Received(receive_rest(eager))
+    assert (received.statuses, received.in_sync) == ([200] * 301, True)
+    names = [line.split(b": ")[1] for line in received.data.split(b"\r\n") if line.startswith(b"X-Request-Id")]
     assert names[:-1] == [b"n%d" % number for number in range(300)]
     assert prompts(upstream) == ["0"] + ["other"] * 5 + [str(number) for number in range(2, 300, 2)]
 
@@ -183,7 +183,7 @@ def test_slow_bodies_and_clients_that_never_read_are_closed_after_their_timeouts
                 with suppress(BlockingIOError, ConnectionError):
                     connected.send(DRIPS[name][1])
             time.sleep(1)
-        heard = {name: Heard(answered[name] + receive_rest(connected)) for name, connected in slow.items()}
-    assert {name: each.statuses for name, each in heard.items()} == {name: drip[2] for name, drip in DRIPS.items()}
+        received = {name: Received(answered[name] + receive_rest(connected)) for name, connected in slow.items()}
+    assert {name: each.statuses for name, each in received.items()} == {name: drip[2] for name, drip in DRIPS.items()}
     assert set(prompts(upstream)) == {"other"}
     wait_until(lambda: descriptors(rill, upstream) <= before, "the descriptors are not back", 10)

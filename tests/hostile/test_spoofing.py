@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from conversation import request_bytes
-from raw import SECRET, TOKEN, Heard, exchange, play, prompts, untroubled
+from raw import SECRET, TOKEN, Received, assert_stays_healthy, exchange, play, prompts
 from server import Rill, StartRill
 from upstream import Upstream
 
@@ -31,7 +31,7 @@ def service(share_rill: StartRill) -> Rill:
 def counted(request: pytest.FixtureRequest, share_rill: StartRill) -> Iterator[tuple[Rill, int]]:
     """A server that lets each client ask three times, and how many proxies it believes."""
     running = share_rill(**TRUSTING, **COUNTED, RILL_TRUSTED_PROXIES=str(request.param))
-    with untroubled(running):
+    with assert_stays_healthy(running):
         yield running, request.param
 
 
@@ -224,10 +224,10 @@ MISLEADING = {
 LINES = ["GET /nowhere", "GET /stream?q=first", "POST /healthz", "HEAD /stream?q=first", "GET /healthz"]
 
 
-def told(heard: Heard) -> tuple[list[int], set[bytes], str]:
+def told(received: Received) -> tuple[list[int], set[bytes], str]:
     """What an answer is, apart from what differs each time: its status, the names of its headers, its words."""
-    head = heard.data.partition(b"\r\n\r\n")[0]
-    return heard.statuses, {line.partition(b":")[0] for line in head.split(b"\r\n")}, heard.words
+    head = received.data.partition(b"\r\n\r\n")[0]
+    return received.statuses, {line.partition(b":")[0] for line in head.split(b"\r\n")}, received.words
 
 
 @pytest.mark.parametrize("name", MISLEADING)
@@ -301,8 +301,8 @@ def test_all_other_headers_together_do_not_replace_an_api_key(rill: Rill, upstre
     fields = EVERYTHING.replace("x-api-key", "x-api-kex")
     head = f"{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"
     trailer = f"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Api-Key: {SECRET}\r\n\r\n"
-    heard = exchange(rill.port, (head + trailer).encode("latin-1"))
-    assert (heard.statuses, heard.in_step) == ([401, 200], True)
+    received = exchange(rill.port, (head + trailer).encode("latin-1"))
+    assert (received.statuses, received.in_sync) == ([401, 200], True)
     assert upstream.requests == []
 
 

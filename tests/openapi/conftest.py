@@ -44,12 +44,12 @@ def token() -> str:
 @pytest.fixture
 def rill(offline_service: Rill) -> Iterator[Rill]:
     """The server; afterwards it is healthy, every place is free, no descriptor is held, and nothing broke."""
-    take_every_place(offline_service)
+    take_every_slot(offline_service)
     before = descriptors(offline_service)
     yield offline_service
     with offline_service.ask("GET", "/healthz", {"Connection": "close"}) as asked:
         assert asked.status == 200
-    take_every_place(offline_service)
+    take_every_slot(offline_service)
     gc.collect()  # The campaign's own connection is closed by nobody else.
     wait_until(
         lambda: descriptors(offline_service) <= before,
@@ -60,7 +60,7 @@ def rill(offline_service: Rill) -> Iterator[Rill]:
     assert "Traceback" not in output
 
 
-def take_every_place(rill: Rill) -> None:
+def take_every_slot(rill: Rill) -> None:
     """Hold as many answers as there are places, each of which streams, and see the next one refused."""
     with ExitStack() as stack:
         asked = [stack.enter_context(rill.ask("GET", SLOW, HEADERS)) for _ in range(STREAMS)]
