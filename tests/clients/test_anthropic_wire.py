@@ -1,4 +1,4 @@
-"""What a client of /v1/messages and its upstream see of each other on the wire: all of it, but for the keys."""
+"""/v1/messages on the wire: requests and responses are forwarded unchanged, except for API keys."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from server import Rill, StartRill
 from upstream import REQUEST_ID, Upstream
 
 ANSWERS = pytest.mark.parametrize("name", sorted(wire.expected()))
-# Spaces, escapes and an order of fields that no JSON writer of ours would choose.
+# Spaces, escapes and an order of fields that Rill's JSON encoder would not produce.
 WHOLE = (
     b'{ "type":"message" ,"usage":{"output_tokens":7},\n "content":[{"text":"\\u6eaa \xf0\x9f\x8c\x8a",'
     b'"type":"text"}], "stop_reason" : "end_turn","role":"assistant","id":"msg_01Whole","x":1.50}\n'
@@ -25,7 +25,7 @@ FOR_THE_CLIENT = {
     "anthropic-ratelimit-tokens-reset": "2026-01-01T00:00:00Z",
 }
 NOT_FOR_THE_CLIENT = {"set-cookie": "__cf_bm=secret", "anthropic-organization-id": "org-of-the-owner", "server": "edge"}
-# Every kind of block and option, some that no SDK knows yet, and values that mean something only where they are kept.
+# Every kind of block and option, some unknown to the SDKs, and values that a conversion would change.
 RICH: dict[str, Any] = {
     "model": "claude-of-tomorrow",
     "max_tokens": 77,
@@ -161,14 +161,14 @@ def test_a_rate_limit_keeps_its_status_the_apis_format_and_the_upstreams_headers
         ("POST", b" " * 4_194_305, 413, "request_too_large"),
         ("GET", b"", 405, "invalid_request_error"),
     ],
-    ids=["no JSON", "no object", "too many tokens", "NaN", "infinite", "too long", "GET"],
+    ids=["invalid JSON", "not an object", "too many tokens", "NaN", "infinite", "too long", "GET"],
 )
 def test_rills_own_rejections_are_in_the_apis_format(
     method: str, body: bytes, status: int, type: str, service: Rill, upstream: Upstream
 ) -> None:
     with service.ask(method, "/v1/messages", JSON, body) as asked:
-        told = json.loads(asked.read_rest())
-    assert (asked.status, told["type"], told["error"]["type"]) == (status, "error", type)
+        message = json.loads(asked.read_rest())
+    assert (asked.status, message["type"], message["error"]["type"]) == (status, "error", type)
     assert upstream.requests == []
 
 
@@ -191,9 +191,7 @@ def test_betas_version_and_query_reach_the_upstream(service: Rill, upstream: Ups
     with ask(service, "/v1/messages?beta=true&x=a%20b", sent) as asked:
         asked.read_rest()
     (request,) = upstream.requests
-    assert (
-        request.path == "/v1/messages?beta=true"
-    )  # What else is in the query is not the API's, and might be a secret.
+    assert request.path == "/v1/messages?beta=true"  # Other parameters are not the API's, and might be secret.
     assert sent.items() <= request.headers.items()
 
 
@@ -207,9 +205,9 @@ def test_a_clients_api_key_authenticates_and_is_not_forwarded(
     with ask(service, headers={**sent, "Cookie": "session=secret-of-the-client"}) as asked:
         assert asked.status == 200
         asked.read_rest()
-    with ask(service, headers={"x-api-key": "another"}) as refused:
-        assert refused.status == 401
-        assert json.loads(refused.read_rest())["error"]["type"] == "authentication_error"
+    with ask(service, headers={"x-api-key": "another"}) as rejected:
+        assert rejected.status == 401
+        assert json.loads(rejected.read_rest())["error"]["type"] == "authentication_error"
     (request,) = upstream.requests
     assert "secret-of-the-client" not in str(request)
     assert "sk-test-key" in request.headers.get("x-api-key", request.headers.get("authorization", ""))

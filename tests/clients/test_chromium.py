@@ -11,9 +11,9 @@ from server import Rill
 from upstream import Upstream
 
 SECONDS = 20
-CLOSED = 2  # EventSource.readyState, once it will not come again
+CLOSED = 2  # EventSource.readyState once it does not reconnect
 
-# A page that knows of nothing but unnamed messages, and never closes its source.
+# A page that reads only unnamed messages, and never closes its EventSource.
 LISTEN = """
 window.shown = ''
 window.opened = 0
@@ -42,7 +42,7 @@ def page(browser: webdriver.Chrome, service: Rill, upstream: Upstream) -> "Page"
 
 
 class Page:
-    """A page of the server's own origin."""
+    """A page of the server's origin."""
 
     def __init__(self, browser: webdriver.Chrome, service: Rill) -> None:
         self._browser = browser
@@ -55,7 +55,7 @@ class Page:
         return self._browser.execute_script(f"return {expression}")
 
     def wait_for(self, expression: str, expected: Any) -> None:
-        """Wait until an expression has this value; the assertion tells what it was instead."""
+        """Wait until an expression has this value; the assertion shows what it was instead."""
         waiting = WebDriverWait(self._browser, SECONDS, poll_frequency=0.02)
         last = []
         try:
@@ -72,7 +72,7 @@ def test_event_source_shows_the_answer_and_its_end_mark_and_sends_one_prompt_whi
     page.wait_for("shown", FIRST)
     upstream.open("second")
     page.wait_for("shown", FIRST + SECOND + "[DONE]")
-    page.wait_for("source.readyState", CLOSED)  # It came again by itself, and was told to stay away.
+    page.wait_for("source.readyState", CLOSED)  # It reconnected, and got a 204.
     assert page.value("[shown, opened]") == [FIRST + SECOND + "[DONE]", 1]
     assert [request.json["messages"][0]["content"] for request in upstream.requests] == [QUESTION]
 

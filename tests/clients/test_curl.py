@@ -1,4 +1,4 @@
-"""curl, as the README's readers use it."""
+"""curl, as the README uses it."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ EVERY_ASK = pytest.mark.parametrize("arguments", ASKS.values(), ids=ASKS.keys())
 
 @contextmanager
 def curl(service: Rill, *arguments: str, path: str = "/stream") -> Iterator[subprocess.Popen[bytes]]:
-    """curl -N, running; its output is read as it comes."""
+    """Run curl -N; the test reads its output as it arrives."""
     command = ["curl", "-q", "-sS", "-N", "--noproxy", "*", "--max-time", "30", *arguments, service.url + path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
@@ -37,13 +37,13 @@ def curl(service: Rill, *arguments: str, path: str = "/stream") -> Iterator[subp
 
 
 def read(process: subprocess.Popen[bytes], text: str) -> None:
-    """Read as much as this text is long, and no more."""
+    """Read as many bytes as the text has, and assert that they are the text."""
     assert process.stdout is not None
     assert process.stdout.read(len(text.encode())).decode() == text
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[str, int]:
-    """What curl still prints, and its exit code."""
+    """Return the rest of curl's output, and its exit code."""
     output, _ = process.communicate(timeout=30)
     return output.decode(), process.returncode
 

@@ -101,7 +101,7 @@ def test_a_tool_call_has_the_input_that_the_model_streamed(client: anthropic.Ant
 
 
 def tool_input() -> dict[str, Any]:
-    """What the fragments of the recorded call come to."""
+    """Return the input that the fragments of the recorded call make up."""
     events = [json.loads(line[5:]) for line in wire.recorded("tool_use").splitlines() if line.startswith(b"data:")]
     fragments = [event["delta"]["partial_json"] for event in events if "partial_json" in event.get("delta", {})]
     parsed: dict[str, Any] = json.loads("".join(fragments))
@@ -111,9 +111,9 @@ def tool_input() -> dict[str, Any]:
 def test_thinking_and_its_signature_reach_the_final_message(client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(*wire.replay("thinking_then_text"))
     with client.messages.stream(**ASKED, thinking={"type": "enabled", "budget_tokens": 1024}) as stream:
-        thought, said = stream.get_final_message().content[0], stream.get_final_text()
+        thought, text = stream.get_final_message().content[0], stream.get_final_text()
     assert (thought.type, bool(thought.thinking), bool(thought.signature)) == ("thinking", True, True)
-    assert said == wire.expected()["thinking_then_text"]["text"]
+    assert text == wire.expected()["thinking_then_text"]["text"]
     assert upstream.requests[0].json["thinking"] == {"type": "enabled", "budget_tokens": 1024}
 
 
@@ -271,9 +271,9 @@ def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> 
         asyncio.run(ask())
     assert limited.value.response.headers["retry-after"] == "7"
     upstream.script(wire.error(401, "authentication_error", "invalid x-api-key"))
-    with pytest.raises(anthropic.InternalServerError) as refused:
+    with pytest.raises(anthropic.InternalServerError) as rejected:
         asyncio.run(ask())
-    assert (refused.value.status_code, refused.value.body["error"]["type"]) == (502, "api_error")
+    assert (rejected.value.status_code, rejected.value.body["error"]["type"]) == (502, "api_error")
 
 
 @pytest.mark.parametrize("how", TRUNCATIONS)

@@ -26,7 +26,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def read_decoded(response: Any, length: int) -> str:
-    """Read no further than a text of this length: a read of more would wait for it."""
+    """Read at most `length` bytes and decode them: reading more would block."""
     data: bytes = response.read(length)
     return data.decode()
 

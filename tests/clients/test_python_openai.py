@@ -108,14 +108,14 @@ def test_images_roles_and_parameters_are_translated(client: openai.OpenAI, upstr
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [({"tools": [TOOL]}, "/v1/messages"), ({"n": 2}, "n: "), ({"seed": 4}, "seed"), ({"logprobs": True}, "logprobs")],
     ids=["tools", "n", "seed", "logprobs"],
 )
 def test_an_unsupported_parameter_is_a_bad_request_error_that_names_it(
-    fields: dict[str, Any], words: str, client: openai.OpenAI, upstream: Upstream
+    fields: dict[str, Any], message: str, client: openai.OpenAI, upstream: Upstream
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=words):
+    with pytest.raises(openai.BadRequestError, match=message):
         client.chat.completions.create(**ASKED, **fields)
     assert upstream.requests == []
 

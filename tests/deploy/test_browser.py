@@ -65,13 +65,13 @@ def shown(browser: webdriver.Chrome, id: str) -> str:
     return str(browser.find_element(By.ID, id).get_property("textContent"))
 
 
-def wait_for(browser: webdriver.Chrome, id: str, words: str) -> None:
-    """Wait until an element shows these words; the assertion shows what it showed instead."""
+def wait_for(browser: webdriver.Chrome, id: str, text: str) -> None:
+    """Wait until an element shows the text; the assertion shows what it showed instead."""
     waiting = WebDriverWait(browser, SECONDS, poll_frequency=0.02)
     try:
-        waiting.until(lambda _: words in shown(browser, id))
+        waiting.until(lambda _: text in shown(browser, id))
     finally:
-        assert words in shown(browser, id)
+        assert text in shown(browser, id)
 
 
 # Rill's own page, behind nginx

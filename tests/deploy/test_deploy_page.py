@@ -1,4 +1,4 @@
-"""docs/deploy.md names only files and settings that exist, shows files as they are, and its commands run."""
+"""docs/deploy.md names only files and settings that exist, quotes files exactly, and its commands run."""
 
 import os
 import re
@@ -57,9 +57,9 @@ def test_a_snippet_contains_only_lines_of_the_file(language: str, file: str) -> 
 @pytest.mark.parametrize(("column", "file"), [(3, NGINX_CONF), (4, CADDYFILE)], ids=["nginx", "caddy"])
 def test_a_directive_in_the_table_is_in_the_file(column: int, file: str) -> None:
     rows = [line.split("|") for line in PAGE.splitlines() if line.startswith("| ") and line.count("|") == 5]
-    said = [code for row in rows for code in re.findall(r"`([^`]+)`", row[column])]
-    not_ours = {"flush_interval -1", "encode", "no-transform"}
-    assert [code for code in said if code not in file and code not in not_ours] == []
+    mentioned = [code for row in rows for code in re.findall(r"`([^`]+)`", row[column])]
+    not_in_files = {"flush_interval -1", "encode", "no-transform"}
+    assert [code for code in mentioned if code not in file and code not in not_in_files] == []
 
 
 @pytest.mark.parametrize("line", blocks("sh"))

@@ -22,7 +22,7 @@ TRUNCATED_MESSAGE = "Truncated: the answer is incomplete."
 
 @contextmanager
 def run(script: str, service: Rill, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A script of examples/, running; skip if its program is not installed."""
+    """Run a script of examples/; skip if its program is not installed."""
     program = "curl" if script == "ask.sh" else SCRIPTS[script]
     if not shutil.which(program):
         pytest.skip(f"needs {program}")
@@ -89,18 +89,18 @@ def test_an_example_reports_an_unreachable_server(script: str, service: Rill) ->
 
 
 @pytest.fixture
-def locked(share_rill: StartRill) -> Rill:
-    """A server that requires an API key."""
+def server_with_key(share_rill: StartRill) -> Rill:
+    """Return a server that requires an API key."""
     return share_rill(RILL_API_KEYS=f"alice={API_KEY}")
 
 
 @pytest.mark.parametrize(("key", "exit_code"), [(API_KEY, COMPLETE), ("another", NO_ANSWER), ("", NO_ANSWER)])
 @EVERY_SCRIPT
 def test_an_example_sends_the_api_key_from_the_environment(
-    script: str, key: str, exit_code: int, locked: Rill, upstream: Upstream
+    script: str, key: str, exit_code: int, server_with_key: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer(FIRST, SECOND))
-    with run(script, locked, ASK_API_KEY=key) as process:
+    with run(script, server_with_key, ASK_API_KEY=key) as process:
         process.communicate(timeout=30)
     assert process.returncode == exit_code
     assert len(upstream.requests) == (1 if exit_code == COMPLETE else 0)

@@ -1,4 +1,4 @@
-"""nginx as deploy/nginx.conf has it, in front of the real server; and what it does where that is changed."""
+"""nginx with deploy/nginx.conf in front of the real server, and the effect of changes of that file."""
 
 import json
 import re
@@ -11,8 +11,8 @@ import upstream as wire
 from pieces import (
     PIECES,
     ask,
+    assert_delayed,
     assert_healthy,
-    assert_held_back,
     assert_piece_by_piece,
     gated_pieces,
     rills_keepalive,
@@ -26,10 +26,10 @@ from rill.settings import Settings
 
 pytestmark = pytest.mark.skipif(not NGINX, reason="needs nginx")
 
-BUFFER_IF_NOT_ASKED = {"proxy_buffering off;": "proxy_buffering on;"}
+BUFFER_BY_DEFAULT = {"proxy_buffering off;": "proxy_buffering on;"}
 COMPRESS = {"gzip off;": "gzip on; gzip_types text/plain text/event-stream;"}
 ACCEPTS = pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
-SECRET = "petrichor"  # stands for a prompt: no log may hold it
+SECRET = "petrichor"  # a prompt that no log may contain
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def nginx(service: Rill) -> Iterator[Nginx]:
         yield running
 
 
-# Each piece as it comes
+# Unbuffered streaming
 
 
 @ACCEPTS
@@ -51,7 +51,7 @@ def test_each_piece_passes_nginx_before_the_next_is_sent(accept: str, nginx: Ngi
 
 @pytest.mark.parametrize(
     "changes",
-    [HTTP_1_0, {**HTTP_1_0, **BUFFER_IF_NOT_ASKED}, {**COMPRESS, **BUFFER_IF_NOT_ASKED}],
+    [HTTP_1_0, {**HTTP_1_0, **BUFFER_BY_DEFAULT}, {**COMPRESS, **BUFFER_BY_DEFAULT}],
     ids=["HTTP/1.0", "nginx's defaults", "gzip"],
 )
 @ACCEPTS
@@ -86,14 +86,14 @@ def test_a_proxy_that_buffers_delays_every_piece(
 ) -> None:
     upstream.script(*gated_pieces())
     with Nginx(service, changes) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
-        assert_held_back(asked, upstream)
+        assert_delayed(asked, upstream)
 
 
-# Every outcome tells the truth
+# Truncations and disconnects
 
 
 @pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
-@pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["as it is", "HTTP/1.0", "gzip"])
+@pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["unchanged", "HTTP/1.0", "gzip"])
 def test_nginx_passes_on_a_truncation(
     changes: Mapping[str, str], how: Callable[[], Step], service: Rill, upstream: Upstream
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_disconnect_behind_nginx_closes_the_upstream_connection(
     accept: str, nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
-    request_id = f"left-{accept.partition('/')[2]}"
+    request_id = f"disconnect-{accept.partition('/')[2]}"
     with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
         asked.read_until(PIECES[0].encode())
     upstream.wait_until_left()
@@ -130,7 +130,7 @@ def test_nginx_repeats_no_request_when_rill_dies_before_it_answers(
     upstream.script(*wire.answer("first"))
     upstream.always(wire.gate("never"), *wire.answer("second"))
     with nginx.ask("GET", "/stream?q=hi") as asked:
-        assert asked.read_rest() == b"first"  # so that a kept connection is there, on which nginx would ask again
+        assert asked.read_rest() == b"first"  # opens a persistent connection, on which nginx would repeat a request
     with nginx.ask("GET", "/stream?q=hi") as asked:
         upstream.wait_at_gate("never")
         (worker,) = service.workers()
@@ -140,7 +140,7 @@ def test_nginx_repeats_no_request_when_rill_dies_before_it_answers(
     assert len(upstream.requests) == 2
 
 
-# Who asks, how much, and what is remembered
+# Clients, limits and logs
 
 
 def test_a_forged_x_forwarded_for_does_not_raise_the_rate_limit(start_rill: StartRill, upstream: Upstream) -> None:
@@ -152,28 +152,28 @@ def test_a_forged_x_forwarded_for_does_not_raise_the_rate_limit(start_rill: Star
                 statuses.append(asked.status)
                 asked.read_rest()
         assert statuses == [200, 200, 200, 429, 429]
-        assert status_from("127.0.0.2", nginx) == 200  # another client: nginx's word is believed
+        assert status_from("127.0.0.2", nginx) == 200  # another client: Rill trusts the address from nginx
 
 
 def test_nginx_reuses_a_connection_to_rill(nginx: Nginx, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with ask(nginx) as asked:
         asked.read_rest()
-    kept = nginx.connections()
+    open_before = nginx.connections()
     for _ in range(3):
         with ask(nginx) as asked:
             asked.read_rest()
-    assert nginx.connections() == kept != set()
+    assert nginx.connections() == open_before != set()
 
 
 def test_nginx_passes_a_body_that_rill_accepts_and_rejects_a_longer_one_with_413(
     nginx: Nginx, upstream: Upstream
 ) -> None:
-    bound: int = Settings.model_fields["max_body_bytes"].default
+    limit: int = Settings.model_fields["max_body_bytes"].default
     upstream.script(*wire.answer("hi"))
-    with ask(nginx, b"x" * bound) as asked:
+    with ask(nginx, b"x" * limit) as asked:
         assert (asked.status, asked.read_rest()) == (200, b"hi")
-    with ask(nginx, b"x" * (bound + 1)) as asked:
+    with ask(nginx, b"x" * (limit + 1)) as asked:
         assert asked.status == 413
     assert len(upstream.requests) == 1
 
@@ -206,7 +206,7 @@ def test_no_log_or_file_of_nginx_contains_a_prompt(service: Rill, upstream: Upst
         assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-# What the file says, beside what Rill says
+# The timeouts of nginx.conf and of Rill
 
 
 def test_nginx_waits_longer_than_rills_own_timeouts() -> None:
@@ -218,18 +218,18 @@ def test_nginx_closes_an_idle_connection_before_rill_does() -> None:
 
 
 def seconds(name: str) -> int:
-    """The value of a directive in deploy/nginx.conf."""
+    """Return the value of a directive in deploy/nginx.conf, in seconds."""
     (value,) = re.findall(rf"^ *{name} (\d+)s;$", NGINX_CONF, re.MULTILINE)
     return int(value)
 
 
 def wait_for_line(service: Rill, request_id: str) -> dict[str, Any]:
-    """The log line of an answer, which is written a moment after the answer's end."""
+    """Wait for the log line of an answer, which is written after its end, and return it."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         for line in service.output().splitlines():
             if request_id in line and '"outcome"' in line:
-                told: dict[str, Any] = json.loads(line)
-                return told
+                fields: dict[str, Any] = json.loads(line)
+                return fields
         time.sleep(0.02)
-    raise AssertionError(f"no line of {request_id}:\n{service.output()}")
+    raise AssertionError(f"no log line of {request_id}:\n{service.output()}")

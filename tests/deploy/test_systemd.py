@@ -1,4 +1,4 @@
-"""deploy/rill.service: systemd finds it valid, its times fit Rill's, and its own line starts what it says."""
+"""deploy/rill.service is valid, its timeouts fit Rill's, and its command starts the service."""
 
 import os
 import re
@@ -22,14 +22,14 @@ UNIT = (ROOT / "deploy" / "rill.service").read_text("utf-8")
 VALUES = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
 ANALYZE = shutil.which("systemd-analyze")
 NEEDS_SYSTEMD = pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
-# Of 10, as `systemd-analyze security` counts what a service could still do; 9.6 without a word of protection.
+# The exposure level (0 to 10) of `systemd-analyze security`; 9.6 without any protection.
 MOST_EXPOSED = 2.0
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, for the folder of these tests and their Python."""
+    """Return the unit, adapted to this repository and this Python."""
     path = tmp_path / "rill.service"
     here = UNIT.replace("/opt/rill/.venv/bin", str(Path(sys.executable).parent)).replace("/opt/rill", str(ROOT))
     path.write_text(here)
@@ -37,7 +37,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def analyze(*arguments: str) -> str:
-    """What systemd-analyze says, having found nothing wrong."""
+    """Return the output of systemd-analyze; fail if it found an error."""
     assert ANALYZE
     done = subprocess.run([ANALYZE, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,8 +51,8 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
 
 @NEEDS_SYSTEMD
 def test_the_sandbox_limits_a_compromised_service(unit: Path) -> None:
-    said = analyze("security", "--offline=yes", "--no-pager", str(unit))
-    (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", said)
+    output = analyze("security", "--offline=yes", "--no-pager", str(unit))
+    (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", output)
     assert float(exposure) <= MOST_EXPOSED
 
 
@@ -62,13 +62,13 @@ def test_systemd_waits_for_the_graceful_shutdown() -> None:
 
 
 def test_the_file_descriptor_limit_suffices_for_every_stream() -> None:
-    wanted = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
-    assert int(VALUES["LimitNOFILE"]) >= wanted
+    needed = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
+    assert int(VALUES["LimitNOFILE"]) >= needed
 
 
 @pytest.fixture
 def notices(tmp_path: Path) -> Iterator[socket.socket]:
-    """The socket at which systemd hears from a service of Type=notify."""
+    """Yield a notification socket, as systemd provides it for Type=notify."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20)

@@ -1,6 +1,6 @@
-"""No request is understood in two ways: what could be is refused, and nothing behind it is read.
+"""Ambiguous requests are rejected, and nothing after them is read.
 
-A proxy in front decides where one request ends by its own reading; where ours differs, one client's bytes become
+A proxy in front decides by itself where a request ends; if Rill decided differently, one client's bytes would become
 another's request. https://www.rfc-editor.org/rfc/rfc9112#section-11.2
 """
 
@@ -9,39 +9,39 @@ from conversation import request_bytes
 from raw import exchange, prompts, send_and_half_close
 from server import Rill, StartRill
 from upstream import Upstream
-from vectors import CLOSED, HIDDEN, READ, REFUSED, chunks
+from vectors import ACCEPTED, CLOSED, HIDDEN, REJECTED, chunks
 
-REFUSALS = {400, 414, 417, 431, 501, 505}
+REJECTION_STATUSES = {400, 414, 417, 431, 501, 505}
 
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server that answers to any valid Host."""
+    """Return a server that accepts any valid Host."""
     return share_rill(RILL_ALLOWED_HOSTS="*")
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REJECTED)
 def test_an_ambiguous_request_is_rejected_and_nothing_after_it_is_read(
     rill: Rill, upstream: Upstream, name: str
 ) -> None:
-    received = exchange(rill.port, REFUSED[name])
+    received = exchange(rill.port, REJECTED[name])
     assert len(received.statuses) == 1
-    assert received.statuses[0] in REFUSALS
+    assert received.statuses[0] in REJECTION_STATUSES
     assert b"<" not in received.data
     assert b"smuggled" not in received.data
     assert not received.in_sync
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", ACCEPTED)
 def test_an_unambiguous_request_is_answered_and_the_next_request_begins_where_it_ends(
     rill: Rill, upstream: Upstream, name: str
 ) -> None:
-    data, meant = READ[name]
+    data, expected = ACCEPTED[name]
     received = exchange(rill.port, data)
     assert received.in_sync
     assert received.statuses[-1] == 200
-    assert prompts(upstream) == meant
+    assert prompts(upstream) == expected
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -52,7 +52,7 @@ def test_nothing_after_a_request_that_closes_its_connection_is_read(rill: Rill, 
     assert upstream.requests == []
 
 
-# Also where nobody reads the body: wrong method, no route, no view that wants one.
+# Also if the body is not read: wrong method, no route, or a view without a body.
 UNREAD = {
     "GET /stream?q=first": (200, ["first"]),
     "GET /healthz": (200, []),
@@ -74,19 +74,19 @@ BODIES = {
 def test_a_request_inside_an_unread_body_is_never_processed(
     rill: Rill, upstream: Upstream, line: str, framing: str
 ) -> None:
-    status, meant = UNREAD[line]
+    status, expected = UNREAD[line]
     received = exchange(rill.port, f"{line} HTTP/1.1\r\nHost: x\r\n".encode() + BODIES[framing])
     assert (received.statuses, received.in_sync) == ([status, 200], True)
-    assert prompts(upstream) == meant
+    assert prompts(upstream) == expected
 
 
 @pytest.mark.parametrize("line", UNREAD)
 def test_a_malformed_unread_body_gets_no_second_response(rill: Rill, upstream: Upstream, line: str) -> None:
-    status, meant = UNREAD[line]
+    status, expected = UNREAD[line]
     broken = b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + HIDDEN
     received = exchange(rill.port, f"{line} HTTP/1.1\r\nHost: x\r\n".encode() + broken)
     assert (received.statuses, received.in_sync) == ([status], False)
-    assert prompts(upstream) == meant
+    assert prompts(upstream) == expected
 
 
 HUGE = {
@@ -114,7 +114,7 @@ def test_a_huge_content_length_never_overflows(rill: Rill, upstream: Upstream, l
 
 
 def without_colons(value: str) -> str:
-    """An id that pytest-xdist does not take for a path to a module."""
+    """Return an id that pytest-xdist does not mistake for a module path."""
     return value.replace("::", "..")
 
 
@@ -161,7 +161,7 @@ def test_a_target_without_a_path_is_the_front_page_and_not_a_redirect(
     assert upstream.requests == []
 
 
-# A path is compared byte for byte once it is decoded: nothing in front that looks at paths can be led past itself.
+# A decoded path is compared byte for byte, so path rules of a proxy in front cannot be bypassed.
 OTHER_PATHS = [
     "/stream/",
     "/stream%2f",

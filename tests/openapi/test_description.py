@@ -1,4 +1,4 @@
-"""The description: served, well-formed, small, and of all that there is."""
+"""The description is served, valid and complete."""
 
 import json
 import re
@@ -17,19 +17,19 @@ from rill.settings import MAX_MODEL_LENGTH, Settings
 TEXT = (ROOT / "rill" / "openapi.json").read_text("utf-8")
 DESCRIPTION: dict[str, Any] = json.loads(TEXT)
 COMPONENTS: dict[str, dict[str, Any]] = DESCRIPTION["components"]
-# Nobody is left to see it.
-UNSEEN = ("client_disconnected", "client_too_slow")
+# No client receives these.
+NOT_RECEIVED = ("client_disconnected", "client_too_slow")
 METHODS = ("get", "post")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each operation with its method and path."""
+    """Yield the method, the path and the description of each operation."""
     for path, item in DESCRIPTION["paths"].items():
         yield from ((method.upper(), path, item[method]) for method in METHODS if method in item)
 
 
 def references(node: Any) -> Iterator[str]:
-    """Whatever a part of the description refers to."""
+    """Yield every reference in a part of the description."""
     if isinstance(node, dict):
         yield from (value for name, value in node.items() if name == "$ref")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -59,7 +59,7 @@ def test_every_reference_resolves_and_every_component_is_used() -> None:
     used = set(references(DESCRIPTION))
     there = {f"#/components/{kind}/{name}" for kind, known in COMPONENTS.items() for name in known}
     schemes = {f"#/components/securitySchemes/{name}" for way in DESCRIPTION["security"] for name in way}
-    # What is asked for where nothing is described gets these.
+    # Requests outside the description get these.
     elsewhere = {f"#/components/responses/{status}" for status in (404, 405)}
     assert there == used | schemes | elsewhere
 
@@ -73,7 +73,7 @@ def test_the_operations_are_the_routes() -> None:
 
 def test_every_problem_that_a_client_can_receive_is_described() -> None:
     statuses = {status for *_, operation in operations() for status in operation["responses"]} | {"404", "405"}
-    seen = {name: kind for name, kind in KINDS.items() if name not in UNSEEN}
+    seen = {name: kind for name, kind in KINDS.items() if name not in NOT_RECEIVED}
     assert {str(kind.status) for kind in seen.values()} <= statuses
     assert COMPONENTS["schemas"]["ProblemName"]["enum"] == list(seen)
     assert set(COMPONENTS["schemas"]["ProblemType"]["enum"]) == {kind.type for kind in seen.values()}

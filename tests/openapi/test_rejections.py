@@ -1,4 +1,4 @@
-"""What no generated request provokes is as described, too: limits, tokens, and an upstream that refuses or fails."""
+"""Responses that no generated request causes are as described too: limits, API keys, and upstream errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from upstream import Upstream
 from rill.admission.auth import FAILURES
 
 QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
-ASKING: dict[str, dict[str, Any]] = {
+PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "GET /stream": {"query": {"q": "hello"}},
     "POST /stream": {"body": "hello", "media_type": "text/plain"},
     "GET /chat/stream": {"query": {"message": "hello"}},
@@ -31,10 +31,10 @@ UPSTREAM_ERRORS = [
 
 
 def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None, **fields: Any) -> set[int]:
-    """The status that a request gets, whether its client prefers JSON or not, with an answer that is as described."""
+    """Return the statuses that a request gets with and without a preference for JSON; raise if not as described."""
     from campaign import status_as_described
 
-    sent = {**ASKING.get(asked, {}), **fields}
+    sent = {**PROMPT_REQUESTS.get(asked, {}), **fields}
     return {
         status_as_described(rill.url, asked, {"Accept": accept, **(headers or {})}, **sent)
         for accept in ("*/*", "application/json")
@@ -46,7 +46,7 @@ def test_an_upstream_error_is_reported_as_described(
     service: Rill, upstream: Upstream, code: int, type: str, status: int
 ) -> None:
     upstream.always(wire.error(code, type, "No.", {"x-should-retry": "false"}))
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(service, asked) == {status}
 
 
@@ -59,7 +59,7 @@ def test_a_refusal_of_the_model_is_reported_as_described(service: Rill, upstream
 def test_a_start_timeout_is_reported_as_described(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(rill, asked) == {504}
 
 
@@ -67,7 +67,7 @@ def test_a_request_beyond_the_rate_limit_is_rejected_as_described(start_rill: St
     rill = start_rill(RILL_RATE_LIMIT="1/hour")
     upstream.script(*wire.answer("hello"))
     assert statuses_of(rill, "GET /stream") == {200, 429}
-    for asked in (*ASKING, "GET /drip"):
+    for asked in (*PROMPT_REQUESTS, "GET /drip"):
         assert statuses_of(rill, asked) == {429}
 
 
@@ -79,7 +79,7 @@ def test_a_request_beyond_the_slots_is_rejected_as_described(
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("held"), wire.close())
     with rill.ask("GET", "/stream?q=hello") as held:
         assert held.next_chunk() == b"a"
-        for asked in (*ASKING, "GET /drip"):
+        for asked in (*PROMPT_REQUESTS, "GET /drip"):
             assert statuses_of(rill, asked) == {status}
         assert statuses_of(rill, "GET /readyz") == {503 if setting == "RILL_MAX_STREAMS" else 200}
     upstream.open("held")
@@ -87,14 +87,14 @@ def test_a_request_beyond_the_slots_is_rejected_as_described(
 
 def test_a_client_without_an_api_key_is_rejected_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
-    for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+    for asked in (*PROMPT_REQUESTS, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, asked) == {401}
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
 def test_a_forbidden_request_is_rejected_as_described(share_rill: StartRill) -> None:
     rill = share_rill(RILL_ALLOWED_MODELS=None)
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
         assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
     other = {**QUESTION, "model": "another"}
@@ -104,7 +104,7 @@ def test_a_forbidden_request_is_rejected_as_described(share_rill: StartRill) -> 
 
 
 def test_a_host_that_is_not_allowed_is_rejected_as_described(service: Rill) -> None:
-    for asked in (*ASKING, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
+    for asked in (*PROMPT_REQUESTS, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(service, asked, {"Host": "another.example"}) == {403}
 
 
@@ -119,7 +119,7 @@ def test_too_many_requests_without_an_api_key_are_rejected_as_described(start_ri
     for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
-    for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+    for each in (*PROMPT_REQUESTS, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, each) == {429}
 
 

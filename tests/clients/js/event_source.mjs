@@ -1,8 +1,8 @@
 import { EventSource } from 'eventsource'
 import { question, run, report } from './report.mjs'
 
-// Never closed by the page: it ends when the server tells it not to come again. Its wait before it comes again would not
-// keep Node running; a page stays open.
+// The page never closes it: it ends when the server responds with 204. Its pause before a reconnect would not keep Node
+// running, as an open page does.
 const open = setInterval(() => {}, 60_000)
 const listen = (url) =>
   new Promise((end) => {

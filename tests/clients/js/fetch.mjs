@@ -18,7 +18,7 @@ await run({
     const controller = new AbortController()
     await read(await ask(url, { signal: controller.signal }), () => controller.abort())
   },
-  async refused(url) {
+  async rejected(url) {
     const response = await ask(url)
     return { status: response.status, retryAfter: response.headers.get('retry-after'), body: await response.text() }
   },

@@ -1,4 +1,4 @@
-// What useCompletion and useChat of the AI SDK are made of, in the state of a page that holds it in plain fields.
+// The parts of the AI SDK behind useCompletion and useChat, with their state in plain fields.
 
 import { AbstractChat, TextStreamChatTransport, callCompletionApi } from 'ai'
 import { question, run, report } from './report.mjs'
@@ -13,8 +13,8 @@ class Chat extends AbstractChat {
       popMessage: () => state.messages.pop(),
       replaceMessage(index, message) {
         state.messages[index] = message
-        const said = message.parts.findLast((part) => part.type === 'text')?.text
-        if (message.role === 'assistant' && said) report({ shown: said })
+        const text = message.parts.findLast((part) => part.type === 'text')?.text
+        if (message.role === 'assistant' && text) report({ shown: text })
       },
       snapshot: (thing) => structuredClone(thing),
     }
