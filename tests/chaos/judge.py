@@ -1,4 +1,4 @@
-"""Compares what a client got, what the upstream saw and what was logged of one question: all three must agree."""
+"""Compare what a client received, what the upstream saw and what was logged for one prompt: all three must agree."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from upstream import Answer
 
 @dataclass(frozen=True)
 class Result:
-    """What a client got: `ended` is how its connection ended, or left where the client closed it."""
+    """What a client received: `ended` is how its connection ended, or "disconnected" if the client closed it."""
 
     plan: Plan
     status: int | None
@@ -21,7 +21,7 @@ class Result:
 def faults_of(
     result: Result, asked: Sequence[Answer], lines: Sequence[dict[str, Any]], disturbed: bool
 ) -> Iterator[str]:
-    """Yield whatever contradicts the truth; `disturbed` where a worker was killed or stopped meanwhile."""
+    """Yield each contradiction; `disturbed` is true if a worker was killed or stopped meanwhile."""
     plan = result.plan
     text = plan.text_in(result.body) if result.status == 200 else ""
     yield from _faults_of_text(result, text)
@@ -32,7 +32,7 @@ def faults_of(
         yield f"{len(lines)} log lines"
         return
     yield from _faults_of_log(result, lines[0])
-    if result.ended != "left" and result.status not in _statuses(plan):
+    if result.ended != "disconnected" and result.status not in _statuses(plan):
         yield f"status {result.status}"
 
 
@@ -41,8 +41,8 @@ def _statuses(plan: Plan) -> set[int]:
 
 
 def _is_complete(result: Result, text: str) -> bool:
-    said = result.status == 200 and result.ended == "clean" and result.plan.says_complete(result.body)
-    return said and (result.plan.dialect not in WHOLE or bool(text))
+    complete = result.status == 200 and result.ended == "clean" and result.plan.says_complete(result.body)
+    return complete and (result.plan.dialect not in WHOLE or bool(text))
 
 
 def _faults_of_text(result: Result, text: str) -> Iterator[str]:
@@ -63,14 +63,14 @@ def _faults_of_billing(plan: Plan, asked: Sequence[Answer]) -> Iterator[str]:
 
 def _faults_of_log(result: Result, line: dict[str, Any]) -> Iterator[str]:
     plan, outcome = result.plan, line["outcome"]
-    if result.ended == "left":
-        return  # It may have left before or after anything else happened.
+    if result.ended == "disconnected":
+        return  # The disconnect may have come before or after anything else.
     if result.status != 200:
         if line["status"] != result.status:
             yield f"status {result.status} was logged as {line['status']}"
         return
     expected = WITHIN.get(plan.fault, "completed")
     if outcome != expected and not (plan.fault == "reset" and outcome == "upstream_truncated"):
-        yield f"logged as {outcome}, but it was {expected}"
+        yield f"logged as {outcome} instead of {expected}"
     if line["bytes"] != len(result.body) and result.ended == "clean":
         yield f"{line['bytes']} bytes were logged, {len(result.body)} received"

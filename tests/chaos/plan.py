@@ -1,4 +1,4 @@
-"""What a chaotic client asks, what its upstream does, and which results of the two are true."""
+"""What a random client asks, what its upstream does, and which results are correct."""
 
 import json
 import random
@@ -14,7 +14,7 @@ DIALECTS = ("get", "post", "sse", "chat", "messages", "messages-whole", "openai"
 PLAIN = ("get", "post")
 WHOLE = ("messages-whole", "openai-whole")
 PAUSE_SECONDS = 0.05
-# Longer than what a lost connection may take to be one that was certainly not processed.
+# Longer than the 0.5 s within which a lost connection means that the request was not processed.
 LATE_SECONDS = 0.8
 
 # A fault before the first byte -> the statuses that the client may see, and how often the upstream may be asked.
@@ -30,9 +30,9 @@ BEFORE: Mapping[str, tuple[set[int], int]] = {
     "no answer": ({504}, 1),
     "recovers": ({200}, 2),
 }
-# A fault in mid-answer -> the outcome that is logged.
+# A fault during the answer -> the outcome that is logged.
 WITHIN = {
-    "cut": "upstream_truncated",
+    "truncated": "upstream_truncated",
     "reset": "upstream_error",
     "error event": "upstream_error",
     "silent": "idle_timeout",
@@ -42,46 +42,46 @@ FAULTS = ("none", *BEFORE, *WITHIN)
 
 @dataclass(frozen=True)
 class Plan:
-    """One question; `leave_after` is a number of bytes, None for a client that reads to the end."""
+    """One prompt; `disconnect_after` is a number of bytes, None for a client that reads to the end."""
 
     number: int
     dialect: str
     fault: str
     pieces: int
-    leave_after: int | None = None
+    disconnect_after: int | None = None
     slow: bool = False
 
     @classmethod
     def draw(cls, number: int, chance: random.Random) -> "Plan":
-        """Draw a question; every second one meets no fault."""
+        """Draw a prompt; every second one has no fault."""
         fault = "none" if chance.random() < 0.5 else chance.choice(FAULTS)
         dialect = chance.choice(DIALECTS)
         if dialect in WHOLE and (fault in WITHIN or fault in ("overloaded as first event", "no answer")):
-            fault = "none"  # It has no events; silence is the idle timeout's.
-        leave = chance.randrange(400) if chance.random() < 0.2 else None
-        return cls(number, dialect, fault, chance.randrange(2, 20), leave, chance.random() < 0.1)
+            fault = "none"  # A response that is not streamed has no events, and its silence ends with the idle timeout.
+        disconnect_after = chance.randrange(400) if chance.random() < 0.2 else None
+        return cls(number, dialect, fault, chance.randrange(2, 20), disconnect_after, chance.random() < 0.1)
 
     @property
     def name(self) -> str:
-        """The request id."""
+        """Return the request id."""
         return f"chaos-{self.number}"
 
     @property
     def prompt(self) -> str:
-        """The question, which tells the upstream what to do."""
+        """Return the prompt, which contains the instructions for the upstream."""
         return json.dumps([self.number, self.fault, self.pieces])
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """Return the complete text of the answer."""
         return "".join(self.piece(number) for number in range(self.pieces))
 
     def piece(self, number: int) -> str:
-        """One piece of the answer, which no other answer has."""
+        """Return one piece of the answer, which occurs in no other answer."""
         return f"{self.name}.{number} 溪 "
 
     def request(self) -> bytes:
-        """The request as it goes out."""
+        """Return the bytes of the request."""
         headers = {"X-Request-Id": self.name, "Connection": "close"}
         messages = [{"role": "user", "content": self.prompt}]
         asked = {"model": "claude-test", "max_tokens": 1000, "messages": messages, "stream": self.dialect not in WHOLE}
@@ -98,7 +98,7 @@ class Plan:
         return request_bytes("POST", path, {**headers, "Content-Type": "application/json"}, body)
 
     def text_in(self, body: bytes) -> str:
-        """The text that a client of the dialect has received."""
+        """Return the text in a body of the dialect."""
         if self.dialect in PLAIN:
             return body.decode("utf-8", "ignore")
         if self.dialect in WHOLE:
@@ -109,7 +109,7 @@ class Plan:
         return "".join(_text_of(json.loads(line)) for line in lines if line.startswith("{") and line.endswith("}"))
 
     def says_complete(self, body: bytes) -> bool:
-        """Whether the dialect has said that the answer is complete; where it has no mark for it, the end says so."""
+        """Return whether the body has the end mark of its dialect; true for a dialect without one."""
         if self.dialect in (*PLAIN, *WHOLE):
             return True
         return b"event: message_stop" in body if self.dialect == "messages" else b"data: [DONE]" in body
@@ -118,8 +118,8 @@ class Plan:
 def _text_of(event: dict[str, Any]) -> str:
     if "choices" in event:
         choices = event["choices"]
-        said = choices[0].get("delta") or choices[0].get("message") or {} if choices else {}
-        return said.get("content") or ""
+        message = choices[0].get("delta") or choices[0].get("message") or {} if choices else {}
+        return message.get("content") or ""
     if "delta" in event:
         text: str = event["delta"].get("text", "")
         return text
@@ -127,7 +127,7 @@ def _text_of(event: dict[str, Any]) -> str:
 
 
 class Play:
-    """What the upstream does with each question, as its prompt says."""
+    """The upstream's script for each request, as its prompt says."""
 
     def __init__(self) -> None:
         self._failed_once: set[int] = set()
@@ -143,16 +143,16 @@ class Play:
 
 
 def _steps(plan: Plan, streamed: bool) -> list[Step]:
-    refusals = {
+    errors = {
         "overloaded": wire.error(529, "overloaded_error", "Overloaded"),
         "failing": wire.error(500, "api_error", "Internal server error"),
         "rate limited": wire.error(429, "rate_limit_error", "Slow down"),
         "key rejected": wire.error(401, "authentication_error", "invalid x-api-key"),
         "out of credit": wire.error(400, "invalid_request_error", "Your credit balance is too low"),
-        "bad request": wire.error(400, "invalid_request_error", "messages: too strange"),
+        "bad request": wire.error(400, "invalid_request_error", "messages: invalid"),
     }
-    if plan.fault in refusals:
-        return [refusals[plan.fault]]
+    if plan.fault in errors:
+        return [errors[plan.fault]]
     if plan.fault == "overloaded as first event":
         return [wire.head(), wire.send(wire.stream_error()), wire.end()]
     if plan.fault == "closed late":
@@ -160,7 +160,7 @@ def _steps(plan: Plan, streamed: bool) -> list[Step]:
     if plan.fault == "no answer":
         return [wire.silence()]
     if plan.fault == "recovers":
-        return [refusals["overloaded"]]
+        return [errors["overloaded"]]
     return _answer(plan) if streamed else [wire.pause(PAUSE_SECONDS), _whole(plan)]
 
 
@@ -169,7 +169,7 @@ def _answer(plan: Plan) -> list[Step]:
     for number in range(plan.pieces):
         steps += [wire.pause(PAUSE_SECONDS), wire.send(wire.text(plan.piece(number)))]
     ends: dict[str, list[Step]] = {
-        "cut": [wire.close()],
+        "truncated": [wire.close()],
         "reset": [wire.pause(PAUSE_SECONDS), wire.reset()],
         "error event": [wire.send(wire.stream_error()), wire.end()],
         "silent": [wire.silence()],

@@ -1,4 +1,4 @@
-"""Many chaotic clients at once, and what they got."""
+"""Many random clients at once, and what they received."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ SLOW_SECONDS = 0.05
 
 
 class Clients:
-    """Clients that ask one question after the other until `stop`; `moments` are when the server was disturbed."""
+    """Clients that send one prompt after the other until `stop`; `moments` are when the server was disturbed."""
 
     def __init__(self, rill: Rill, number: int, seed: int) -> None:
         self.results: list[tuple[Result, float, float]] = []
@@ -41,17 +41,17 @@ class Clients:
         self.stop()
 
     def stop(self) -> None:
-        """Let each client finish its question."""
+        """Let each client finish its request."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(2 * CLIENT_SECONDS)
 
     def disturb(self, begun: float, seconds: float) -> None:
-        """Note that answers may be lost from `begun` (monotonic) for so long: a worker was killed."""
+        """Record that answers may be lost from `begun` (monotonic) for `seconds`: a worker was killed."""
         self.moments.append((begun, begun + seconds))
 
     def judge(self, upstream: Upstream) -> list[str]:
-        """Return what contradicts the truth, question by question."""
+        """Return the contradictions of all requests."""
         asked: dict[str, list[Answer]] = defaultdict(list)
         for answer in upstream.answers:
             asked[answer.request.json["messages"][-1]["content"]].append(answer)
@@ -82,22 +82,22 @@ class Clients:
 
 
 def ask(rill: Rill, plan: Plan) -> Result:
-    """Ask the question, and read as the plan says."""
+    """Send the prompt, and read as the plan says."""
     body = b""
     with Conversation(rill.port, plan.request(), timeout=CLIENT_SECONDS) as asked:
         while not (asked.ended and asked.status is None) and (chunk := asked.next_chunk()):
             body += chunk
-            if plan.leave_after is not None and len(body) > plan.leave_after:
-                return Result(plan, asked.status, body, "left")
+            if plan.disconnect_after is not None and len(body) > plan.disconnect_after:
+                return Result(plan, asked.status, body, "disconnected")
             if plan.slow:
                 time.sleep(SLOW_SECONDS)
         return Result(plan, asked.status, body, asked.ended)
 
 
 def report(clients: Clients, faults: Sequence[str]) -> str:
-    """Return a line about what happened, and the first faults."""
+    """Return a summary line and the first faults."""
     statuses: dict[object, int] = defaultdict(int)
     for result, _, _ in clients.results:
-        statuses[result.status if result.ended != "left" else "left"] += 1
-    head = f"{len(clients.results)} questions, {dict(statuses)}, {len(faults)} faults"
+        statuses[result.status if result.ended != "disconnected" else "disconnected"] += 1
+    head = f"{len(clients.results)} requests, {dict(statuses)}, {len(faults)} faults"
     return "\n".join([head, *faults[:20]])

@@ -1,4 +1,4 @@
-"""Whatever happens at random, client, upstream and log agree: nothing paid twice, no wrong outcome, nothing lost."""
+"""Under random faults, client, upstream and log agree: no request billed twice, no wrong outcome, no answer lost."""
 
 import time
 
@@ -11,7 +11,7 @@ from witness import log_lines
 
 CLIENTS = 30
 SECONDS = 6.0
-# Short limits, so that silence does not take the test's time.
+# Short timeouts, so that a silent upstream does not take long.
 ENV = {
     "RILL_START_TIMEOUT_SECONDS": "4",
     "RILL_IDLE_TIMEOUT_SECONDS": "3",

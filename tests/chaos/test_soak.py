@@ -1,4 +1,4 @@
-"""Five minutes of everything at once: afterwards nothing is lost, paid twice, or left behind."""
+"""Five minutes of every fault at once: afterwards no answer is lost or billed twice, and nothing has leaked."""
 
 import fcntl
 import os
@@ -44,7 +44,7 @@ BIG = (wire.head(), wire.send(wire.opening()), *[wire.send(wire.text("x" * 8000)
 
 
 class PlayAll(Play):
-    """What the plan says, or more than a client reads."""
+    """The plan's script, or an answer larger than a client reads."""
 
     def __call__(self, answer: Answer) -> None:
         if answer.request.json["messages"][-1]["content"] != "big":
@@ -56,7 +56,7 @@ class PlayAll(Play):
 
 @contextmanager
 def stalled_pipe() -> Iterator[int]:
-    """The end of a small pipe that nobody reads."""
+    """Yield the write end of a small pipe that nothing reads."""
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     try:
@@ -66,8 +66,8 @@ def stalled_pipe() -> Iterator[int]:
         os.close(write)
 
 
-class Trouble:
-    """What happens to the server while the clients ask, one thing after the other."""
+class Faults:
+    """Faults of the server while clients send prompts, one after the other."""
 
     def __init__(self, rill: Rill, clients: Clients, redis: RedisServer, temporary: Path) -> None:
         self._rill = rill
@@ -77,8 +77,8 @@ class Trouble:
         self._chance = random.Random(7)
         self.done: list[str] = []
 
-    def go_on_until(self, end: float) -> None:
-        """Cause trouble until the time has come (monotonic)."""
+    def cause_until(self, end: float) -> None:
+        """Cause faults until `end` (monotonic)."""
         kinds: tuple[Callable[[], None], ...] = (
             self.kill_a_worker,
             self.reload,
@@ -95,37 +95,37 @@ class Trouble:
             time.sleep(BETWEEN_SECONDS)
 
     def kill_a_worker(self) -> None:
-        """Kill a worker: its answers are lost, and its lines."""
+        """Kill a worker: its answers and log lines are lost."""
         self._clients.disturb(time.monotonic() - 1, 3)
         self._chance.choice(self._rill.workers()).kill()
 
     def suspend_a_worker(self) -> None:
-        """Stop a worker for a moment: nothing is lost."""
+        """Suspend a worker for a moment: nothing is lost."""
         worker = self._chance.choice(self._rill.workers())
         worker.suspend()
         time.sleep(SUSPENDED_SECONDS)
         worker.resume()
 
     def reload(self) -> None:
-        """Replace the workers; what does not end in time is told so."""
+        """Replace the workers; answers that do not end in time have the outcome `shutdown`."""
         self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, LATE_DRAIN_SECONDS)
         self._rill.signal(signal.SIGHUP)
 
     def add_and_remove_a_worker(self) -> None:
-        """Change the number of workers; what does not end in time is told so."""
+        """Change the number of workers; answers that do not end in time have the outcome `shutdown`."""
         self._rill.signal(signal.SIGTTIN)
         time.sleep(BETWEEN_SECONDS)
         self._clients.disturb(time.monotonic() + DRAIN_SECONDS - 1, LATE_DRAIN_SECONDS)
         self._rill.signal(signal.SIGTTOU)
 
     def lose_redis(self) -> None:
-        """Kill Redis, and bring it back."""
+        """Kill Redis, and restart it."""
         self._redis.kill()
         time.sleep(BETWEEN_SECONDS)
         self._redis.start()
 
     def fill_the_temporary_folder(self) -> None:
-        """Leave no byte in the folder where workers share their metrics."""
+        """Fill the folder in which workers share their metrics."""
         filler = self._temporary / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             for _ in range(TEMPORARY_BYTES // 4096):
@@ -144,7 +144,7 @@ class Trouble:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_five_minutes_of_everything_at_once_lose_nothing_and_leave_nothing_behind(
+def test_five_minutes_of_faults_lose_no_answer_and_leak_nothing(
     upstream: Upstream, tmp_path: Path, mounted: Callable[[int], Path]
 ) -> None:
     upstream.always(PlayAll())
@@ -156,21 +156,21 @@ def test_five_minutes_of_everything_at_once_lose_nothing_and_leave_nothing_behin
 
 
 def soak(rill: Rill, upstream: Upstream, redis: RedisServer, temporary: Path) -> None:
-    """Let many clients ask while there is trouble, and compare everything afterwards."""
-    fresh = at_rest(rill.wait_for_workers(2))
+    """Run many clients during the faults, and compare everything afterwards."""
+    fresh = usage(rill.wait_for_workers(2))
     with Clients(rill, CLIENTS, seed=int(time.time())) as clients:
-        trouble = Trouble(rill, clients, redis, temporary)
-        thread = threading.Thread(target=trouble.go_on_until, args=(time.monotonic() + SECONDS,))
+        faults = Faults(rill, clients, redis, temporary)
+        thread = threading.Thread(target=faults.cause_until, args=(time.monotonic() + SECONDS,))
         thread.start()
         thread.join()
     time.sleep(DRAIN_SECONDS)
-    faults = [fault for fault in clients.judge(upstream) if "big" not in fault]
-    print(report(clients, faults), trouble.done, sep="\n")
-    assert not faults, report(clients, faults)
+    contradictions = [fault for fault in clients.judge(upstream) if "big" not in fault]
+    print(report(clients, contradictions), faults.done, sep="\n")
+    assert not contradictions, report(clients, contradictions)
     wait_until(lambda: upstream.open_connections <= 2 * 100, lambda: "connections to the upstream stay open", 30)
     with ask(rill, headers={"Connection": "close"}, q="big") as asked:
         assert asked.status == 200
-    descriptors, memory = at_rest(rill.wait_for_workers(2))
+    descriptors, memory = usage(rill.wait_for_workers(2))
     print(f"descriptors {fresh[0]} -> {descriptors}, memory {fresh[1]} -> {memory}")
     kept = upstream.open_connections
     assert descriptors <= fresh[0] + kept + MOST_DESCRIPTORS
@@ -179,6 +179,6 @@ def soak(rill: Rill, upstream: Upstream, redis: RedisServer, temporary: Path) ->
     assert "SIGBUS" not in rill.output()
 
 
-def at_rest(workers: list[psutil.Process]) -> tuple[int, int]:
-    """The most descriptors and memory (bytes) that one of the workers holds."""
+def usage(workers: list[psutil.Process]) -> tuple[int, int]:
+    """Return the largest number of descriptors and of bytes of memory among the workers."""
     return max(each.num_fds() for each in workers), max(each.memory_info().rss for each in workers)

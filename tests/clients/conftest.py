@@ -1,4 +1,4 @@
-"""The fixtures of the clients' tests: a server without a rate that they would meet, and what the clients run on."""
+"""The fixtures of the client tests: a server, and Node for the JavaScript clients."""
 
 import pytest
 from javascript import Node, find_node
@@ -7,13 +7,13 @@ from server import Rill, StartRill
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server that passes on every feature of /v1/messages."""
+    """Return a server that allows every feature of /v1/messages."""
     return share_rill(RILL_UPSTREAM_FEATURES="*")
 
 
 @pytest.fixture(scope="session")
 def node() -> Node:
-    """Node with the clients of tests/clients/js installed; skips where there is no Node that runs them."""
+    """Return Node with the packages of tests/clients/js; skip if no suitable Node is installed."""
     found = find_node()
     if isinstance(found, str):
         pytest.skip(found)

@@ -1,4 +1,4 @@
-"""The JavaScript clients: a Node that runs them, their packages, and scripts that tell a test what they saw."""
+"""The JavaScript clients: Node, their packages, and scripts that report to a test what they received."""
 
 import fcntl
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 JS = Path(__file__).parent / "js"
 LOCK = JS / "package-lock.json"
 STAMP = JS / "node_modules" / ".installed"
-OLDEST_NODE = 22  # what the clients' packages ask for
+OLDEST_NODE = 22  # required by the clients' packages
 INSTALL_SECONDS = 110
 REPORT_SECONDS = 30
 
@@ -29,7 +29,7 @@ class Node:
     npm: tuple[str, ...]
 
     def install_clients(self) -> None:
-        """Install what the lock names, once for each lock, however many processes ask for it at the same time."""
+        """Install the packages of the lock file once, however many processes call this at the same time."""
         with LOCK.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wanted = hashlib.sha256(lock.read()).hexdigest()
@@ -49,13 +49,13 @@ class Node:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The test's own, with this Node before any other that npm might find, and a place for compiled code."""
+        """Return this process's environment with this Node first on the PATH, and a folder for compiled code."""
         path = os.pathsep.join([str(Path(self.node).parent), os.environ.get("PATH", "")])
         return {**os.environ, "PATH": path, "NODE_COMPILE_CACHE": str(JS / "node_modules" / ".compiled")}
 
 
 class Script:
-    """A running script; each line that it prints is JSON, and tells one thing that its client saw."""
+    """A running script; each line that it prints is a JSON report of what its client received."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -70,20 +70,20 @@ class Script:
         self._process.stdout.close()
 
     def next(self) -> dict[str, Any]:
-        """Wait for the next thing that the client saw."""
+        """Wait for the next report, and return it."""
         return next(self.rest())
 
     def rest(self) -> Iterator[dict[str, Any]]:
-        """All that the client is still to see, until the script ends."""
+        """Yield the remaining reports until the script ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            told: dict[str, Any] = json.loads(line)
-            yield told
+            report: dict[str, Any] = json.loads(line)
+            yield report
         assert self._process.wait(REPORT_SECONDS) == 0
 
 
 def find_node() -> Node | str:
-    """The Node on the PATH, else the one from PyPI; a string says why there is none."""
+    """Return the Node on the PATH, else the one from PyPI, else a message about what is missing."""
     found, npm = shutil.which("node"), shutil.which("npm")
     if found and npm and _major_version(found) >= OLDEST_NODE:
         return Node(found, (npm,))
@@ -95,6 +95,6 @@ def find_node() -> Node | str:
 
 
 def _major_version(node: str) -> int:
-    said = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
-    found = re.match(r"v(\d+)\.", said)
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
+    found = re.match(r"v(\d+)\.", version)
     return int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""What a client of /v1/messages and its upstream see of each other on the wire: all of it, but for the keys."""
+"""/v1/messages on the wire: requests and responses are forwarded unchanged, except for API keys."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from server import Rill, StartRill
 from upstream import REQUEST_ID, Upstream
 
 ANSWERS = pytest.mark.parametrize("name", sorted(wire.expected()))
-# Spaces, escapes and an order of fields that no JSON writer of ours would choose.
+# Spaces, escapes and an order of fields that Rill's JSON encoder would not produce.
 WHOLE = (
     b'{ "type":"message" ,"usage":{"output_tokens":7},\n "content":[{"text":"\\u6eaa \xf0\x9f\x8c\x8a",'
     b'"type":"text"}], "stop_reason" : "end_turn","role":"assistant","id":"msg_01Whole","x":1.50}\n'
@@ -25,7 +25,7 @@ FOR_THE_CLIENT = {
     "anthropic-ratelimit-tokens-reset": "2026-01-01T00:00:00Z",
 }
 NOT_FOR_THE_CLIENT = {"set-cookie": "__cf_bm=secret", "anthropic-organization-id": "org-of-the-owner", "server": "edge"}
-# Every kind of block and option, some that no SDK knows yet, and values that mean something only where they are kept.
+# Every kind of block and option, some unknown to the SDKs, and values that a conversion would change.
 RICH: dict[str, Any] = {
     "model": "claude-of-tomorrow",
     "max_tokens": 77,
@@ -64,7 +64,7 @@ def ask(service: Rill, path: str = "/v1/messages", headers: Headers | None = Non
 
 
 @ANSWERS
-def test_a_streamed_answer_is_the_upstreams_byte_for_byte(name: str, service: Rill, upstream: Upstream) -> None:
+def test_a_streamed_answer_equals_the_upstreams_byte_for_byte(name: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.replay(name))
     with ask(service) as asked:
         assert asked.read_rest() == wire.recorded(name)
@@ -72,7 +72,7 @@ def test_a_streamed_answer_is_the_upstreams_byte_for_byte(name: str, service: Ri
 
 
 @ANSWERS
-def test_a_streamed_answer_is_the_same_however_the_upstream_cuts_it(
+def test_the_upstreams_chunk_boundaries_do_not_change_a_streamed_answer(
     name: str, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.dribble(wire.recorded(name), 23), wire.end())
@@ -103,7 +103,7 @@ def test_an_error_event_that_lacks_its_blank_line_still_reaches_the_client(servi
         assert asked.read_rest() == wire.opening() + wire.text(FIRST) + wire.stream_error()
 
 
-def test_half_an_event_is_never_followed_by_the_error_that_cut_it(service: Rill, upstream: Upstream) -> None:
+def test_an_error_event_never_follows_half_an_event(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)[:-30]), wire.close())
     with ask(service) as asked:
         opening, error = asked.read_rest().split(b"event: error\n")
@@ -111,14 +111,14 @@ def test_half_an_event_is_never_followed_by_the_error_that_cut_it(service: Rill,
     assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "api_error"
 
 
-def test_an_answer_in_one_piece_is_the_upstreams_byte_for_byte(service: Rill, upstream: Upstream) -> None:
+def test_a_non_streamed_answer_equals_the_upstreams_byte_for_byte(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.status(200, {**JSON, **FOR_THE_CLIENT}, WHOLE))
     with ask(service, stream=False) as asked:
         assert asked.read_rest() == WHOLE
         assert (asked.status, asked.headers["content-type"]) == (200, "application/json")
 
 
-def test_a_message_that_breaks_off_is_a_502_in_the_apis_shape(service: Rill, upstream: Upstream) -> None:
+def test_a_truncated_message_is_a_502_in_the_apis_format(service: Rill, upstream: Upstream) -> None:
     length = {**JSON, "content-length": str(len(WHOLE))}
     upstream.script(wire.status(200, length, WHOLE[:-9]), wire.close())
     with ask(service, stream=False) as asked:
@@ -127,7 +127,7 @@ def test_a_message_that_breaks_off_is_a_502_in_the_apis_shape(service: Rill, ups
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-def test_request_id_and_rate_limits_come_through_and_the_owners_headers_do_not(
+def test_request_id_and_rate_limit_headers_are_forwarded_and_the_owners_headers_are_not(
     streamed: bool, service: Rill, upstream: Upstream
 ) -> None:
     headers = {**FOR_THE_CLIENT, **NOT_FOR_THE_CLIENT}
@@ -140,7 +140,7 @@ def test_request_id_and_rate_limits_come_through_and_the_owners_headers_do_not(
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-def test_a_refusal_has_its_true_status_the_apis_shape_and_the_upstreams_headers(
+def test_a_rate_limit_keeps_its_status_the_apis_format_and_the_upstreams_headers(
     streamed: bool, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {**FOR_THE_CLIENT, "retry-after": "7"}))
@@ -161,14 +161,14 @@ def test_a_refusal_has_its_true_status_the_apis_shape_and_the_upstreams_headers(
         ("POST", b" " * 4_194_305, 413, "request_too_large"),
         ("GET", b"", 405, "invalid_request_error"),
     ],
-    ids=["no JSON", "no object", "too many tokens", "NaN", "infinite", "too long", "GET"],
+    ids=["invalid JSON", "not an object", "too many tokens", "NaN", "infinite", "too long", "GET"],
 )
-def test_what_the_server_itself_refuses_is_in_the_apis_shape(
+def test_rills_own_rejections_are_in_the_apis_format(
     method: str, body: bytes, status: int, type: str, service: Rill, upstream: Upstream
 ) -> None:
     with service.ask(method, "/v1/messages", JSON, body) as asked:
-        told = json.loads(asked.read_rest())
-    assert (asked.status, told["type"], told["error"]["type"]) == (status, "error", type)
+        message = json.loads(asked.read_rest())
+    assert (asked.status, message["type"], message["error"]["type"]) == (status, "error", type)
     assert upstream.requests == []
 
 
@@ -176,7 +176,7 @@ def test_what_the_server_itself_refuses_is_in_the_apis_shape(
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-def test_a_request_reaches_the_upstream_as_it_was_sent(streamed: bool, service: Rill, upstream: Upstream) -> None:
+def test_a_request_reaches_the_upstream_unchanged(streamed: bool, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST) if streamed else [wire.status(200, JSON, WHOLE)])
     asked_for = {**RICH, "stream": streamed}
     with service.ask("POST", "/v1/messages", JSON, json.dumps(asked_for).encode()) as asked:
@@ -191,14 +191,12 @@ def test_betas_version_and_query_reach_the_upstream(service: Rill, upstream: Ups
     with ask(service, "/v1/messages?beta=true&x=a%20b", sent) as asked:
         asked.read_rest()
     (request,) = upstream.requests
-    assert (
-        request.path == "/v1/messages?beta=true"
-    )  # What else is in the query is not the API's, and might be a secret.
+    assert request.path == "/v1/messages?beta=true"  # Other parameters are not the API's, and might be secret.
     assert sent.items() <= request.headers.items()
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key"])
-def test_the_clients_token_opens_the_door_and_goes_no_further(
+def test_a_clients_api_key_authenticates_and_is_not_forwarded(
     name: str, share_rill: StartRill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer(FIRST))
@@ -207,16 +205,16 @@ def test_the_clients_token_opens_the_door_and_goes_no_further(
     with ask(service, headers={**sent, "Cookie": "session=secret-of-the-client"}) as asked:
         assert asked.status == 200
         asked.read_rest()
-    with ask(service, headers={"x-api-key": "another"}) as refused:
-        assert refused.status == 401
-        assert json.loads(refused.read_rest())["error"]["type"] == "authentication_error"
+    with ask(service, headers={"x-api-key": "another"}) as rejected:
+        assert rejected.status == 401
+        assert json.loads(rejected.read_rest())["error"]["type"] == "authentication_error"
     (request,) = upstream.requests
     assert "secret-of-the-client" not in str(request)
     assert "sk-test-key" in request.headers.get("x-api-key", request.headers.get("authorization", ""))
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/messages", "/v1/messages?beta=true", "/v1/models", "/stream?q=hi"])
-def test_a_head_probe_is_answered_without_a_body_and_asks_nobody(path: str, service: Rill, upstream: Upstream) -> None:
+def test_a_head_request_gets_no_body_and_sends_nothing_upstream(path: str, service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer(FIRST))
     with service.ask("HEAD", path, {"anthropic-version": "2023-06-01"}) as probe:
         assert probe.status is not None

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, QUESTION, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 from server import Rill
 from upstream import Upstream
 
 SECONDS = 20
-CLOSED = 2  # EventSource.readyState, once it will not come again
+CLOSED = 2  # EventSource.readyState once it does not reconnect
 
-# A page that knows of nothing but unnamed messages, and never closes its source.
+# A page that reads only unnamed messages, and never closes its EventSource.
 LISTEN = """
 window.shown = ''
 window.opened = 0
@@ -42,7 +42,7 @@ def page(browser: webdriver.Chrome, service: Rill, upstream: Upstream) -> "Page"
 
 
 class Page:
-    """A page of the server's own origin."""
+    """A page of the server's origin."""
 
     def __init__(self, browser: webdriver.Chrome, service: Rill) -> None:
         self._browser = browser
@@ -55,7 +55,7 @@ class Page:
         return self._browser.execute_script(f"return {expression}")
 
     def wait_for(self, expression: str, expected: Any) -> None:
-        """Wait until an expression has this value; the assertion tells what it was instead."""
+        """Wait until an expression has this value; the assertion shows what it was instead."""
         waiting = WebDriverWait(self._browser, SECONDS, poll_frequency=0.02)
         last = []
         try:
@@ -64,7 +64,7 @@ class Page:
             assert last[-1:] == [expected]
 
 
-def test_event_source_shows_the_answer_and_its_end_mark_and_asks_once_however_long_the_tab_is_open(
+def test_event_source_shows_the_answer_and_its_end_mark_and_sends_one_prompt_while_the_tab_is_open(
     page: Page, upstream: Upstream
 ) -> None:
     upstream.always(*gated_answer())
@@ -72,32 +72,34 @@ def test_event_source_shows_the_answer_and_its_end_mark_and_asks_once_however_lo
     page.wait_for("shown", FIRST)
     upstream.open("second")
     page.wait_for("shown", FIRST + SECOND + "[DONE]")
-    page.wait_for("source.readyState", CLOSED)  # It came again by itself, and was told to stay away.
+    page.wait_for("source.readyState", CLOSED)  # It reconnected, and got a 204.
     assert page.value("[shown, opened]") == [FIRST + SECOND + "[DONE]", 1]
     assert [request.json["messages"][0]["content"] for request in upstream.requests] == [QUESTION]
 
 
-def test_event_source_shows_no_end_mark_after_a_cut_and_asks_once(page: Page, upstream: Upstream) -> None:
-    upstream.always(*cut_answer())
+def test_event_source_shows_no_end_mark_after_a_truncated_answer_and_sends_one_prompt(
+    page: Page, upstream: Upstream
+) -> None:
+    upstream.always(*truncated_answer())
     page.run(
         LISTEN + "source.addEventListener('error', (event) => { if (event.data) window.failed = event.data })", "hi"
     )
     page.wait_for("shown", FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     page.wait_for("source.readyState", CLOSED)
     assert page.value("[shown, JSON.parse(failed).status]") == [FIRST, 502]
     assert len(upstream.requests) == 1
 
 
-def test_event_source_gives_up_at_a_refusal(page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
+def test_event_source_closes_after_a_rejection(page: Page, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
     page.run(LISTEN, QUESTION)
     page.wait_for("source.readyState", CLOSED)
     assert page.value("[shown, opened]") == ["", 0]
     assert len(upstream.requests) == 1
 
 
-def test_the_lines_of_an_answer_survive_in_event_source(page: Page, upstream: Upstream) -> None:
+def test_event_source_preserves_the_lines_of_an_answer(page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     page.run(LISTEN, QUESTION)
@@ -112,22 +114,22 @@ def test_fetch_shows_the_first_text_before_the_second_is_sent(page: Page, upstre
     page.wait_for("[shown, ended].join()", f"{FIRST}{SECOND},whole")
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_fetch_rejects_at_a_cut(how: str, page: Page, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_fetch_rejects_its_promise_for_a_truncated_answer(how: str, page: Page, upstream: Upstream) -> None:
+    upstream.script(*truncated_answer(how))
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     page.wait_for("[shown, ended].join()", f"{FIRST},TypeError")
 
 
-def test_fetch_shows_the_words_of_a_refusal(page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
+def test_fetch_shows_the_message_of_a_rejection(page: Page, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
     page.run(READ, QUESTION)
     page.wait_for("ended", "429: The model's rate limit is reached. Try again in 7 s.\n")
 
 
-def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+def test_an_aborted_fetch_closes_the_upstream_connection(page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
@@ -136,7 +138,7 @@ def test_an_aborted_fetch_closes_the_upstreams_connection(page: Page, upstream: 
     page.wait_for("ended", "AbortError")
 
 
-def test_a_page_that_is_left_closes_the_upstreams_connection(page: Page, upstream: Upstream) -> None:
+def test_navigating_away_closes_the_upstream_connection(page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)

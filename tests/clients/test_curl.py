@@ -1,4 +1,4 @@
-"""curl, as the README's readers use it."""
+"""curl, as the README uses it."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import Rill
 from upstream import Upstream
 
@@ -27,7 +27,7 @@ EVERY_ASK = pytest.mark.parametrize("arguments", ASKS.values(), ids=ASKS.keys())
 
 @contextmanager
 def curl(service: Rill, *arguments: str, path: str = "/stream") -> Iterator[subprocess.Popen[bytes]]:
-    """curl -N, running; its output is read as it comes."""
+    """Run curl -N; the test reads its output as it arrives."""
     command = ["curl", "-q", "-sS", "-N", "--noproxy", "*", "--max-time", "30", *arguments, service.url + path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
@@ -37,13 +37,13 @@ def curl(service: Rill, *arguments: str, path: str = "/stream") -> Iterator[subp
 
 
 def read(process: subprocess.Popen[bytes], text: str) -> None:
-    """Read as much as this text is long, and no more."""
+    """Read as many bytes as the text has, and assert that they are the text."""
     assert process.stdout is not None
     assert process.stdout.read(len(text.encode())).decode() == text
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[str, int]:
-    """What curl still prints, and its exit code."""
+    """Return the rest of curl's output, and its exit code."""
     output, _ = process.communicate(timeout=30)
     return output.decode(), process.returncode
 
@@ -60,30 +60,30 @@ def test_curl_prints_the_first_text_before_the_second_is_sent(
     assert upstream.requests[0].json["messages"][0]["content"] == "What is a rill?"
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @EVERY_ASK
-def test_curl_fails_at_a_cut(arguments: list[str], how: str, service: Rill, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+def test_curl_fails_for_a_truncated_answer(arguments: list[str], how: str, service: Rill, upstream: Upstream) -> None:
+    upstream.script(*truncated_answer(how))
     with curl(service, *arguments) as process:
         read(process, FIRST)
-        upstream.open("cut")
+        upstream.open("truncate")
         rest, code = finish(process)
     assert (rest, code) == ("", RECEIVE_ERROR if "--http1.0" in arguments else PARTIAL_FILE)
 
 
-def test_fail_with_body_prints_the_words_and_fails(service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+def test_fail_with_body_prints_the_message_and_fails(service: Rill, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
     with curl(service, "--fail-with-body", "-d", "q=hi") as process:
         assert finish(process) == ("The model's rate limit is reached. Try again in 7 s.\n", HTTP_ERROR)
 
 
-def test_fail_with_body_leaves_a_whole_answer_as_it_is(service: Rill, upstream: Upstream) -> None:
+def test_fail_with_body_prints_a_complete_answer_unchanged(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with curl(service, "--fail-with-body", "-d", "q=hi") as process:
         assert finish(process) == (ANSWER, 0)
 
 
-def test_a_file_is_asked_exactly_as_it_is(service: Rill, upstream: Upstream, tmp_path: Path) -> None:
+def test_a_file_is_sent_unchanged(service: Rill, upstream: Upstream, tmp_path: Path) -> None:
     prompt = "  Two lines,\r\n溪 & a=b %20 +\n\n"
     (tmp_path / "prompt.txt").write_bytes(prompt.encode())
     upstream.script(*gated_answer())
@@ -94,7 +94,7 @@ def test_a_file_is_asked_exactly_as_it_is(service: Rill, upstream: Upstream, tmp
     assert upstream.requests[0].json["messages"][0]["content"] == prompt
 
 
-def test_a_file_longer_than_curls_first_packet_is_asked_whole(
+def test_a_file_longer_than_curls_first_packet_is_sent_completely(
     service: Rill, upstream: Upstream, tmp_path: Path
 ) -> None:
     (tmp_path / "long.txt").write_text("溪" * 300_000)
@@ -105,21 +105,21 @@ def test_a_file_longer_than_curls_first_packet_is_asked_whole(
 
 
 @pytest.mark.parametrize("path", ["/chat/stream?message=hi", "/stream?q=hi"])
-def test_curl_sees_the_end_mark_of_server_sent_events(path: str, service: Rill, upstream: Upstream) -> None:
+def test_curl_prints_the_end_mark_of_server_sent_events(path: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with curl(service, "-H", "Accept: text/event-stream", path=path) as process:
         output, code = finish(process)
     assert ("data: [DONE]" in output.splitlines(), code) == (True, 0)
 
 
-def test_curl_that_is_stopped_closes_the_upstreams_connection(service: Rill, upstream: Upstream) -> None:
+def test_stopping_curl_closes_the_upstream_connection(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with curl(service, "-d", "q=hi") as process:
         read(process, FIRST)
     upstream.wait_until_left()
 
 
-def test_curl_lists_the_model_that_is_served(service: Rill) -> None:
+def test_curl_lists_the_allowed_model(service: Rill) -> None:
     with curl(service, path="/v1/models") as process:
         output, code = finish(process)
     assert (ASKED["model"] in output, code) == (True, 0)

@@ -1,4 +1,4 @@
-"""The JavaScript clients, each in a Node of its own: official SDKs, the AI SDK, EventSource and fetch."""
+"""The JavaScript clients, each in its own Node process: official SDKs, the AI SDK, EventSource and fetch."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from javascript import Node, Script
 from server import Rill
 from upstream import REQUEST_ID, Upstream
 
-# What each client makes of a whole answer, beside its text.
+# What each client reports about a complete answer, besides its text.
 STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "Anthropic's stream": (
         "anthropic_sdk.mjs",
@@ -31,8 +31,8 @@ STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "fetch": ("fetch.mjs", "stream", None),
 }
 
-# How each client says that an answer broke off: the class of what it throws, and words of it.
-CUT_ERRORS = {
+# What each client throws for a truncated answer: the class, and a part of the message.
+TRUNCATION_ERRORS = {
     "Anthropic's stream": ("APIError", "The model's API"),
     "Anthropic's create": ("APIError", "The model's API"),
     "OpenAI's create": ("APIError", "The model's API"),
@@ -43,8 +43,8 @@ CUT_ERRORS = {
     "fetch": ("TypeError", "terminated"),
 }
 
-# How each client says 429.
-REFUSALS = {
+# What each client throws for a 429.
+REJECTIONS = {
     "Anthropic's stream": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
     "Anthropic's create": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
     "OpenAI's create": {"kind": "RateLimitError", "status": 429, "retryAfter": "7"},
@@ -56,16 +56,16 @@ REFUSALS = {
 
 
 def text_of(lines: list[dict[str, Any]]) -> str:
-    """The text that a client has shown: the last of the growing ones, or the joined pieces."""
+    """Return the text that a client has shown: the last snapshot, or the joined pieces."""
     shown = [line["shown"] for line in lines if "shown" in line]
     return shown[-1] if shown else "".join(line.get("text", "") for line in lines)
 
 
-def read_first(told: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Wait until the client has shown the first text, and return what it told so far."""
-    lines = [next(told)]
+def read_first(reports: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Wait until the client has shown the first text, and return its reports so far."""
+    lines = [next(reports)]
     while len(text_of(lines)) < len(FIRST) and lines[-1].keys() & {"text", "shown"}:
-        lines.append(next(told))
+        lines.append(next(reports))
     assert text_of(lines) == FIRST, lines
     return lines
 
@@ -77,52 +77,52 @@ def test_the_first_text_comes_before_the_upstream_sends_the_second(
     script, way, end = STREAMS[client]
     upstream.script(*gated_answer())
     with node.run(script, way, service.url) as running:
-        told = running.rest()
-        lines = read_first(told)
+        reports = running.rest()
+        lines = read_first(reports)
         upstream.open("second")
-        lines += told
+        lines += reports
     assert text_of(lines) == FIRST + SECOND
     assert lines[-1] == {"end": end}
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @pytest.mark.parametrize("client", STREAMS)
-def test_a_cut_is_an_error_after_the_text_before_it(
+def test_a_truncated_answer_is_an_error_after_the_text_before_it(
     client: str, how: str, node: Node, service: Rill, upstream: Upstream
 ) -> None:
     script, way, _ = STREAMS[client]
-    kind, words = CUT_ERRORS[client]
-    upstream.script(*cut_answer(how))
+    kind, message = TRUNCATION_ERRORS[client]
+    upstream.script(*truncated_answer(how))
     with node.run(script, way, service.url) as running:
-        told = running.rest()
-        lines = read_first(told)
-        upstream.open("cut")
-        lines += told
+        reports = running.rest()
+        lines = read_first(reports)
+        upstream.open("truncate")
+        lines += reports
     error = lines[-1].get("error", {})
     assert (error.get("kind"), text_of(lines)) == (kind, FIRST), lines
-    assert words in str(error)
+    assert message in str(error)
 
 
-@pytest.mark.parametrize("client", REFUSALS)
-def test_a_refusal_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
+@pytest.mark.parametrize("client", REJECTIONS)
+def test_a_rejection_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
     script, way, _ = STREAMS[client]
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with node.run(script, way, service.url) as running:
         (line,) = running.rest()
-    assert REFUSALS[client].items() <= line["error"].items()
+    assert REJECTIONS[client].items() <= line["error"].items()
     assert "rate limit is reached" in line["error"]["message"]
 
 
-def test_fetch_sees_the_status_and_the_words_of_a_refusal(node: Node, service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
-    with node.run("fetch.mjs", "refused", service.url) as running:
+def test_fetch_reads_the_status_and_message_of_a_rejection(node: Node, service: Rill, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
+    with node.run("fetch.mjs", "rejected", service.url) as running:
         (line,) = running.rest()
     assert (line["end"]["status"], line["end"]["retryAfter"]) == (429, "7")
     assert "rate limit is reached" in line["end"]["body"]
 
 
-def test_an_aborted_fetch_closes_the_upstreams_connection(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_an_aborted_fetch_closes_the_upstream_connection(node: Node, service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with node.run("fetch.mjs", "abort", service.url) as running:
         first, last = running.rest()
@@ -138,7 +138,7 @@ def test_an_aborted_fetch_closes_the_upstreams_connection(node: Node, service: R
     ],
     ids=["OpenAI's", "AI SDK with OpenAI's"],
 )
-def test_a_completion_comes_whole(
+def test_a_client_reads_a_non_streamed_completion(
     script: str, way: str, end: dict[str, str], node: Node, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
@@ -151,9 +151,11 @@ def test_a_completion_comes_whole(
     [("anthropic_sdk.mjs", "whole"), ("ai_sdk.mjs", "anthropic-whole")],
     ids=["Anthropic's", "AI SDK with Anthropic's"],
 )
-def test_a_message_comes_whole(script: str, way: str, node: Node, service: Rill, upstream: Upstream) -> None:
-    said = {"content": [{"type": "text", "text": FIRST}], "usage": {"input_tokens": 1, "output_tokens": 2}}
-    body = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", **said}
+def test_a_client_reads_a_non_streamed_message(
+    script: str, way: str, node: Node, service: Rill, upstream: Upstream
+) -> None:
+    fields = {"content": [{"type": "text", "text": FIRST}], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    body = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", **fields}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(body).encode()))
     with node.run(script, way, service.url) as running:
         end = running.next()["end"]
@@ -161,7 +163,7 @@ def test_a_message_comes_whole(script: str, way: str, node: Node, service: Rill,
     assert upstream.requests[0].json.get("stream") is not True
 
 
-def test_a_tool_is_called_with_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_tool_call_has_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.replay("tool_use"))
     with node.run("anthropic_sdk.mjs", "tool", service.url) as running:
         called = running.next()["end"]
@@ -175,7 +177,7 @@ def listen(node: Node, service: Rill) -> Script:
     return node.run("event_source.mjs", "listen", service.url)
 
 
-def test_event_source_reads_the_first_text_early_and_asks_only_once(
+def test_event_source_reads_the_first_text_before_the_second_is_sent_and_sends_one_prompt(
     node: Node, service: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*gated_answer())
@@ -185,15 +187,17 @@ def test_event_source_reads_the_first_text_early_and_asks_only_once(
         second, done, mark, end = running.rest()
     assert (second, mark) == ({"text": SECOND}, {"text": "[DONE]"})
     assert done["done"]["stop_reason"] == "end_turn"
-    assert end == {"end": {"code": 204}}  # It came again by itself, and was sent away.
+    assert end == {"end": {"code": 204}}  # It reconnected, and got a 204.
     assert len(upstream.requests) == 1
 
 
-def test_event_source_is_told_of_a_cut_and_asks_only_once(node: Node, service: Rill, upstream: Upstream) -> None:
-    upstream.always(*cut_answer())
+def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_prompt(
+    node: Node, service: Rill, upstream: Upstream
+) -> None:
+    upstream.always(*truncated_answer())
     with listen(node, service) as running:
         assert running.next() == {"text": FIRST}
-        upstream.open("cut")
+        upstream.open("truncate")
         failed, end = running.rest()
     assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
     assert len(upstream.requests) == 1

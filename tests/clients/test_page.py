@@ -1,4 +1,4 @@
-"""The web page in a real browser: what its reader sees, when, and how every outcome is shown."""
+"""The web page in a real browser: what it shows, when, and how it shows each outcome."""
 
 import http.client
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import upstream as wire
 from chromium import ELSEWHERE
-from gated import FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, QUESTION, SECOND, gated_answer, script_rate_limit, truncated_answer
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -33,7 +33,7 @@ BUFFERED = "A proxy buffers the response: text does not appear as it is written.
 API_KEY = "a-secret-of-alice"
 SCRIPT = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>&amp;\n<b>bold</b>"
 
-# Reads a body, given as pieces of hexadecimal digits, as the page reads an answer.
+# Parse a body, given as pieces in hexadecimal, as the page parses an answer.
 READ_EVENTS = """
 const [pieces, done] = arguments
 const body = new ReadableStream({
@@ -50,7 +50,7 @@ import('/page.js').then(async ({ readEvents }) => {
   done(events)
 })
 """
-# All that shows text, and what contrast it has with what lies behind it, as WCAG 2 counts it.
+# Every visible text with its contrast to its background, as WCAG 2 defines it.
 CONTRASTS = """
 const channels = (color) => color.match(/[\\d.]+/g).map(Number)
 const linear = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4)
@@ -74,11 +74,11 @@ return [
 
 
 class Page:
-    """Rill's page as its reader has it: what is on the screen, and a keyboard."""
+    """Rill's page as its user has it: the screen and the keyboard."""
 
     def __init__(self, browser: webdriver.Chrome) -> None:
         self.browser = browser
-        self._excused: list[str] = []
+        self._expected: list[str] = []
 
     def open(self, url: str) -> None:
         self.browser.get(url)
@@ -86,19 +86,19 @@ class Page:
     def run(self, script: str, *arguments: object) -> Any:
         return self.browser.execute_script(script, *arguments)
 
-    def excuse(self, words: str) -> None:
-        """Let the browser complain of this: it does so by itself of every status from 400 on."""
-        self._excused.append(words)
+    def expect_complaint(self, text: str) -> None:
+        """Allow console entries with this text: the browser logs every status from 400 on."""
+        self._expected.append(text)
 
     def complaints(self) -> list[str]:
-        """What the browser's console says that it should not, since it was last asked."""
+        """Return the unexpected entries of the browser's console since the last call."""
         entries = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] != "INFO"]
-        # A test's own server stops before its page is closed.
-        excused = [*self._excused, "/drip - Failed to load resource: net::ERR_CONNECTION_REFUSED"]
-        return [entry for entry in entries if not any(words in entry for words in excused)]
+        # A server of a single test stops before its page is closed.
+        expected = [*self._expected, "/drip - Failed to load resource: net::ERR_CONNECTION_REFUSED"]
+        return [entry for entry in entries if not any(text in entry for text in expected)]
 
     def prefer(self, **features: str) -> None:
-        """Let the reader prefer something: `prefers_color_scheme="dark"`."""
+        """Set a preference of the user, such as `prefers_color_scheme="dark"`."""
         named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
 
@@ -113,14 +113,14 @@ class Page:
         return any(each.is_displayed() for each in self.browser.find_elements(By.CSS_SELECTOR, selector))
 
     def texts(self, selector: str) -> list[str]:
-        """The text of each, to the last space."""
+        """Return the exact text of each matching element."""
         return list(self.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector))
 
     def focused(self) -> str:
         return str(self.run("return document.activeElement.id || document.activeElement.className"))
 
     def press(self, *keys: str, held: str = "") -> None:
-        """Press keys, wherever the focus is, while one is held down."""
+        """Press keys in the focused element, optionally while one is held down."""
         actions = ActionChains(self.browser, duration=0)
         if held:
             actions.key_down(held).send_keys(*keys).key_up(held).perform()
@@ -131,7 +131,7 @@ class Page:
         self.press(question, Keys.ENTER)
 
     def wait_for(self, look: Callable[[], Any], expected: Any) -> None:
-        """Wait until a look sees this; the assertion shows what it saw instead."""
+        """Wait until `look` returns `expected`; the assertion shows what it returned instead."""
         waiting = WebDriverWait(self.browser, SECONDS, poll_frequency=0.02)
         last: list[Any] = []
         try:
@@ -143,7 +143,7 @@ class Page:
         self.wait_for(lambda: self.texts(".answer"), list(answers))
 
     def wait_for_outcomes(self, *outcomes: str) -> None:
-        """Wait until all answers show these outcomes, and a screen reader is given the last."""
+        """Wait until the answers show these outcomes, and check that a screen reader announces the last."""
         self.wait_for(lambda: [" ".join(text.split()) for text in self.texts(".outcome")], list(outcomes))
         assert " ".join(self.find("#status").get_attribute("textContent").split()) == outcomes[-1]
         assert self.find("#status").get_attribute("role") == "status"  # which is an aria-live of "polite"
@@ -151,14 +151,14 @@ class Page:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, upstream: Upstream) -> Iterator[Page]:
-    """The page, not opened yet; whatever its console complains of fails the test."""
-    browser.get_log("browser")  # what an earlier test left behind
+    """Yield the page, not opened yet; an unexpected entry in its console fails the test."""
+    browser.get_log("browser")  # discard the entries of earlier tests
     opened = Page(browser)
     opened.resize(1000, 760)
     opened.prefer(prefers_color_scheme="light")
     yield opened
     complaints = opened.complaints()
-    with suppress(WebDriverException):  # of a page that never came
+    with suppress(WebDriverException):  # of a page that never loaded
         opened.run("sessionStorage.clear()")
     browser.get("about:blank")
     assert complaints == []
@@ -170,17 +170,17 @@ def open_page(page: Page, service: Rill) -> Page:
     return page
 
 
-def said(upstream: Upstream, request: int = -1) -> list[str]:
-    """What the upstream was sent, in turn the reader's and the model's."""
+def sent_messages(upstream: Upstream, request: int = -1) -> list[str]:
+    """Return the messages of an upstream request, alternately the user's and the model's."""
     messages = upstream.requests[request].json["messages"]
     assert [message["role"] for message in messages] == (["user", "assistant"] * len(messages))[: len(messages)]
     return [message["content"] for message in messages]
 
 
-# An answer as it arrives
+# Streaming
 
 
-def test_the_first_text_is_on_the_page_before_the_second_is_sent(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_shows_the_first_text_before_the_second_is_sent(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*gated_answer())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -199,13 +199,13 @@ def test_the_statistics_show_the_time_to_the_first_text_the_rate_and_the_tokens(
     upstream.script(*gated_answer())
     open_page.ask()
     open_page.wait_for(lambda: open_page.find(".statistics").text.partition(" ")[2], "s to the first text")
-    open_page.run("return new Promise((wake) => setTimeout(wake, 150))")  # over less, no rate is shown
+    open_page.run("return new Promise((wake) => setTimeout(wake, 150))")  # below 100 ms, no rate is shown
     upstream.open("second")
     open_page.wait_for_outcomes(COMPLETE)
     first, rate, tokens = open_page.find(".statistics").text.split(" · ")
     assert 0 < float(first.split(" ")[0]) < SECONDS
     assert rate.endswith(" characters/s")
-    assert 0 < int(rate.split(" ")[0]) < 10 * len(SECOND)  # there are no more, and they took at least 100 ms
+    assert 0 < int(rate.split(" ")[0]) < 10 * len(SECOND)  # SECOND took at least 100 ms
     assert tokens == "12 input tokens, 7 output tokens"
 
 
@@ -218,15 +218,13 @@ def test_the_statistics_show_the_time_to_the_first_text_the_rate_and_the_tokens(
         ("something_new", "something_new"),
     ],
 )
-def test_a_stop_reason_is_shown_in_plain_words(
-    stop_reason: str, reason: str, open_page: Page, upstream: Upstream
-) -> None:
+def test_the_page_shows_the_stop_reason(stop_reason: str, reason: str, open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, stop_reason=stop_reason))
     open_page.ask()
     open_page.wait_for_outcomes(f"Complete: {reason}.")
 
 
-def test_the_lines_and_spaces_of_an_answer_are_shown_as_they_are(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_shows_the_lines_and_spaces_of_an_answer_unchanged(open_page: Page, upstream: Upstream) -> None:
     text = "  two spaces\n\n and\tlines\u2028: data: id: 7\n🌊 "
     upstream.script(*wire.answer(text))
     open_page.ask()
@@ -245,9 +243,7 @@ def test_markup_in_a_prompt_and_in_an_answer_is_shown_and_never_runs(open_page: 
     assert open_page.run("return window.ran") is None
 
 
-def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peace(
-    open_page: Page, upstream: Upstream
-) -> None:
+def test_the_page_scrolls_with_the_answer_unless_the_reader_scrolled_up(open_page: Page, upstream: Upstream) -> None:
     lines = "line\n" * 200
     held = [wire.gate("more"), wire.send(wire.text(lines)), wire.gate("rest"), wire.send(wire.text(lines))]
     outcome = [wire.send(wire.block_stop() + wire.stop()), wire.end()]
@@ -265,10 +261,10 @@ def test_a_reader_at_the_end_stays_there_and_one_who_scrolled_up_is_left_in_peac
     assert open_page.run("return scrollY") == 100
 
 
-# Every other outcome
+# Other outcomes
 
 
-def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page, upstream: Upstream) -> None:
+def test_stop_closes_the_upstream_connection_and_keeps_the_text(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -279,7 +275,7 @@ def test_stop_closes_the_upstreams_connection_and_keeps_the_text(open_page: Page
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
 
 
-def test_a_prompt_that_is_stopped_before_its_answer_is_back_in_the_form(open_page: Page, upstream: Upstream) -> None:
+def test_a_prompt_stopped_before_its_answer_returns_to_the_form(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     open_page.ask()
     upstream.wait_for_requests(1)
@@ -290,22 +286,22 @@ def test_a_prompt_that_is_stopped_before_its_answer_is_back_in_the_form(open_pag
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "message"),
     [("close", TRUNCATED), ("end", TRUNCATED), ("reset", INCOMPLETE + "The model's API failed. Try again.")],
 )
-def test_a_truncated_answer_is_shown_as_such_and_its_text_kept(
-    how: str, words: str, open_page: Page, upstream: Upstream
+def test_a_truncated_answer_is_marked_and_keeps_its_text(
+    how: str, message: str, open_page: Page, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    upstream.open("cut")
-    open_page.wait_for_outcomes(words)
+    upstream.open("truncate")
+    open_page.wait_for_outcomes(message)
     assert open_page.texts(".answer") == [FIRST]
     assert open_page.shows("article.truncated")
 
 
-def test_an_error_in_mid_answer_is_shown_with_its_reason(open_page: Page, upstream: Upstream) -> None:
+def test_an_error_during_an_answer_is_shown_with_its_reason(open_page: Page, upstream: Upstream) -> None:
     broken = [wire.gate("error"), wire.send(wire.stream_error()), wire.end()]
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), *broken)
     open_page.ask()
@@ -315,7 +311,7 @@ def test_an_error_in_mid_answer_is_shown_with_its_reason(open_page: Page, upstre
     assert open_page.texts(".answer") == [FIRST]
 
 
-def test_a_connection_that_fails_is_shown_as_a_truncated_answer(
+def test_a_failed_connection_is_shown_as_a_truncated_answer(
     page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
@@ -323,7 +319,7 @@ def test_a_connection_that_fails_is_shown_as_a_truncated_answer(
     page.open(rill.url)
     page.ask()
     page.wait_for_answers(FIRST)
-    page.excuse("net::ERR_")
+    page.expect_complaint("net::ERR_")
     rill.workers()[0].kill()
     page.wait_for_outcomes(INCOMPLETE + "The connection failed.")
     assert page.texts(".answer") == [FIRST]
@@ -334,14 +330,14 @@ def test_an_unreachable_server_is_reported(page: Page, start_rill: StartRill, up
     rill = start_rill()
     page.open(rill.url)
     rill.stop()
-    page.excuse("net::ERR_CONNECTION_REFUSED")
+    page.expect_complaint("net::ERR_CONNECTION_REFUSED")
     page.ask()
     page.wait_for_outcomes("No answer: the server is unreachable.")
 
 
-def test_a_rejection_is_shown_in_the_servers_words_with_its_retry_time(open_page: Page, upstream: Upstream) -> None:
-    script_refusal(upstream)
-    open_page.excuse("status of 429")
+def test_a_rejection_is_shown_with_the_servers_message_and_retry_time(open_page: Page, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
+    open_page.expect_complaint("status of 429")
     open_page.ask()
     open_page.wait_for_outcomes(REJECTED)
     assert open_page.find("#prompt").get_property("value") == QUESTION
@@ -349,7 +345,7 @@ def test_a_rejection_is_shown_in_the_servers_words_with_its_retry_time(open_page
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
     open_page.wait_for_outcomes(REJECTED, COMPLETE)
-    assert said(upstream) == [QUESTION]
+    assert sent_messages(upstream) == [QUESTION]
 
 
 def test_a_refusal_of_the_model_is_shown_and_the_next_prompt_omits_it(open_page: Page, upstream: Upstream) -> None:
@@ -360,15 +356,15 @@ def test_a_refusal_of_the_model_is_shown_and_the_next_prompt_omits_it(open_page:
     open_page.find("#prompt").clear()
     open_page.find("#prompt").send_keys("And a brook?", Keys.ENTER)
     open_page.wait_for(lambda: open_page.texts(".answer"), [FIRST, SECOND])
-    assert said(upstream) == ["And a brook?"]
+    assert sent_messages(upstream) == ["And a brook?"]
 
 
 # A conversation
 
 
 def test_the_conversation_keeps_truncated_and_stopped_answers(open_page: Page, upstream: Upstream) -> None:
-    upstream.script(*cut_answer())
-    upstream.open("cut")
+    upstream.script(*truncated_answer())
+    upstream.open("truncate")
     open_page.ask("one")
     open_page.wait_for_outcomes(TRUNCATED)
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(SECOND)), wire.silence())
@@ -379,10 +375,10 @@ def test_the_conversation_keeps_truncated_and_stopped_answers(open_page: Page, u
     upstream.script(*wire.answer("whole"))
     open_page.ask("three")
     open_page.wait_for_outcomes(TRUNCATED, STOPPED, COMPLETE)
-    assert said(upstream) == ["one", FIRST, "two", SECOND, "three"]
+    assert sent_messages(upstream) == ["one", FIRST, "two", SECOND, "three"]
 
 
-def test_a_new_conversation_cancels_the_answer_and_forgets_all(open_page: Page, upstream: Upstream) -> None:
+def test_a_new_conversation_cancels_the_answer_and_clears_the_page(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
@@ -395,7 +391,7 @@ def test_a_new_conversation_cancels_the_answer_and_forgets_all(open_page: Page, 
     upstream.script(*wire.answer(SECOND))
     open_page.ask("And a brook?")
     open_page.wait_for_outcomes(COMPLETE)
-    assert said(upstream) == ["And a brook?"]
+    assert sent_messages(upstream) == ["And a brook?"]
 
 
 def test_one_of_several_models_can_be_selected(page: Page, share_rill: StartRill, upstream: Upstream) -> None:
@@ -419,7 +415,7 @@ def test_a_single_model_is_not_offered_for_selection(open_page: Page, upstream: 
 
 
 def pasted(page: Page) -> str:
-    """What is on the clipboard, as Ctrl+V brings it."""
+    """Return the content of the clipboard, pasted with Ctrl+V."""
     page.find("#prompt").clear()
     page.find("#prompt").click()
     page.press("v", held=Keys.CONTROL)
@@ -427,7 +423,7 @@ def pasted(page: Page) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
-def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
+def test_an_answer_is_copied_unchanged_with_and_without_the_clipboard_api(
     host: str, page: Page, service: Rill, upstream: Upstream
 ) -> None:
     page.open(service.url.replace("127.0.0.1", host))
@@ -445,10 +441,10 @@ def test_an_answer_is_copied_as_it_is_with_a_clipboard_and_without(
 # API keys
 
 
-def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
+def test_the_page_asks_for_a_required_api_key_and_stores_it_for_this_tab_only(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
-    page.excuse("status of 401")
+    page.expect_complaint("status of 401")
     page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
     page.wait_for(page.focused, "key")
     assert page.find("#key").get_property("type") == "password"
@@ -475,7 +471,7 @@ def test_an_api_key_is_asked_for_if_required_and_stored_for_this_tab_only(
 def test_a_prompt_that_was_unauthorized_is_sent_again_with_the_key(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
-    page.excuse("status of 401")
+    page.expect_complaint("status of 401")
     page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}").url)
     page.wait_for(page.focused, "key")
     page.find("#prompt").send_keys(QUESTION, Keys.ENTER)
@@ -485,13 +481,13 @@ def test_a_prompt_that_was_unauthorized_is_sent_again_with_the_key(
     page.press(API_KEY, Keys.ENTER)
     page.wait_for_outcomes(COMPLETE)
     assert page.texts(".prompt") == [QUESTION]
-    assert said(upstream) == [QUESTION]
+    assert sent_messages(upstream) == [QUESTION]
 
 
 # The keyboard
 
 
-def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Upstream) -> None:
+def test_the_keyboard_alone_can_send_stop_and_copy(open_page: Page, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     assert open_page.focused() == "prompt"
     open_page.ask()
@@ -509,7 +505,7 @@ def test_the_keyboard_alone_asks_stops_and_copies(open_page: Page, upstream: Ups
     open_page.wait_for(lambda: open_page.texts("#status"), ["Copied."])
 
 
-def test_the_form_does_not_cover_what_has_the_focus(open_page: Page, upstream: Upstream) -> None:
+def test_the_form_does_not_cover_the_focused_element(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer("line\n" * 100))
     open_page.ask()
     open_page.wait_for_outcomes(COMPLETE)
@@ -532,7 +528,7 @@ def test_shift_and_enter_start_a_new_line_and_an_empty_prompt_is_not_sent(open_p
     open_page.press(Keys.ENTER, held=Keys.SHIFT)
     open_page.ask("two")
     open_page.wait_for_outcomes(COMPLETE)
-    assert said(upstream) == ["one\ntwo"]
+    assert sent_messages(upstream) == ["one\ntwo"]
 
 
 def test_enter_that_chooses_a_character_being_composed_does_not_send(open_page: Page, upstream: Upstream) -> None:
@@ -544,8 +540,8 @@ def test_enter_that_chooses_a_character_being_composed_does_not_send(open_page: 
     upstream.script(*wire.answer(FIRST))
     open_page.press(Keys.ENTER)
     open_page.wait_for_outcomes(COMPLETE)
-    # An input method keeps the Enter that it takes to itself; the driver's goes to the box as well.
-    assert [question.strip() for question in said(upstream)] == ["日本"]
+    # An input method consumes its Enter; the driver also sends it to the text box.
+    assert [question.strip() for question in sent_messages(upstream)] == ["日本"]
 
 
 def test_a_double_click_on_send_does_not_stop_the_answer(open_page: Page, upstream: Upstream) -> None:
@@ -568,13 +564,13 @@ def test_a_prompt_written_during_an_answer_is_not_sent_before_its_end(open_page:
     assert open_page.find("#prompt").get_property("value") == "next"
 
 
-# How it looks, and how it sounds
+# Appearance and accessibility
 
 
-def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
+def test_every_control_has_an_accessible_name_and_the_page_has_landmarks(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
-    page.excuse("status of 401")
+    page.expect_complaint("status of 401")
     page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "key")
     page.press(API_KEY, Keys.ENTER)
@@ -592,20 +588,20 @@ def test_everything_that_can_be_used_has_a_name_and_the_page_its_landmarks(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_follow_the_preference_with_enough_contrast(
+def test_the_light_and_dark_schemes_follow_the_preference_with_enough_contrast(
     scheme: str, page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.prefer(prefers_color_scheme=scheme)
-    page.excuse("status of 4")
+    page.expect_complaint("status of 4")
     page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
     page.wait_for(page.focused, "key")
     assert min(contrast for _, contrast in page.run(CONTRASTS)) >= 4.5
     page.press(API_KEY, Keys.ENTER)
     page.wait_for(lambda: page.shows("#model"), True)
     upstream.script(*wire.answer(FIRST))
-    upstream.script(*cut_answer())
-    script_refusal(upstream)
-    upstream.open("cut")
+    upstream.script(*truncated_answer())
+    script_rate_limit(upstream)
+    upstream.open("truncate")
     for asked in range(1, 4):
         page.ask()
         page.wait_for(lambda asked=asked: len(list(filter(None, page.texts(".outcome")))), asked)
@@ -618,7 +614,7 @@ def test_light_and_dark_follow_the_preference_with_enough_contrast(
 
 
 @pytest.mark.parametrize(("motion", "animation"), [("no-preference", "pulse"), ("reduce", "none")])
-def test_nothing_moves_for_a_reader_who_prefers_that(
+def test_reduced_motion_disables_the_animation(
     motion: str, animation: str, open_page: Page, upstream: Upstream
 ) -> None:
     open_page.prefer(prefers_reduced_motion=motion)
@@ -635,7 +631,7 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
     page: Page, share_rill: StartRill, upstream: Upstream
 ) -> None:
     page.resize(320, 640)
-    page.excuse("status of 401")
+    page.expect_complaint("status of 401")
     page.open(
         share_rill(
             RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-" + "very-" * 12 + "long"
@@ -653,10 +649,10 @@ def test_a_screen_of_320_pixels_needs_no_scrolling_sideways(
     assert page.run("return scrollTo(1000, scrollY), scrollX") == 0
 
 
-# On the wire
+# Requests and responses
 
 
-def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_is_small_and_loads_nothing_from_other_origins(open_page: Page, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
     open_page.ask()
     open_page.wait_for(lambda: open_page.texts("#buffering"), [NOT_BUFFERED])
@@ -666,7 +662,7 @@ def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Pa
     """)
     assert origins == [open_page.run("return location.origin")]
     assert sorted(names) == ["/drip", "/page.css", "/page.js", "/stream", "/v1/models"]
-    assert open_page.find("link[rel=icon]").get_attribute("href") == "data:,"  # for want of it, browsers ask for a file
+    assert open_page.find("link[rel=icon]").get_attribute("href") == "data:,"  # otherwise browsers request /favicon.ico
     files = list((ROOT / "rill" / "page").iterdir())
     assert {file.name for file in files} == {"index.html", "page.js", "page.css"}
     assert sum(file.stat().st_size for file in files) < MOST_BYTES
@@ -689,7 +685,7 @@ def test_the_page_is_small_whole_and_asks_nobody_else_for_anything(open_page: Pa
         ("data: a\n\ndata: never whole", [["message", "a"]]),
     ],
 )
-def test_events_are_read_as_the_specification_says_however_the_network_splits_them(
+def test_events_are_parsed_as_specified_however_the_network_splits_them(
     body: str, events: list[list[str]], open_page: Page
 ) -> None:
     data = body.encode()
@@ -699,8 +695,8 @@ def test_events_are_read_as_the_specification_says_however_the_network_splits_th
 
 
 @contextmanager
-def hasty_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -> Iterator[str]:
-    """A proxy that passes an answer on once it has all of it, or all up to `end_at`; where none comes, a page."""
+def buffering_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -> Iterator[str]:
+    """Run a proxy that buffers a response completely, or up to `end_at`; if there is none, it responds with a page."""
 
     class Handler(BaseHTTPRequestHandler):
         def relay(self) -> None:
@@ -737,18 +733,20 @@ def hasty_proxy(rill: Rill, end_at: bytes | None = None, otherwise: int = 502) -
             thread.join()
 
 
-def test_a_proxy_that_buffers_is_reported(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_the_page_reports_a_proxy_that_buffers(page: Page, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
-    with hasty_proxy(service) as url:
+    with buffering_proxy(service) as url:
         page.open(url)
         page.ask()
         page.wait_for_outcomes(COMPLETE)
         page.wait_for(lambda: page.texts("#buffering"), [BUFFERED])
 
 
-def test_events_that_end_without_done_are_a_cut_however_cleanly(page: Page, service: Rill, upstream: Upstream) -> None:
+def test_events_without_done_are_shown_as_truncated_even_after_a_clean_end(
+    page: Page, service: Rill, upstream: Upstream
+) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
-    with hasty_proxy(service, end_at=b"event: done") as url:
+    with buffering_proxy(service, end_at=b"event: done") as url:
         page.open(url)
         page.ask()
         page.wait_for_outcomes(INCOMPLETE + "The connection closed before the answer was complete.")
@@ -760,9 +758,9 @@ def test_a_response_of_a_proxy_is_not_shown_as_an_answer(
     status: int, page: Page, start_rill: StartRill, upstream: Upstream
 ) -> None:
     rill = start_rill()
-    with hasty_proxy(rill, otherwise=status) as url:
+    with buffering_proxy(rill, otherwise=status) as url:
         page.open(url)
         rill.stop()
-        page.excuse("status of 502")
+        page.expect_complaint("status of 502")
         page.ask()
         page.wait_for_outcomes(f"Rejected ({status}): The response does not come from Rill.")

@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import Rill
 from upstream import REQUEST_ID, Upstream
 
@@ -81,7 +81,7 @@ def test_create_with_stream_yields_the_first_event_before_the_second_is_sent(
         assert list(texts) == [SECOND]
 
 
-def test_create_without_stream_returns_the_whole_message(client: anthropic.Anthropic, upstream: Upstream) -> None:
+def test_create_without_stream_returns_the_complete_message(client: anthropic.Anthropic, upstream: Upstream) -> None:
     script_message(upstream)
     message = client.messages.create(**ASKED)
     assert message.to_dict() == MESSAGE
@@ -89,9 +89,7 @@ def test_create_without_stream_returns_the_whole_message(client: anthropic.Anthr
     assert upstream.requests[0].json["stream"] is False
 
 
-def test_a_tool_is_called_with_the_input_that_the_model_streamed(
-    client: anthropic.Anthropic, upstream: Upstream
-) -> None:
+def test_a_tool_call_has_the_input_that_the_model_streamed(client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(*wire.replay("tool_use"))
     with client.messages.stream(**ASKED, tools=TOOLS, tool_choice={"type": "any"}) as stream:
         message = stream.get_final_message()
@@ -103,7 +101,7 @@ def test_a_tool_is_called_with_the_input_that_the_model_streamed(
 
 
 def tool_input() -> dict[str, Any]:
-    """What the fragments of the recorded call come to."""
+    """Return the input that the fragments of the recorded call make up."""
     events = [json.loads(line[5:]) for line in wire.recorded("tool_use").splitlines() if line.startswith(b"data:")]
     fragments = [event["delta"]["partial_json"] for event in events if "partial_json" in event.get("delta", {})]
     parsed: dict[str, Any] = json.loads("".join(fragments))
@@ -113,9 +111,9 @@ def tool_input() -> dict[str, Any]:
 def test_thinking_and_its_signature_reach_the_final_message(client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(*wire.replay("thinking_then_text"))
     with client.messages.stream(**ASKED, thinking={"type": "enabled", "budget_tokens": 1024}) as stream:
-        thought, said = stream.get_final_message().content[0], stream.get_final_text()
+        thought, text = stream.get_final_message().content[0], stream.get_final_text()
     assert (thought.type, bool(thought.thinking), bool(thought.signature)) == ("thinking", True, True)
-    assert said == wire.expected()["thinking_then_text"]["text"]
+    assert text == wire.expected()["thinking_then_text"]["text"]
     assert upstream.requests[0].json["thinking"] == {"type": "enabled", "budget_tokens": 1024}
 
 
@@ -135,16 +133,14 @@ def test_a_rate_limit_is_a_rate_limit_error_with_its_headers(client: anthropic.A
     assert raised.value.type == "rate_limit_error"
 
 
-def test_the_sdk_tries_again_after_a_rate_limit_by_itself(
-    service: Rill, client: anthropic.Anthropic, upstream: Upstream
-) -> None:
+def test_the_sdk_retries_after_a_rate_limit(service: Rill, client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": "3"}))
     script_message(upstream)
     assert client.with_options(max_retries=1).messages.create(**ASKED).to_dict() == MESSAGE
     assert len(upstream.requests) == 2
 
 
-def test_the_upstreams_own_400_is_a_bad_request_error_in_its_words(
+def test_the_upstreams_400_is_a_bad_request_error_with_its_message(
     client: anthropic.Anthropic, upstream: Upstream
 ) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "messages: roles must alternate"))
@@ -155,7 +151,9 @@ def test_the_upstreams_own_400_is_a_bad_request_error_in_its_words(
     assert raised.value.body["error"] == {"type": "invalid_request_error", "message": "messages: roles must alternate"}
 
 
-def test_a_refused_model_is_a_permission_denied_error_of_the_server_itself(start_rill: Any, upstream: Upstream) -> None:
+def test_a_model_that_is_not_allowed_is_a_permission_denied_error_from_rill(
+    start_rill: Any, upstream: Upstream
+) -> None:
     with (
         start_rill(RILL_ALLOWED_MODELS=None, RILL_DEFAULT_MODEL="claude-allowed") as service,
         anthropic.Anthropic(base_url=service.url, api_key="k", max_retries=0) as client,
@@ -165,23 +163,21 @@ def test_a_refused_model_is_a_permission_denied_error_of_the_server_itself(start
     assert upstream.requests == []
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_a_cut_stream_raises_after_the_text_before_it(
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_a_truncated_stream_raises_after_the_text_before_it(
     how: str, client: anthropic.Anthropic, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with client.messages.stream(**ASKED) as stream:
         pieces = iter(stream.text_stream)
         assert next(pieces) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(anthropic.APIStatusError) as raised:
             next(pieces)
     assert raised.value.body["error"]["type"] == "api_error"
 
 
-def test_an_error_within_the_stream_raises_with_the_upstreams_own_body(
-    client: anthropic.Anthropic, upstream: Upstream
-) -> None:
+def test_an_error_event_raises_with_the_upstreams_body(client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(*wire.replay("error_event"))
     with (
         client.messages.stream(**ASKED) as stream,
@@ -192,7 +188,7 @@ def test_an_error_within_the_stream_raises_with_the_upstreams_own_body(
     assert raised.value.body["request_id"]
 
 
-def test_closing_the_stream_closes_the_upstreams_connection(client: anthropic.Anthropic, upstream: Upstream) -> None:
+def test_closing_the_stream_closes_the_upstream_connection(client: anthropic.Anthropic, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with client.messages.stream(**ASKED) as stream:
         assert next(iter(stream.text_stream)) == FIRST
@@ -247,7 +243,7 @@ def test_async_create_with_stream_yields_the_first_event_before_the_second_is_se
     asyncio.run(ask())
 
 
-def test_async_create_without_stream_returns_the_whole_message(service: Rill, upstream: Upstream) -> None:
+def test_async_create_without_stream_returns_the_complete_message(service: Rill, upstream: Upstream) -> None:
     async def ask() -> dict[str, Any]:
         async with async_client(service) as client:
             return (await client.messages.create(**ASKED)).to_dict()
@@ -256,7 +252,7 @@ def test_async_create_without_stream_returns_the_whole_message(service: Rill, up
     assert asyncio.run(ask()) == MESSAGE
 
 
-def test_an_async_tool_call_comes_whole(service: Rill, upstream: Upstream) -> None:
+def test_an_async_tool_call_has_its_complete_input(service: Rill, upstream: Upstream) -> None:
     async def ask() -> Any:
         async with async_client(service) as client, client.messages.stream(**ASKED, tools=TOOLS) as stream:
             return (await stream.get_final_message()).content[1].input
@@ -265,30 +261,30 @@ def test_an_async_tool_call_comes_whole(service: Rill, upstream: Upstream) -> No
     assert asyncio.run(ask()) == tool_input()
 
 
-def test_async_errors_are_typed(service: Rill, upstream: Upstream) -> None:
+def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client:
             await client.messages.create(**ASKED)
 
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(anthropic.RateLimitError) as limited:
         asyncio.run(ask())
     assert limited.value.response.headers["retry-after"] == "7"
     upstream.script(wire.error(401, "authentication_error", "invalid x-api-key"))
-    with pytest.raises(anthropic.InternalServerError) as refused:
+    with pytest.raises(anthropic.InternalServerError) as rejected:
         asyncio.run(ask())
-    assert (refused.value.status_code, refused.value.body["error"]["type"]) == (502, "api_error")
+    assert (rejected.value.status_code, rejected.value.body["error"]["type"]) == (502, "api_error")
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_an_async_cut_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_an_async_truncated_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client, client.messages.stream(**ASKED) as stream:
             pieces = aiter(stream.text_stream)
             assert await anext(pieces) == FIRST
-            upstream.open("cut")
+            upstream.open("truncate")
             with pytest.raises(anthropic.APIStatusError):
                 await anext(pieces)
 
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     asyncio.run(ask())

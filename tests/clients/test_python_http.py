@@ -12,7 +12,7 @@ import httpx_sse
 import pytest
 import requests
 import upstream as wire
-from gated import CUTS, FIRST, QUESTION, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, QUESTION, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import Rill
 from upstream import Upstream
 
@@ -26,7 +26,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def read_decoded(response: Any, length: int) -> str:
-    """Read no further than a text of this length: a read of more would wait for it."""
+    """Read at most `length` bytes and decode them: reading more would block."""
     data: bytes = response.read(length)
     return data.decode()
 
@@ -44,7 +44,7 @@ def test_requests_reads_the_first_text_before_the_second_is_sent(service: Rill, 
         assert b"".join(pieces).decode() == SECOND
 
 
-def test_requests_posts_text_a_form_and_json_alike(service: Rill, upstream: Upstream) -> None:
+def test_requests_gets_the_same_answer_for_text_a_form_and_json(service: Rill, upstream: Upstream) -> None:
     url = f"{service.url}/stream"
     upstream.always(*wire.answer(FIRST, SECOND))
     bodies: list[dict[str, Any]] = [{"data": QUESTION}, {"data": ASK}, {"json": ASK}]
@@ -53,19 +53,19 @@ def test_requests_posts_text_a_form_and_json_alike(service: Rill, upstream: Upst
     assert [request.json["messages"][0]["content"] for request in upstream.requests] == [QUESTION] * 3
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_requests_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_requests_raises_for_a_truncated_answer(how: str, service: Rill, upstream: Upstream) -> None:
+    upstream.script(*truncated_answer(how))
     with requests.get(f"{service.url}/stream", params=ASK, stream=True, timeout=20) as response:
         pieces = response.iter_content(None)
         assert next(pieces).decode() == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             list(pieces)
 
 
-def test_requests_raises_for_a_refusal_with_the_words_as_its_text(service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+def test_requests_raises_for_a_rejection_whose_text_is_the_message(service: Rill, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
     response = requests.get(f"{service.url}/stream", params=ASK, timeout=20)
     with pytest.raises(requests.HTTPError, match="429"):
         response.raise_for_status()
@@ -87,21 +87,21 @@ def test_httpx_reads_the_first_text_before_the_second_is_sent(
         assert "".join(pieces) == SECOND
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_httpx_raises_at_a_cut(how: str, service: Rill, client: httpx.Client, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_httpx_raises_for_a_truncated_answer(how: str, service: Rill, client: httpx.Client, upstream: Upstream) -> None:
+    upstream.script(*truncated_answer(how))
     with client.stream("POST", f"{service.url}/stream", json={"prompt": QUESTION}) as response:
         pieces = response.iter_text()
         assert next(pieces) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
 
 
-def test_httpx_reads_a_problem_as_json_where_it_accepts_that(
+def test_httpx_reads_a_problem_as_json_if_it_accepts_json(
     service: Rill, client: httpx.Client, upstream: Upstream
 ) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     response = client.get(f"{service.url}/stream", params=ASK, headers={"Accept": "application/json"})
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")
     assert response.json()["code"] == "upstream_rate_limited"
@@ -125,21 +125,21 @@ def test_httpx_sse_reads_the_first_event_before_the_second_is_sent(
     assert (statistics["stop_reason"], statistics["usage"]["output_tokens"]) == ("end_turn", 7)
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_httpx_sse_reads_an_error_event_at_a_cut_and_no_end_mark(
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_httpx_sse_reads_an_error_event_and_no_end_mark_for_a_truncated_answer(
     how: str, service: Rill, client: httpx.Client, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with httpx_sse.connect_sse(client, "GET", f"{service.url}/chat/stream", params={"message": QUESTION}) as source:
         events = source.iter_sse()
         assert next(event for event in events if event.data).data == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         (error,) = list(events)
     assert (error.event, error.json()["status"]) == ("error", 502)
 
 
-def test_httpx_sse_refuses_what_is_no_event_stream(service: Rill, client: httpx.Client, upstream: Upstream) -> None:
-    script_refusal(upstream)
+def test_httpx_sse_raises_for_a_rejection(service: Rill, client: httpx.Client, upstream: Upstream) -> None:
+    script_rate_limit(upstream)
     with (
         httpx_sse.connect_sse(client, "GET", f"{service.url}/stream", params=ASK) as source,
         pytest.raises(httpx_sse.SSEError),
@@ -160,17 +160,17 @@ def test_urllib_reads_the_first_text_before_the_second_is_sent(service: Rill, up
         assert response.read().decode() == SECOND
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_urllib_raises_at_a_cut(how: str, service: Rill, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_urllib_raises_for_a_truncated_answer(how: str, service: Rill, upstream: Upstream) -> None:
+    upstream.script(*truncated_answer(how))
     with urllib.request.urlopen(f"{service.url}/stream?q=hi", timeout=20) as response:
         assert read_decoded(response, len(FIRST)) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(http.client.IncompleteRead):
             response.read()
 
 
-def test_urllib_raises_for_a_refusal_in_the_shape_of_the_dialect(service: Rill, upstream: Upstream) -> None:
+def test_urllib_raises_for_a_rejection_in_the_format_of_the_dialect(service: Rill, upstream: Upstream) -> None:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [{}]}).encode()
     asked = urllib.request.Request(
         f"{service.url}/v1/chat/completions", body, {"Content-Type": "application/json"}, method="POST"

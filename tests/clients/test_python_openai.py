@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 import upstream as wire
-from gated import ASKED, CUTS, FIRST, MESSAGES, SECOND, cut_answer, gated_answer, script_refusal
+from gated import ASKED, FIRST, MESSAGES, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from openai.types.chat import ChatCompletionChunk
 from server import Rill
 from upstream import Upstream
@@ -57,7 +57,7 @@ def test_the_streaming_helper_assembles_the_completion(client: openai.OpenAI, up
     assert completion.choices[0].finish_reason == "stop"
 
 
-def test_the_usage_chunk_comes_last_where_it_was_asked_for(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_the_usage_chunk_is_last_if_requested(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with client.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True}) as chunks:
         *_, last = chunks
@@ -65,13 +65,15 @@ def test_the_usage_chunk_comes_last_where_it_was_asked_for(client: openai.OpenAI
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (12, 2, 14)
 
 
-def test_no_usage_chunk_comes_unasked(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_no_usage_chunk_is_sent_unless_requested(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert all(chunk.choices and chunk.usage is None for chunk in chunks)
 
 
-def test_a_whole_completion_has_its_text_its_reason_and_its_usage(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_a_non_streamed_completion_has_its_text_finish_reason_and_usage(
+    client: openai.OpenAI, upstream: Upstream
+) -> None:
     upstream.script(*wire.answer(FIRST, SECOND, stop_reason="max_tokens"))
     completion = client.chat.completions.create(**ASKED)
     (choice,) = completion.choices
@@ -80,18 +82,18 @@ def test_a_whole_completion_has_its_text_its_reason_and_its_usage(client: openai
 
 
 @pytest.mark.parametrize("name", ["text", "thinking_then_text", "tool_use", "max_tokens", "surrogates", "odd_lines"])
-def test_the_text_of_a_recorded_answer_comes_exactly(name: str, client: openai.OpenAI, upstream: Upstream) -> None:
+def test_the_text_of_a_recorded_answer_is_exact(name: str, client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.replay(name))
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert "".join(map(text_of, chunks)) == wire.expected()[name]["text"]
 
 
-def test_a_refusal_is_a_content_filter(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_a_refusal_has_the_finish_reason_content_filter(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.replay("refusal"))
     assert client.chat.completions.create(**ASKED).choices[0].finish_reason == "content_filter"
 
 
-def test_images_roles_and_settings_are_carried_over(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_images_roles_and_parameters_are_translated(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
     parts = [{"type": "text", "text": "What is this?"}, image]
@@ -106,20 +108,20 @@ def test_images_roles_and_settings_are_carried_over(client: openai.OpenAI, upstr
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [({"tools": [TOOL]}, "/v1/messages"), ({"n": 2}, "n: "), ({"seed": 4}, "seed"), ({"logprobs": True}, "logprobs")],
     ids=["tools", "n", "seed", "logprobs"],
 )
-def test_what_is_not_supported_is_a_bad_request_error_that_names_it(
-    fields: dict[str, Any], words: str, client: openai.OpenAI, upstream: Upstream
+def test_an_unsupported_parameter_is_a_bad_request_error_that_names_it(
+    fields: dict[str, Any], message: str, client: openai.OpenAI, upstream: Upstream
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=words):
+    with pytest.raises(openai.BadRequestError, match=message):
         client.chat.completions.create(**ASKED, **fields)
     assert upstream.requests == []
 
 
 def test_a_rate_limit_is_a_rate_limit_error_with_its_retry_after(client: openai.OpenAI, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(openai.RateLimitError) as raised:
         client.chat.completions.create(**ASKED, stream=True)
     assert raised.value.response.headers["retry-after"] == "7"
@@ -136,7 +138,7 @@ def test_a_rate_limit_is_a_rate_limit_error_with_its_retry_after(client: openai.
     ],
     ids=["400", "401", "413"],
 )
-def test_an_upstreams_error_is_the_sdks_own_type(
+def test_an_upstream_error_has_the_sdks_type(
     error: wire.Step, raised: type[openai.APIStatusError], client: openai.OpenAI, upstream: Upstream
 ) -> None:
     upstream.script(error)
@@ -146,17 +148,19 @@ def test_an_upstreams_error_is_the_sdks_own_type(
     assert caught.value.body["message"]
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_a_cut_stream_raises_after_the_text_before_it(how: str, client: openai.OpenAI, upstream: Upstream) -> None:
-    upstream.script(*cut_answer(how))
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_a_truncated_stream_raises_after_the_text_before_it(
+    how: str, client: openai.OpenAI, upstream: Upstream
+) -> None:
+    upstream.script(*truncated_answer(how))
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert text_of(next(chunks)) + text_of(next(chunks)) == FIRST
-        upstream.open("cut")
+        upstream.open("truncate")
         with pytest.raises(openai.APIError, match="model's API"):
             next(chunks)
 
 
-def test_an_error_within_the_stream_raises_with_its_type(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_an_error_event_raises_with_its_type(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(*wire.replay("error_event"))
     with (
         client.chat.completions.create(**ASKED, stream=True) as chunks,
@@ -166,7 +170,7 @@ def test_an_error_within_the_stream_raises_with_its_type(client: openai.OpenAI, 
     assert raised.value.type == "overloaded_error"
 
 
-def test_closing_the_stream_closes_the_upstreams_connection(client: openai.OpenAI, upstream: Upstream) -> None:
+def test_closing_the_stream_closes_the_upstream_connection(client: openai.OpenAI, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert text_of(next(chunks)) + text_of(next(chunks)) == FIRST
@@ -195,7 +199,7 @@ def test_async_the_first_text_comes_before_the_upstream_sends_the_second(service
     asyncio.run(ask())
 
 
-def test_an_async_whole_completion_has_its_text(service: Rill, upstream: Upstream) -> None:
+def test_an_async_non_streamed_completion_has_its_text(service: Rill, upstream: Upstream) -> None:
     async def ask() -> str | None:
         async with async_client(service) as client:
             completion = await client.chat.completions.create(model="claude-sonnet-5-5", messages=MESSAGES)
@@ -205,26 +209,26 @@ def test_an_async_whole_completion_has_its_text(service: Rill, upstream: Upstrea
     assert asyncio.run(ask()) == FIRST + SECOND
 
 
-def test_async_errors_are_typed(service: Rill, upstream: Upstream) -> None:
+def test_async_errors_have_the_sdks_types(service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client:
             await client.chat.completions.create(**ASKED, stream=True)
 
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with pytest.raises(openai.RateLimitError) as raised:
         asyncio.run(ask())
     assert raised.value.response.headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_an_async_cut_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_an_async_truncated_stream_raises_after_the_text_before_it(how: str, service: Rill, upstream: Upstream) -> None:
     async def ask() -> None:
         async with async_client(service) as client:
             chunks = await client.chat.completions.create(**ASKED, stream=True)
             assert text_of(await anext(chunks)) + text_of(await anext(chunks)) == FIRST
-            upstream.open("cut")
+            upstream.open("truncate")
             with pytest.raises(openai.APIError, match="model's API"):
                 await anext(chunks)
 
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     asyncio.run(ask())

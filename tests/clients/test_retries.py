@@ -1,4 +1,4 @@
-"""The official SDKs for Python, with their own retries: how often Rill and the upstream are asked."""
+"""The official SDKs for Python with their own retries: the number of requests to Rill and to the upstream."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ASKED: dict[str, Any] = {
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server with the key of one client."""
+    """Return a server with the API key of one client."""
     return share_rill(RILL_API_KEYS="alice=of-alice")
 
 
@@ -34,8 +34,8 @@ def ask_openai(rill: Rill, key: str, stream: bool) -> None:
         client.chat.completions.create(**ASKED, stream=stream)
 
 
-def requests_refused(rill: Rill) -> float:
-    """How many requests Rill has refused so far."""
+def rejected_requests(rill: Rill) -> float:
+    """Return the number of requests that Rill has rejected so far."""
     with rill.ask("GET", "/metrics", {"Authorization": "Bearer of-alice"}) as asked:
         counts = re.findall(r"^rill_requests_rejected_total\{.*?\} (\S+)$", asked.read_rest().decode(), re.MULTILINE)
     return sum(map(float, counts))
@@ -49,10 +49,10 @@ Ask = Callable[[Rill, str, bool], None]
 @SDKS
 @STREAM
 def test_a_wrong_key_is_sent_once(rill: Rill, upstream: Upstream, ask: Ask, stream: bool) -> None:
-    before = requests_refused(rill)
+    before = rejected_requests(rill)
     with pytest.raises((anthropic.AuthenticationError, openai.AuthenticationError)):
         ask(rill, "wrong", stream)
-    assert requests_refused(rill) - before == 1
+    assert rejected_requests(rill) - before == 1
     assert upstream.requests == []
 
 
@@ -63,16 +63,16 @@ def test_a_key_that_the_upstream_rejects_is_sent_once(
     rill: Rill, upstream: Upstream, ask: Ask, stream: bool, status: int
 ) -> None:
     upstream.always(wire.error(status, "authentication_error", "no"))
-    before = requests_refused(rill)
+    before = rejected_requests(rill)
     with pytest.raises((anthropic.InternalServerError, openai.InternalServerError)):
         ask(rill, "of-alice", stream)
-    assert (requests_refused(rill) - before, len(upstream.requests)) == (1, 1)
+    assert (rejected_requests(rill) - before, len(upstream.requests)) == (1, 1)
 
 
 @SDKS
 @STREAM
 @pytest.mark.parametrize("status", [500, 529])
-def test_an_upstream_that_always_fails_is_asked_three_times_in_all(
+def test_an_upstream_that_always_fails_gets_three_requests_in_total(
     rill: Rill, upstream: Upstream, ask: Ask, stream: bool, status: int
 ) -> None:
     upstream.always(wire.error(status, {500: "api_error", 529: "overloaded_error"}[status], "no"))
@@ -82,7 +82,7 @@ def test_an_upstream_that_always_fails_is_asked_three_times_in_all(
 
 
 @SDKS
-def test_an_answer_that_was_lost_late_is_asked_once(rill: Rill, upstream: Upstream, ask: Ask) -> None:
+def test_a_request_whose_connection_is_lost_late_is_sent_once(rill: Rill, upstream: Upstream, ask: Ask) -> None:
     upstream.always(wire.pause(0.7), wire.close())
     with pytest.raises((anthropic.APIStatusError, openai.APIStatusError)):
         ask(rill, "of-alice", True)

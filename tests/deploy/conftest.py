@@ -1,4 +1,4 @@
-"""The fixtures of what is deployed: a server behind one proxy, and a browser."""
+"""The fixture of the deployment tests: a server behind one proxy."""
 
 import pytest
 from server import Rill, StartRill
@@ -6,5 +6,5 @@ from server import Rill, StartRill
 
 @pytest.fixture(scope="module")
 def service(share_rill: StartRill) -> Rill:
-    """The real server, as it should be set behind one proxy."""
+    """Return the real server with the settings for one proxy."""
     return share_rill(RILL_TRUSTED_PROXIES="1")

@@ -15,7 +15,7 @@ from server import BUSY_PORT
 
 START_SECONDS = 20
 STOP_SECONDS = 40
-# Writes nowhere as nobody does, but may read all: the Python of these tests may lie in root's own folder.
+# Like the user nobody it may write nowhere, but it may read every file: the tests' Python may be in root's folder.
 MAY_READ = "=-all,+dac_read_search"
 NOBODY = ("--reuid=nobody", "--regid=nogroup", "--clear-groups", f"--inh-caps{MAY_READ}", f"--ambient-caps{MAY_READ}")
 
@@ -48,19 +48,19 @@ class Deployed:
 
     @property
     def user(self) -> str:
-        """The user who runs it."""
+        """Return the name of the user who runs it."""
         return pwd.getpwuid(Path(f"/proc/{self._process.pid}").stat().st_uid).pw_name
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Conversation:
-        """Send a request on a connection of its own; nothing of the answer is read yet."""
+        """Send a request on a new connection, and return the connection before reading the response."""
         return Conversation(self.port, request_bytes(method, path, headers, body))
 
     def output(self) -> str:
-        """All that it has said."""
+        """Return its output so far."""
         return os.pread(self._output.fileno(), 1_000_000, 0).decode("utf-8", "replace")
 
     def wait_until_healthy(self) -> None:
-        """Wait until it answers."""
+        """Wait until it answers /healthz."""
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline and BUSY_PORT not in self.output():
             try:
@@ -76,5 +76,5 @@ class Deployed:
         self._process.send_signal(signal.SIGTERM)
 
     def exit_code(self) -> int:
-        """Wait until it has ended."""
+        """Wait until it has ended, and return its exit code."""
         return self._process.wait(STOP_SECONDS)

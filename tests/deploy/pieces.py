@@ -1,4 +1,4 @@
-"""An answer whose every piece waits for the test, and what its reader must have seen by then."""
+"""An answer that waits at a gate before each piece, and checks of what a client has received by then."""
 
 import http.client
 import re
@@ -16,7 +16,7 @@ HELD_SECONDS = 0.5
 
 
 class Server(Protocol):
-    """Something that can be asked: the server itself, or a proxy before it."""
+    """A server, or a proxy in front of it."""
 
     port: int
 
@@ -24,7 +24,7 @@ class Server(Protocol):
 
 
 class Reader:
-    """What has been read of an answer, as text."""
+    """The decoded text of an answer that is being read."""
 
     def __init__(self, asked: Conversation) -> None:
         self.text = ""
@@ -33,15 +33,15 @@ class Reader:
         self._unzip = zlib.decompressobj(wbits=31) if zipped else None
 
     def read_until(self, wanted: str) -> None:
-        """Read until the text holds `wanted`; a reader who waits in vain gets a TimeoutError."""
+        """Read until the text contains `wanted`; raise TimeoutError if it does not arrive."""
         while wanted not in self.text:
             chunk = self._asked.next_chunk()
-            assert chunk, f"{wanted!r} did not come; the answer is {self._asked.ended}"
+            assert chunk, f"{wanted!r} did not arrive; the answer is {self._asked.ended}"
             self.text += (self._unzip.decompress(chunk) if self._unzip else chunk).decode()
 
 
 def gated_pieces() -> list[Step]:
-    """A whole answer; a gate of its own name stands before each piece but the first, and `end` before the end."""
+    """Return a complete answer with a gate before each piece but the first (its name) and before the end (`end`)."""
     first, *rest = PIECES
     held = [step for piece in rest for step in (wire.gate(piece), wire.send(wire.text(piece)))]
     outcome = [wire.gate("end"), wire.send(wire.block_stop(), wire.stop()), wire.end()]
@@ -49,13 +49,13 @@ def gated_pieces() -> list[Step]:
 
 
 def ask(server: Server, prompt: bytes = b"What is a rill?", **headers: str) -> Conversation:
-    """Ask for plain text, or what `Accept` says; an underscore in a header's name stands for its hyphen."""
+    """Send a prompt; an underscore in a header's name stands for a hyphen."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return server.ask("POST", "/stream", {"Content-Type": "text/plain", **named}, prompt)
 
 
 def assert_piece_by_piece(asked: Conversation, upstream: Upstream) -> None:
-    """Each piece is read before the upstream may send the next one; then the rest is read."""
+    """Assert that each piece arrives before the upstream sends the next one; then read the rest."""
     reader = Reader(asked)
     for piece, next_gate in zip(PIECES, [*PIECES[1:], "end"], strict=True):
         reader.read_until(piece)
@@ -63,8 +63,8 @@ def assert_piece_by_piece(asked: Conversation, upstream: Upstream) -> None:
     asked.read_rest()
 
 
-def assert_held_back(asked: Conversation, upstream: Upstream) -> None:
-    """All pieces but the end are sent and none is read; with the end all of them come."""
+def assert_delayed(asked: Conversation, upstream: Upstream) -> None:
+    """Assert that no piece arrives before the upstream has sent the end."""
     for piece in PIECES[1:]:
         upstream.open(piece)
     upstream.wait_at_gate("end")
@@ -80,19 +80,19 @@ def assert_held_back(asked: Conversation, upstream: Upstream) -> None:
 
 
 def status_from(address: str, server: Server) -> int:
-    """The status that a client at another address of the loopback gets."""
+    """Return the status that a client at another loopback address gets."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, 10, source_address=(address, 0))) as asked:
         asked.request("GET", "/stream?q=hi")
         return asked.getresponse().status
 
 
 def assert_healthy(service: Server) -> None:
-    """Wait for the worker that takes a killed one's place."""
+    """Wait for the replacement of a killed worker."""
     with service.ask("GET", "/healthz") as asked:
         assert asked.status == 200
 
 
 def rills_keepalive() -> int:
-    """For how many seconds Rill keeps an idle connection."""
+    """Return the seconds for which Rill keeps an idle connection."""
     (seconds,) = re.findall(r"^keepalive = (\d+)$", (ROOT / "gunicorn.conf.py").read_text("utf-8"), re.MULTILINE)
     return int(seconds)

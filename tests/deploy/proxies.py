@@ -1,4 +1,4 @@
-"""Real proxies in front of the real server, as children of the test, with every path of theirs in its folder."""
+"""Real proxies in front of the real server, as child processes whose files are all in one temporary folder."""
 
 import contextlib
 import os
@@ -21,12 +21,12 @@ START_SECONDS = 15
 NGINX_CONF = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
 CADDYFILE = (ROOT / "deploy" / "Caddyfile").read_text("utf-8")
 
-# Changes of deploy/nginx.conf: nginx's way of old to speak, buffering whatever Rill asks for, and both: nothing passes.
+# Changes of deploy/nginx.conf: HTTP/1.0 to Rill, as in old nginx; buffering despite X-Accel-Buffering; both.
 HTTP_1_0 = {"proxy_http_version 1.1;": "", 'proxy_set_header Connection "";': ""}
 BUFFER = {"proxy_buffering off;": "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"}
 BUFFERING = {**HTTP_1_0, **BUFFER}
 
-# What stands around a server block in /etc/nginx/nginx.conf.
+# The configuration around a server block, as in /etc/nginx/nginx.conf.
 NGINX_MAIN = """
 daemon off;
 master_process off;
@@ -54,7 +54,7 @@ CADDY_MAIN = """
 
 
 class Proxy:
-    """A proxy before a server, while the context is entered; asked as the server itself is."""
+    """A proxy in front of a server, running during the context, with the same methods as the server."""
 
     def __init__(self, service: Rill, command: list[str], site: str) -> None:
         self._service = service
@@ -68,9 +68,9 @@ class Proxy:
             if self._start():
                 return self
             self._kill()
-        said = self.output()
+        output = self.output()
         shutil.rmtree(self.folder)
-        raise AssertionError(f"the proxy did not start:\n{said}")
+        raise AssertionError(f"the proxy did not start:\n{output}")
 
     def __exit__(self, *exc_info: object) -> None:
         self._kill()
@@ -78,19 +78,19 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The proxy's address, without a slash at the end."""
+        """Return the proxy's URL, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Conversation:
-        """Send a request on a connection of its own; nothing of the answer is read yet."""
+        """Send a request on a new connection, and return the connection before reading the response."""
         return Conversation(self.port, request_bytes(method, path, headers, body))
 
     def output(self) -> str:
-        """All that the proxy has said."""
+        """Return the proxy's output so far."""
         return (self.folder / "output").read_text("utf-8", "replace")
 
     def connections(self) -> set[int]:
-        """The local ports of the open connections to the server."""
+        """Return the local ports of the open connections to the server."""
         held = psutil.Process(self._process.pid).net_connections("tcp")
         return {
             each.laddr.port
@@ -99,12 +99,12 @@ class Proxy:
         }
 
     def temporary_files(self) -> list[str]:
-        """Files of the proxy's own that it holds open though they are deleted: what it had no memory for."""
+        """Return the deleted files that the proxy holds open, in which it buffers what does not fit into memory."""
         held = [os.readlink(each) for each in Path(f"/proc/{self._process.pid}/fd").iterdir()]
         return [path for path in held if path.startswith(str(self.folder)) and path.endswith("(deleted)")]
 
     def _start(self) -> bool:
-        """Start on a port that was free a moment ago, and say whether it was so still."""
+        """Start on a port that was just free, and return whether it still was."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         (self.folder / "conf").write_text(self.configure(), "utf-8")
@@ -125,12 +125,12 @@ class Proxy:
         self._output.close()
 
     def configure(self) -> str:
-        """The whole configuration, for this port and this server."""
+        """Return the complete configuration for this port and this server."""
         raise NotImplementedError
 
 
 class Nginx(Proxy):
-    """nginx with deploy/nginx.conf; `changes` replaces lines of it, each of which must be there."""
+    """nginx with deploy/nginx.conf; `changes` replaces lines, each of which must exist."""
 
     def __init__(self, service: Rill, changes: Mapping[str, str] | None = None) -> None:
         assert NGINX
@@ -138,16 +138,16 @@ class Nginx(Proxy):
         super().__init__(service, [NGINX, "-p", "FOLDER", "-c", "FOLDER/conf", "-e", "stderr"], site)
 
     def configure(self) -> str:
-        places = {
+        changes = {
             "server 127.0.0.1:8000;": f"server 127.0.0.1:{self._service.port};",
             "listen 80;": f"listen 127.0.0.1:{self.port};",
             "error_log /var/log/nginx/rill.log crit;": f"error_log {self.folder}/rill.log crit;",
         }
-        return NGINX_MAIN.format(folder=self.folder, site=replace_lines(self._site, places))
+        return NGINX_MAIN.format(folder=self.folder, site=replace_lines(self._site, changes))
 
 
 class Caddy(Proxy):
-    """Caddy with deploy/Caddyfile; `directive` joins its site, `option` its reverse_proxy."""
+    """Caddy with deploy/Caddyfile; `directive` is added to its site, `option` to its reverse_proxy."""
 
     def __init__(self, service: Rill, directive: str = "", option: str = "") -> None:
         assert CADDY
@@ -156,27 +156,27 @@ class Caddy(Proxy):
         self._option = option
 
     def configure(self) -> str:
-        places = {
+        changes = {
             "rill.example.com {": f"http://127.0.0.1:{self.port} {{\nbind 127.0.0.1\n{self._directive}",
             "reverse_proxy 127.0.0.1:8000 {": f"reverse_proxy 127.0.0.1:{self._service.port} {{\n{self._option}",
         }
-        return CADDY_MAIN.format(site=replace_lines(self._site, places))
+        return CADDY_MAIN.format(site=replace_lines(self._site, changes))
 
 
 def replace_lines(text: str, changes: Mapping[str, str]) -> str:
-    """The text with whole lines replaced, whatever their indentation."""
+    """Return the text with these lines replaced, whatever their indentation."""
     lines = text.splitlines()
     stripped = [line.strip() for line in lines]
-    for line, instead in changes.items():
+    for line, replacement in changes.items():
         assert stripped.count(line) == 1, f"{stripped.count(line)} lines are {line!r}"
-        lines[stripped.index(line)] = instead
+        lines[stripped.index(line)] = replacement
     return "\n".join(lines)
 
 
 def caddy_version() -> tuple[int, ...]:
-    """The version of the Caddy that is installed, (0,) where there is none."""
+    """Return the version of the installed Caddy, (0,) if there is none."""
     if not CADDY:
         return (0,)
-    said = subprocess.run([CADDY, "version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said)
+    output = subprocess.run([CADDY, "version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
     return tuple(map(int, found.groups())) if found else (0,)

@@ -1,4 +1,4 @@
-"""app.json, as https://devcenter.heroku.com/articles/app-json-schema has it, and as Rill understands it."""
+"""app.json conforms to https://devcenter.heroku.com/articles/app-json-schema, and to Rill's settings."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from rill.settings import Settings
 
 APP: dict[str, Any] = json.loads((ROOT / "app.json").read_text("utf-8"))
 ENV: dict[str, dict[str, Any]] = APP["env"]
-# What may stand at the top, and in each variable.
+# The keys that Heroku allows at the top level.
 KEYS = {
     "name",
     "description",
@@ -31,22 +31,22 @@ RUNNING_KEYS = {"addons", "buildpacks", "environments", "image", "stack"}
 VARIABLE_TYPES = {"description": str, "value": str, "required": bool, "generator": str}
 FIELDS = {field.validation_alias: field for field in Settings.model_fields.values()}
 LONGEST_NAME = 30
-# What somebody who deploys may be asked for, as he might fill it in.
-FILLED = {
+# The values that a user may enter in the form.
+ENTERED = {
     "ANTHROPIC_API_KEY": "sk-ant-key",
     "RILL_ALLOWED_MODELS": "*",
     "RILL_CORS_ORIGINS": "https://app.example,http://localhost:3000",
 }
 
 
-def test_only_known_keys_stand_at_the_top() -> None:
+def test_the_top_level_has_only_known_keys() -> None:
     assert set(APP) <= KEYS | RUNNING_KEYS
     assert len(APP["name"]) <= LONGEST_NAME
     assert all(isinstance(word, str) for word in APP["keywords"])
 
 
 @pytest.mark.parametrize("name", ENV)
-def test_a_variable_is_a_setting_and_is_described(name: str) -> None:
+def test_a_variable_is_a_setting_with_a_description(name: str) -> None:
     variable = ENV[name]
     assert name in FIELDS
     assert variable["description"]
@@ -55,28 +55,32 @@ def test_a_variable_is_a_setting_and_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, variable in ENV.items() if "value" in variable])
-def test_a_value_that_is_filled_in_is_rills_own_default(name: str) -> None:
+def test_a_preset_value_is_rills_default(name: str) -> None:
     assert ENV[name]["value"] == str(FIELDS[name].default)
 
 
-def test_only_the_key_must_be_filled_in_by_hand() -> None:
-    needed = [name for name, variable in ENV.items() if variable.get("required", True)]
-    assert [name for name in needed if "generator" not in ENV[name]] == ["ANTHROPIC_API_KEY"]
+def test_the_only_required_input_is_the_upstream_api_key() -> None:
+    required = [name for name, variable in ENV.items() if variable.get("required", True)]
+    assert [name for name in required if "generator" not in ENV[name]] == ["ANTHROPIC_API_KEY"]
 
 
-def test_what_the_form_gives_is_served_and_the_secret_made_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_makes_valid_settings_and_the_generated_secret_is_an_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = secrets.token_hex(32)
-    made = {name: secret for name, variable in ENV.items() if "generator" in variable}
-    for name, value in {**{name: v["value"] for name, v in ENV.items() if "value" in v}, **FILLED, **made}.items():
+    generated = {name: secret for name, variable in ENV.items() if "generator" in variable}
+    for name, value in {
+        **{name: v["value"] for name, v in ENV.items() if "value" in v},
+        **ENTERED,
+        **generated,
+    }.items():
         monkeypatch.setenv(name, value)
-    assert set(made) == {"RILL_API_KEYS"}
-    tokens = ApiKeys(Settings().api_keys)
-    assert tokens.name_of(secret, "") == "default"
+    assert set(generated) == {"RILL_API_KEYS"}
+    api_keys = ApiKeys(Settings().api_keys)
+    assert api_keys.name_of(secret, "") == "default"
     with pytest.raises(Problem):
-        tokens.name_of("another", "")
+        api_keys.name_of("another", "")
 
 
-def test_the_formation_starts_what_the_procfile_names() -> None:
+def test_the_formation_starts_the_processes_of_the_procfile() -> None:
     processes = re.findall(r"^(\w+): ", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     assert list(APP["formation"]) == processes
     assert APP["formation"]["web"]["quantity"] == 1

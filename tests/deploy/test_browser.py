@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from proxies import BUFFERING, NGINX, Nginx
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -65,13 +65,13 @@ def shown(browser: webdriver.Chrome, id: str) -> str:
     return str(browser.find_element(By.ID, id).get_property("textContent"))
 
 
-def wait_for(browser: webdriver.Chrome, id: str, words: str) -> None:
-    """Wait until an element shows these words; the assertion shows what it showed instead."""
+def wait_for(browser: webdriver.Chrome, id: str, text: str) -> None:
+    """Wait until an element shows the text; the assertion shows what it showed instead."""
     waiting = WebDriverWait(browser, SECONDS, poll_frequency=0.02)
     try:
-        waiting.until(lambda _: words in shown(browser, id))
+        waiting.until(lambda _: text in shown(browser, id))
     finally:
-        assert words in shown(browser, id)
+        assert text in shown(browser, id)
 
 
 # Rill's own page, behind nginx
@@ -118,14 +118,14 @@ def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_se
     assert upstream.requests[0].json["messages"][0]["content"] == "What is a rill?"
 
 
-@pytest.mark.parametrize("how", CUTS)
-def test_the_page_of_another_origin_tells_a_truncated_answer_from_a_complete_one(
+@pytest.mark.parametrize("how", TRUNCATIONS)
+def test_the_page_of_another_origin_distinguishes_a_truncated_answer_from_a_complete_one(
     how: str, browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     ask(browser, elsewhere, open_rill)
     wait_for(browser, "answer", FIRST)
-    upstream.open("cut")
+    upstream.open("truncate")
     wait_for(browser, "outcome", "Truncated: the answer is incomplete.")
     assert shown(browser, "answer") == FIRST
 
@@ -133,7 +133,7 @@ def test_the_page_of_another_origin_tells_a_truncated_answer_from_a_complete_one
 def test_the_page_of_another_origin_shows_the_message_of_a_rejection(
     browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
 ) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     ask(browser, elsewhere, open_rill)
     wait_for(browser, "outcome", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
     ask(browser, elsewhere, open_rill, key="another")
@@ -186,10 +186,10 @@ def test_the_event_source_example_shows_exactly_the_text_and_does_not_reconnect(
 def test_the_event_source_example_reports_a_truncated_answer(
     browser: webdriver.Chrome, upstream: Upstream, tmp_path: Path
 ) -> None:
-    upstream.script(*cut_answer())
+    upstream.script(*truncated_answer())
     with event_source(browser, upstream, tmp_path):
         wait_for(browser, "answer", FIRST)
-        upstream.open("cut")
+        upstream.open("truncate")
         wait_until_closed(browser)
         truncated = "Truncated: The model's API closed before the answer was complete."
         assert shown(browser, "answer") == f"{FIRST}\n{truncated}"

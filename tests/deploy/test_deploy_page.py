@@ -1,4 +1,4 @@
-"""docs/deploy.md names only files and settings that exist, shows files as they are, and its commands run."""
+"""docs/deploy.md names only files and settings that exist, quotes files exactly, and its commands run."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
     return [line for block in found for line in block.splitlines()]
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_named_file_exists() -> None:
     named = re.findall(r"`((?:[\w-]+/)+[\w.-]*|[\w-]+\.(?:py|json|txt)|\.python-version|Procfile|Dockerfile)`", PAGE)
     assert {"deploy/nginx.conf", "Dockerfile", "app.json", "tests/deploy/"} <= set(named)
     assert [name for name in named if not (ROOT / name).exists()] == []
@@ -37,29 +37,29 @@ def test_every_file_of_deploy_and_examples_is_named() -> None:
     assert [path.name for path in files if f"`{path.relative_to(ROOT)}`" not in PAGE] == []
 
 
-def test_every_setting_that_is_named_exists() -> None:
+def test_every_named_setting_exists() -> None:
     named = set(re.findall(r"\b(?:RILL|ANTHROPIC)_[A-Z_]+\b|`(?:PORT|DYNO|REDIS_URL|WEB_CONCURRENCY)`", PAGE))
     assert {name.strip("`") for name in named} - set(FIELDS) <= PLATFORM
 
 
 @pytest.mark.parametrize(("name", "value"), re.findall(r"`([A-Z_]+)` \((\d+)\)", PAGE))
-def test_a_value_that_is_named_is_rills_default(name: str, value: str) -> None:
+def test_a_named_value_is_rills_default(name: str, value: str) -> None:
     assert str(FIELDS[name]) == value
 
 
 @pytest.mark.parametrize(("language", "file"), [("nginx", NGINX_CONF), ("caddy", CADDYFILE)])
-def test_a_snippet_is_made_of_the_files_own_lines(language: str, file: str) -> None:
+def test_a_snippet_contains_only_lines_of_the_file(language: str, file: str) -> None:
     lines = blocks(language)
     assert lines
     assert [line for line in lines if line not in file.splitlines()] == []
 
 
 @pytest.mark.parametrize(("column", "file"), [(3, NGINX_CONF), (4, CADDYFILE)], ids=["nginx", "caddy"])
-def test_a_directive_in_the_table_stands_in_the_file(column: int, file: str) -> None:
+def test_a_directive_in_the_table_is_in_the_file(column: int, file: str) -> None:
     rows = [line.split("|") for line in PAGE.splitlines() if line.startswith("| ") and line.count("|") == 5]
-    said = [code for row in rows for code in re.findall(r"`([^`]+)`", row[column])]
-    not_ours = {"flush_interval -1", "encode", "no-transform"}
-    assert [code for code in said if code not in file and code not in not_ours] == []
+    mentioned = [code for row in rows for code in re.findall(r"`([^`]+)`", row[column])]
+    not_in_files = {"flush_interval -1", "encode", "no-transform"}
+    assert [code for code in mentioned if code not in file and code not in not_in_files] == []
 
 
 @pytest.mark.parametrize("line", blocks("sh"))

@@ -1,4 +1,4 @@
-"""The Dockerfile, without an engine to build it: what it copies is enough to serve, as nobody, by its own CMD."""
+"""The Dockerfile, tested without building it: the files that it copies suffice to serve as user nobody with its CMD."""
 
 import json
 import os
@@ -21,61 +21,61 @@ from upstream import Upstream
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text("utf-8")).splitlines()
 STEPS = [tuple(line.split(" ", 1)) for line in LINES if line and not line.startswith("#")]
 IGNORED = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
-TOKEN = "wonder-land"
+API_KEY = "wonder-land"
 
 
 def arguments_of(instruction: str) -> list[str]:
-    """What stands behind each such instruction, in order."""
+    """Return the arguments of each such instruction, in order."""
     return [arguments for name, arguments in STEPS if name == instruction]
 
 
 def copied() -> dict[str, str]:
-    """What is copied from the repository, with its destination."""
+    """Return the destination of each path that is copied from the repository."""
     rows = [shlex.split(arguments) for arguments in arguments_of("COPY") if "--from" not in arguments]
     return {source: row[-1] for row in rows for source in row[:-1]}
 
 
-def is_let_in(path: str) -> bool:
-    """Whether .dockerignore lets a path into the build; the last line that matches it, or a folder of it, decides."""
-    let_in = True
+def is_in_context(path: str) -> bool:
+    """Return whether the build context contains a path: the last line of .dockerignore that matches it decides."""
+    included = True
     for line in IGNORED:
         pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
         if line and not line.startswith("#") and re.fullmatch(f"{pattern}(/.*)?", path):
-            let_in = line.startswith("!")
-    return let_in
+            included = line.startswith("!")
+    return included
 
 
-def test_the_base_image_is_the_python_that_the_platforms_run() -> None:
+def test_the_base_image_has_the_python_version_of_the_platforms() -> None:
     version = (ROOT / ".python-version").read_text("utf-8").strip()
     images = [arguments.split(" ")[0] for arguments in arguments_of("FROM")]
     assert images == [f"python:{version}-slim"] * 2
 
 
-def test_what_is_copied_and_nothing_else_is_let_in() -> None:
-    there = [*ROOT.iterdir(), *(ROOT / "rill").rglob("*"), *(ROOT / "tests").glob("*.py")]
-    found = {str(path.relative_to(ROOT)) for path in there}
+def test_the_build_context_contains_exactly_what_is_copied() -> None:
+    paths = [*ROOT.iterdir(), *(ROOT / "rill").rglob("*"), *(ROOT / "tests").glob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in paths}
     expected = {
         path
         for path in found
         if any(path == source or path.startswith(f"{source}/") for source in copied()) and "__pycache__" not in path
     }
-    assert {path for path in found if is_let_in(path)} == expected
+    assert {path for path in found if is_in_context(path)} == expected
     assert {"app.py", "rill/page/index.html", "requirements.txt"} <= expected
 
 
-def test_pip_takes_only_what_the_lock_knows() -> None:
+def test_pip_installs_only_locked_packages() -> None:
     (install,) = [arguments for arguments in arguments_of("RUN") if "pip install" in arguments]
     assert {"--require-hashes", "requirements.txt"} <= set(install.split())
 
 
-def test_no_shell_stands_between_docker_and_gunicorn() -> None:
+def test_docker_runs_gunicorn_without_a_shell() -> None:
     (command,) = arguments_of("CMD")
     assert json.loads(command)[0] == "gunicorn"
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
-    """A folder with what the last stage has: /app as it is copied, and a /venv with this Python and these packages."""
+    """Yield a folder like the last build stage: /app as it is copied, and a /venv with this Python and its packages."""
     folder = Path(tempfile.mkdtemp(prefix="image-"))
     folder.chmod(0o755)
     (workdir,) = arguments_of("WORKDIR")
@@ -99,17 +99,17 @@ def image() -> Iterator[Path]:
 
 
 def environment(image: Path, upstream: Upstream) -> dict[str, str]:
-    """What the Dockerfile sets, at a port that is free, and what `docker run -e` adds."""
+    """Return the environment of the Dockerfile with a free port, and what `docker run -e` adds."""
     (row,) = [shlex.split(arguments) for arguments in arguments_of("ENV")]
     env = dict(assignment.split("=", 1) for assignment in row)
     env["PATH"] = env["PATH"].replace("/venv", f"{image}/venv").replace("$PATH", os.defpath)
     assert env["PORT"] == arguments_of("EXPOSE")[0]
     port = str(Rill({}).choose_port())
     key = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": upstream.url}
-    return {**env, **key, "RILL_API_KEYS": f"alice={TOKEN}", "PORT": port}
+    return {**env, **key, "RILL_API_KEYS": f"alice={API_KEY}", "PORT": port}
 
 
-def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stops(
+def test_the_image_runs_as_user_nobody_is_healthy_and_completes_an_answer_before_it_stops(
     image: Path, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())
@@ -121,7 +121,7 @@ def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stop
         assert os.getuid() or running.user == "nobody"
         assert subprocess.run(health, env=env, check=False).returncode == 0
         assert status_of(running, "/page.css") == 200
-        with running.ask("GET", "/stream?q=hi", {"X-Api-Key": TOKEN}) as asked:
+        with running.ask("GET", "/stream?q=hi", {"X-Api-Key": API_KEY}) as asked:
             asked.read_until(FIRST.encode())
             running.begin_to_stop()
             upstream.open("second")
@@ -133,6 +133,6 @@ def test_the_image_serves_as_nobody_is_healthy_and_ends_an_answer_before_it_stop
 
 
 def status_of(running: Deployed, path: str) -> int | None:
-    """The status of what lies there."""
+    """Return the status of a GET of the path."""
     with running.ask("GET", path) as asked:
         return asked.status

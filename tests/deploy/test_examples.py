@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import upstream as wire
-from gated import CUTS, FIRST, SECOND, cut_answer, gated_answer, script_refusal
+from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
@@ -22,7 +22,7 @@ TRUNCATED_MESSAGE = "Truncated: the answer is incomplete."
 
 @contextmanager
 def run(script: str, service: Rill, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A script of examples/, running; skip if its program is not installed."""
+    """Run a script of examples/; skip if its program is not installed."""
     program = "curl" if script == "ask.sh" else SCRIPTS[script]
     if not shutil.which(program):
         pytest.skip(f"needs {program}")
@@ -56,15 +56,15 @@ def test_an_example_prints_the_first_text_before_the_second_is_sent(
     assert upstream.requests[0].json["messages"][0]["content"] == "@溪 & a=b?"
 
 
-@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("how", TRUNCATIONS)
 @EVERY_SCRIPT
-def test_an_example_tells_a_truncated_answer_from_a_complete_one(
+def test_an_example_distinguishes_a_truncated_answer_from_a_complete_one(
     script: str, how: str, service: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(*cut_answer(how))
+    upstream.script(*truncated_answer(how))
     with run(script, service) as process:
         read(process, FIRST)
-        upstream.open("cut")
+        upstream.open("truncate")
         printed, reported = process.communicate(timeout=30)
     assert (printed, process.returncode) == ("", TRUNCATED)
     assert TRUNCATED_MESSAGE in reported
@@ -72,7 +72,7 @@ def test_an_example_tells_a_truncated_answer_from_a_complete_one(
 
 @EVERY_SCRIPT
 def test_an_example_shows_the_message_of_a_rejection(script: str, service: Rill, upstream: Upstream) -> None:
-    script_refusal(upstream)
+    script_rate_limit(upstream)
     with run(script, service) as process:
         printed, reported = process.communicate(timeout=30)
     assert process.returncode == NO_ANSWER
@@ -89,18 +89,18 @@ def test_an_example_reports_an_unreachable_server(script: str, service: Rill) ->
 
 
 @pytest.fixture
-def locked(share_rill: StartRill) -> Rill:
-    """A server that requires an API key."""
+def server_with_key(share_rill: StartRill) -> Rill:
+    """Return a server that requires an API key."""
     return share_rill(RILL_API_KEYS=f"alice={API_KEY}")
 
 
 @pytest.mark.parametrize(("key", "exit_code"), [(API_KEY, COMPLETE), ("another", NO_ANSWER), ("", NO_ANSWER)])
 @EVERY_SCRIPT
-def test_an_example_sends_the_key_of_the_environment(
-    script: str, key: str, exit_code: int, locked: Rill, upstream: Upstream
+def test_an_example_sends_the_api_key_from_the_environment(
+    script: str, key: str, exit_code: int, server_with_key: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*wire.answer(FIRST, SECOND))
-    with run(script, locked, ASK_API_KEY=key) as process:
+    with run(script, server_with_key, ASK_API_KEY=key) as process:
         process.communicate(timeout=30)
     assert process.returncode == exit_code
     assert len(upstream.requests) == (1 if exit_code == COMPLETE else 0)

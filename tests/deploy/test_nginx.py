@@ -1,4 +1,4 @@
-"""nginx as deploy/nginx.conf has it, in front of the real server; and what it does where that is changed."""
+"""nginx with deploy/nginx.conf in front of the real server, and the effect of changes of that file."""
 
 import json
 import re
@@ -11,8 +11,8 @@ import upstream as wire
 from pieces import (
     PIECES,
     ask,
+    assert_delayed,
     assert_healthy,
-    assert_held_back,
     assert_piece_by_piece,
     gated_pieces,
     rills_keepalive,
@@ -26,10 +26,10 @@ from rill.settings import Settings
 
 pytestmark = pytest.mark.skipif(not NGINX, reason="needs nginx")
 
-BUFFER_IF_NOT_ASKED = {"proxy_buffering off;": "proxy_buffering on;"}
+BUFFER_BY_DEFAULT = {"proxy_buffering off;": "proxy_buffering on;"}
 COMPRESS = {"gzip off;": "gzip on; gzip_types text/plain text/event-stream;"}
 ACCEPTS = pytest.mark.parametrize("accept", ["text/plain", "text/event-stream"])
-SECRET = "petrichor"  # stands for a prompt: no log may hold it
+SECRET = "petrichor"  # a prompt that no log may contain
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def nginx(service: Rill) -> Iterator[Nginx]:
         yield running
 
 
-# Each piece as it comes
+# Unbuffered streaming
 
 
 @ACCEPTS
@@ -51,11 +51,11 @@ def test_each_piece_passes_nginx_before_the_next_is_sent(accept: str, nginx: Ngi
 
 @pytest.mark.parametrize(
     "changes",
-    [HTTP_1_0, {**HTTP_1_0, **BUFFER_IF_NOT_ASKED}, {**COMPRESS, **BUFFER_IF_NOT_ASKED}],
+    [HTTP_1_0, {**HTTP_1_0, **BUFFER_BY_DEFAULT}, {**COMPRESS, **BUFFER_BY_DEFAULT}],
     ids=["HTTP/1.0", "nginx's defaults", "gzip"],
 )
 @ACCEPTS
-def test_each_piece_passes_where_nginx_heeds_the_header(
+def test_each_piece_passes_if_nginx_respects_x_accel_buffering(
     accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_pieces())
@@ -65,14 +65,14 @@ def test_each_piece_passes_where_nginx_heeds_the_header(
 
 
 @ACCEPTS
-def test_gzip_without_buffering_holds_no_piece_back(accept: str, service: Rill, upstream: Upstream) -> None:
+def test_gzip_without_buffering_delays_no_piece(accept: str, service: Rill, upstream: Upstream) -> None:
     upstream.script(*gated_pieces())
     with Nginx(service, COMPRESS) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
         assert asked.headers["content-encoding"] == "gzip"
         assert_piece_by_piece(asked, upstream)
 
 
-def test_deploys_nginx_compresses_no_answer(nginx: Nginx, upstream: Upstream) -> None:
+def test_the_deployed_configuration_compresses_no_answer(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(*wire.answer(*PIECES))
     with ask(nginx, Accept_Encoding="gzip") as asked:
         assert asked.read_rest() == "".join(PIECES).encode()
@@ -81,56 +81,56 @@ def test_deploys_nginx_compresses_no_answer(nginx: Nginx, upstream: Upstream) ->
 
 @pytest.mark.parametrize("changes", [BUFFERING, {**BUFFER, **COMPRESS}], ids=["HTTP/1.0", "gzip"])
 @ACCEPTS
-def test_a_proxy_that_buffers_is_seen_to_hold_every_piece_back(
+def test_a_proxy_that_buffers_delays_every_piece(
     accept: str, changes: Mapping[str, str], service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_pieces())
     with Nginx(service, changes) as changed, ask(changed, Accept=accept, Accept_Encoding="gzip") as asked:
-        assert_held_back(asked, upstream)
+        assert_delayed(asked, upstream)
 
 
-# Every outcome tells the truth
+# Truncations and disconnects
 
 
 @pytest.mark.parametrize("how", [wire.close, wire.reset, wire.end], ids=["close", "reset", "end"])
-@pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["as it is", "HTTP/1.0", "gzip"])
-def test_a_cut_answer_is_cut_behind_nginx_too(
+@pytest.mark.parametrize("changes", [{}, HTTP_1_0, COMPRESS], ids=["unchanged", "HTTP/1.0", "gzip"])
+def test_nginx_passes_on_a_truncation(
     changes: Mapping[str, str], how: Callable[[], Step], service: Rill, upstream: Upstream
 ) -> None:
-    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("cut"), how())
+    upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.gate("truncate"), how())
     with Nginx(service, changes) as changed, ask(changed, Accept_Encoding="gzip") as asked:
         assert asked.status == 200
-        upstream.open("cut")
+        upstream.open("truncate")
         asked.read_rest()
         assert asked.ended == "cut"
 
 
 @ACCEPTS
-def test_a_client_that_leaves_behind_nginx_ends_the_upstreams_answer(
+def test_a_disconnect_behind_nginx_closes_the_upstream_connection(
     accept: str, nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
-    request_id = f"left-{accept.partition('/')[2]}"
+    request_id = f"disconnect-{accept.partition('/')[2]}"
     with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
         asked.read_until(PIECES[0].encode())
     upstream.wait_until_left()
     assert wait_for_line(service, request_id)["outcome"] == "client_disconnected"
 
 
-def test_a_client_that_leaves_before_the_answer_ends_it_too(nginx: Nginx, upstream: Upstream) -> None:
+def test_a_disconnect_before_the_answer_closes_the_upstream_connection(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.silence())
     with ask(nginx):
         upstream.wait_for_requests(1)
     upstream.wait_until_left()
 
 
-def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
+def test_nginx_repeats_no_request_when_rill_dies_before_it_answers(
     nginx: Nginx, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer("first"))
     upstream.always(wire.gate("never"), *wire.answer("second"))
     with nginx.ask("GET", "/stream?q=hi") as asked:
-        assert asked.read_rest() == b"first"  # so that a kept connection is there, on which nginx would ask again
+        assert asked.read_rest() == b"first"  # opens a persistent connection, on which nginx would repeat a request
     with nginx.ask("GET", "/stream?q=hi") as asked:
         upstream.wait_at_gate("never")
         (worker,) = service.workers()
@@ -140,10 +140,10 @@ def test_nothing_is_asked_twice_when_rill_dies_before_it_answers(
     assert len(upstream.requests) == 2
 
 
-# Who asks, how much, and what is remembered
+# Clients, limits and logs
 
 
-def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_forged_x_forwarded_for_does_not_raise_the_rate_limit(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with Nginx(start_rill(RILL_TRUSTED_PROXIES="1", RILL_RATE_LIMIT="3/minute")) as nginx:
         statuses = []
@@ -152,38 +152,40 @@ def test_a_forged_x_forwarded_for_buys_no_further_request(start_rill: StartRill,
                 statuses.append(asked.status)
                 asked.read_rest()
         assert statuses == [200, 200, 200, 429, 429]
-        assert status_from("127.0.0.2", nginx) == 200  # another client: nginx's word is believed
+        assert status_from("127.0.0.2", nginx) == 200  # another client: Rill trusts the address from nginx
 
 
-def test_a_connection_to_rill_is_used_again(nginx: Nginx, upstream: Upstream) -> None:
+def test_nginx_reuses_a_connection_to_rill(nginx: Nginx, upstream: Upstream) -> None:
     upstream.always(*wire.answer("hi"))
     with ask(nginx) as asked:
         asked.read_rest()
-    kept = nginx.connections()
+    open_before = nginx.connections()
     for _ in range(3):
         with ask(nginx) as asked:
             asked.read_rest()
-    assert nginx.connections() == kept != set()
+    assert nginx.connections() == open_before != set()
 
 
-def test_a_body_that_rill_takes_passes_nginx_and_a_longer_one_is_413(nginx: Nginx, upstream: Upstream) -> None:
-    bound: int = Settings.model_fields["max_body_bytes"].default
+def test_nginx_passes_a_body_that_rill_accepts_and_rejects_a_longer_one_with_413(
+    nginx: Nginx, upstream: Upstream
+) -> None:
+    limit: int = Settings.model_fields["max_body_bytes"].default
     upstream.script(*wire.answer("hi"))
-    with ask(nginx, b"x" * bound) as asked:
+    with ask(nginx, b"x" * limit) as asked:
         assert (asked.status, asked.read_rest()) == (200, b"hi")
-    with ask(nginx, b"x" * (bound + 1)) as asked:
+    with ask(nginx, b"x" * (limit + 1)) as asked:
         assert asked.status == 413
     assert len(upstream.requests) == 1
 
 
-def test_rills_own_words_pass_nginx(nginx: Nginx, upstream: Upstream) -> None:
+def test_nginx_passes_rills_own_messages(nginx: Nginx, upstream: Upstream) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "Slow down", {"retry-after": "7"}))
     with ask(nginx) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (429, "7")
         assert asked.read_rest() == b"The model's rate limit is reached. Try again in 7 s.\n"
 
 
-def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Upstream) -> None:
+def test_no_log_or_file_of_nginx_contains_a_prompt(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("half")), wire.close())
     upstream.script(wire.gate("never"))
     upstream.script(wire.gate("long"), *wire.answer("hi"))
@@ -204,30 +206,30 @@ def test_no_log_and_no_file_of_nginx_holds_a_prompt(service: Rill, upstream: Ups
         assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-# What the file says, beside what Rill says
+# The timeouts of nginx.conf and of Rill
 
 
-def test_nginx_outwaits_rills_own_deadlines() -> None:
+def test_nginx_waits_longer_than_rills_own_timeouts() -> None:
     assert seconds("proxy_read_timeout") > Settings.model_fields["total_timeout_seconds"].default
 
 
-def test_nginx_closes_a_kept_connection_before_rill_does() -> None:
+def test_nginx_closes_an_idle_connection_before_rill_does() -> None:
     assert seconds("keepalive_timeout") < rills_keepalive()
 
 
 def seconds(name: str) -> int:
-    """The value of a directive in deploy/nginx.conf."""
+    """Return the value of a directive in deploy/nginx.conf, in seconds."""
     (value,) = re.findall(rf"^ *{name} (\d+)s;$", NGINX_CONF, re.MULTILINE)
     return int(value)
 
 
 def wait_for_line(service: Rill, request_id: str) -> dict[str, Any]:
-    """The log line of an answer, which is written a moment after the answer's end."""
+    """Wait for the log line of an answer, which is written after its end, and return it."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         for line in service.output().splitlines():
             if request_id in line and '"outcome"' in line:
-                told: dict[str, Any] = json.loads(line)
-                return told
+                fields: dict[str, Any] = json.loads(line)
+                return fields
         time.sleep(0.02)
-    raise AssertionError(f"no line of {request_id}:\n{service.output()}")
+    raise AssertionError(f"no log line of {request_id}:\n{service.output()}")

@@ -1,4 +1,4 @@
-"""deploy/rill.service: systemd finds it valid, its times fit Rill's, and its own line starts what it says."""
+"""deploy/rill.service is valid, its timeouts fit Rill's, and its command starts the service."""
 
 import os
 import re
@@ -22,14 +22,14 @@ UNIT = (ROOT / "deploy" / "rill.service").read_text("utf-8")
 VALUES = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
 ANALYZE = shutil.which("systemd-analyze")
 NEEDS_SYSTEMD = pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
-# Of 10, as `systemd-analyze security` counts what a service could still do; 9.6 without a word of protection.
+# The exposure level (0 to 10) of `systemd-analyze security`; 9.6 without any protection.
 MOST_EXPOSED = 2.0
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, for the folder of these tests and their Python."""
+    """Return the unit, adapted to this repository and this Python."""
     path = tmp_path / "rill.service"
     here = UNIT.replace("/opt/rill/.venv/bin", str(Path(sys.executable).parent)).replace("/opt/rill", str(ROOT))
     path.write_text(here)
@@ -37,7 +37,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def analyze(*arguments: str) -> str:
-    """What systemd-analyze says, having found nothing wrong."""
+    """Return the output of systemd-analyze; fail if it found an error."""
     assert ANALYZE
     done = subprocess.run([ANALYZE, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,37 +45,37 @@ def analyze(*arguments: str) -> str:
 
 
 @NEEDS_SYSTEMD
-def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert analyze("verify", str(unit)) == ""
 
 
 @NEEDS_SYSTEMD
-def test_a_service_that_was_taken_over_could_do_little(unit: Path) -> None:
-    said = analyze("security", "--offline=yes", "--no-pager", str(unit))
-    (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", said)
+def test_the_sandbox_limits_a_compromised_service(unit: Path) -> None:
+    output = analyze("security", "--offline=yes", "--no-pager", str(unit))
+    (exposure,) = re.findall(r"Overall exposure level.*?: ([\d.]+)", output)
     assert float(exposure) <= MOST_EXPOSED
 
 
-def test_systemd_waits_for_the_drain() -> None:
+def test_systemd_waits_for_the_graceful_shutdown() -> None:
     assert float(VALUES["TimeoutStopSec"]) > DEFAULTS["shutdown_grace_seconds"] + 4  # as gunicorn.conf.py has it
     assert VALUES["KillMode"] == "mixed"
 
 
-def test_the_descriptors_are_enough_for_every_stream() -> None:
-    wanted = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
-    assert int(VALUES["LimitNOFILE"]) >= wanted
+def test_the_file_descriptor_limit_suffices_for_every_stream() -> None:
+    needed = 2 * DEFAULTS["max_streams"] + WAITING_CONNECTIONS + RESERVED_DESCRIPTORS
+    assert int(VALUES["LimitNOFILE"]) >= needed
 
 
 @pytest.fixture
 def notices(tmp_path: Path) -> Iterator[socket.socket]:
-    """The socket at which systemd hears from a service of Type=notify."""
+    """Yield a notification socket, as systemd provides it for Type=notify."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20)
         yield listening
 
 
-def test_its_line_starts_rill_which_tells_systemd_and_drains_at_its_signal(
+def test_its_command_starts_rill_which_notifies_systemd_and_shuts_down_gracefully(
     notices: socket.socket, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())

@@ -1,4 +1,4 @@
-"""The fixtures of the fault suite: servers that can be looked into, and must be unharmed after each test."""
+"""The fixtures of the fault suite: servers with a probe, which must have leaked nothing after each test."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -6,20 +6,20 @@ from contextlib import ExitStack
 import pytest
 from server import Rill, StartRill
 from upstream import Upstream
-from witness import PROBE, SETTINGS, probed, unharmed
+from witness import PROBE, SETTINGS, assert_no_leaks, probed
 
 
 @pytest.fixture
 def service(share_rill: StartRill, request: pytest.FixtureRequest) -> Rill:
-    """A server with a probe, and with the module's ENV and ARGUMENTS if it has them."""
+    """Return a server with a probe, and with the module's ENV and ARGUMENTS if it has them."""
     arguments = (*PROBE, *getattr(request.module, "ARGUMENTS", ()))
     return share_rill(*arguments, app="probe:app", **{**SETTINGS, **getattr(request.module, "ENV", {})})
 
 
 @pytest.fixture
 def rill(service: Rill, upstream: Upstream) -> Iterator[Rill]:
-    """The module's server; slots, greenlets, descriptors and connections are back at their baseline afterwards."""
-    with unharmed(service, upstream):
+    """Yield the module's server; its slots, greenlets, descriptors and connections must return to their baseline."""
+    with assert_no_leaks(service, upstream):
         yield service
 
 

@@ -1,4 +1,4 @@
-"""The service, and one path whose exception leaves the application: for tests only, `gunicorn failing:app`."""
+"""The service with one path that raises outside the application, for tests only: `gunicorn failing:app`."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The service with a look inside its worker, for tests only: `gunicorn probe:app`."""
+"""The service with a route that shows the state of its worker, for tests only: `gunicorn probe:app`."""
 
 import gc
 import os
@@ -11,8 +11,8 @@ from wsgi import app
 
 
 @app.get("/__probe")
-def look_inside() -> ResponseReturnValue:
-    """Which worker this is, how many greenlets live in it, and whether no answer is open in it."""
+def probe() -> ResponseReturnValue:
+    """Return the worker's pid, its number of greenlets, and whether it has no open answer."""
     alive = sum(isinstance(each, greenlet) and not each.dead for each in gc.get_objects())
     drain = request.environ["gunicorn.socket"].connections.drain
     return jsonify(pid=os.getpid(), greenlets=alive, no_answer_open=not drain._open)

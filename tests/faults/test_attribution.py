@@ -32,18 +32,18 @@ HERE = str(Path(__file__).parent)
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """A server with an API key, short timeouts, and a route that fails outside Flask."""
+    """Return a server with an API key, short timeouts, and a route that fails outside Flask."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_START_TIMEOUT_SECONDS": "3", "RILL_IDLE_TIMEOUT_SECONDS": "3"}
     return share_rill("--pythonpath", HERE, app="failing:app", **env)
 
 
 def lines(rill: Rill) -> list[dict[str, Any]]:
-    """Every JSON line of the log."""
+    """Return every JSON line of the log."""
     return [json.loads(line) for line in rill.output().split("\n")[:-1] if line.startswith("{")]
 
 
 def logged(rill: Rill, name: str) -> dict[str, Any]:
-    """Wait for the line about the answer to the request `name`."""
+    """Wait for the log line of the request `name`, and return it."""
     deadline = time.monotonic() + 10
     while not (found := [line for line in lines(rill) if line.get("request_id") == name]):
         assert time.monotonic() < deadline, rill.output()[-3000:]
@@ -52,18 +52,18 @@ def logged(rill: Rill, name: str) -> dict[str, Any]:
 
 
 def counters(rill: Rill) -> dict[tuple[str, str], float]:
-    """What each series of the metrics counts, by its name and its labels."""
+    """Return the value of each metric series by its name and labels."""
     with rill.ask("GET", "/metrics", ALICE) as asked:
         rows = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", asked.read_rest().decode(), re.MULTILINE)
     return {(name, labels): float(value) for name, labels, value in rows}
 
 
 class Counted:
-    """What the counters rise by between the beginning and the end of the context."""
+    """The increase of each counter during the context."""
 
     def __init__(self, rill: Rill) -> None:
         self._rill = rill
-        self.risen: dict[tuple[str, str], float] = {}
+        self.increase: dict[tuple[str, str], float] = {}
 
     def __enter__(self) -> "Counted":
         self._before = counters(self._rill)
@@ -71,15 +71,17 @@ class Counted:
 
     def __exit__(self, *exc_info: object) -> None:
         now = counters(self._rill)
-        self.risen = {key: value - self._before.get(key, 0) for key, value in now.items()}
+        self.increase = {key: value - self._before.get(key, 0) for key, value in now.items()}
 
     def errors(self) -> dict[str, float]:
-        """The upstream errors, by type."""
-        rows = {labels: value for (name, labels), value in self.risen.items() if name == "rill_upstream_errors_total"}
+        """Return the increase of the upstream errors by type."""
+        rows = {
+            labels: value for (name, labels), value in self.increase.items() if name == "rill_upstream_errors_total"
+        }
         return {labels.split('"')[1]: value for labels, value in rows.items() if value}
 
 
-# Our own account
+# The operator's upstream account
 
 ACCOUNT = {
     "credit": "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade.",
@@ -88,32 +90,32 @@ ACCOUNT = {
     "organization": "This organization has been disabled.",
     "spend": "This request would exceed your workspace's monthly spend limit.",
 }
-OURS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IGNORECASE)
+ACCOUNT_WORDS = re.compile(r"credit|billing|limit|organization|workspace|disabled", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("message", ACCOUNT)
-def test_an_account_that_is_not_served_is_a_502_without_the_apis_words(
+def test_a_blocked_account_is_a_502_without_the_apis_message(
     rill: Rill, upstream: Upstream, message: str, dialect: str
 ) -> None:
     upstream.always(wire.error(400, "invalid_request_error", ACCOUNT[message]))
     with Counted(rill) as counted, ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
-        assert not OURS.search(asked.read_rest().decode())
+        assert not ACCOUNT_WORDS.search(asked.read_rest().decode())
     assert counted.errors() == {"account_blocked": 1}
     assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("begin", [(), (wire.send(wire.start()),)], ids=["first", "later"])
-def test_an_event_about_our_account_is_not_passed_on(
+def test_an_error_event_about_our_account_is_not_forwarded(
     rill: Rill, upstream: Upstream, dialect: str, begin: tuple[Step, ...]
 ) -> None:
     event = wire.stream_error("invalid_request_error", ACCOUNT["credit"])
     upstream.always(wire.head(), *begin, wire.send(event), wire.end())
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == (200 if begin and dialect != "text" else 502)
-        assert not OURS.search(asked.read_rest().decode())
+        assert not ACCOUNT_WORDS.search(asked.read_rest().decode())
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,9 @@ def test_an_event_about_our_account_is_not_passed_on(
         "messages: at least one message is required",
     ],
 )
-def test_an_error_of_the_request_stays_the_clients_with_its_words(rill: Rill, upstream: Upstream, message: str) -> None:
+def test_an_error_of_the_request_is_a_400_with_the_upstreams_message(
+    rill: Rill, upstream: Upstream, message: str
+) -> None:
     upstream.always(wire.error(400, "invalid_request_error", message))
     with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert (asked.status, asked.read_rest().decode().strip()) == (400, message)
@@ -157,7 +161,7 @@ def test_every_response_of_the_upstream_that_is_not_2xx_is_counted(
     assert len(upstream.requests) == count
 
 
-# A total outage, whatever its form
+# A total outage of any kind
 
 Form = tuple[Step, ...]
 OUTAGES: dict[str, Form] = {
@@ -172,13 +176,13 @@ OUTAGES: dict[str, Form] = {
     "HTML": (wire.status(200, {"content-type": "text/html"}, b"<h1>Log in"),),
     "silence": (wire.silence(),),
     "silence in the answer": (*BEGUN, wire.silence()),
-    "cut": (*BEGUN, wire.close()),
+    "truncated": (*BEGUN, wire.close()),
     "an error in the answer": (*BEGUN, wire.send(wire.stream_error()), wire.end()),
 }
 
 
-def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
-    """Evaluate an alert of docs/alerts.yml, with what the counters have risen by in place of their rates."""
+def fires(rule: str, increase: dict[tuple[str, str], float]) -> bool:
+    """Evaluate an alert of docs/alerts.yml with the increases of the counters in place of their rates."""
     (group,) = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text("utf-8"))["groups"]
     (expression,) = [each["expr"] for each in group["rules"] if each.get("alert") == rule]
 
@@ -187,40 +191,38 @@ def fires(rule: str, risen: dict[tuple[str, str], float]) -> bool:
         pattern = re.compile(values)
         matching = [
             value
-            for (name, labels), value in risen.items()
+            for (name, labels), value in increase.items()
             if name == metric and pattern.fullmatch(re.search(rf'\b{label}="([^"]*)"', labels)[1])  # type: ignore[index]
         ]
         return repr(float(sum(matching)))
 
-    numbers = re.sub(r'sum\(rate\((\w+)\{(\w+)=~"([^"]*)"\}\[\w+\]\)\)', total, expression)
-    assert re.fullmatch(r"[\d.e+\s/()>-]+", numbers), numbers
-    left, right = (part.split("/") for part in numbers.split(">"))
+    formula = re.sub(r'sum\(rate\((\w+)\{(\w+)=~"([^"]*)"\}\[\w+\]\)\)', total, expression)
+    assert re.fullmatch(r"[\d.e+\s/()>-]+", formula), formula
+    left, right = (part.split("/") for part in formula.split(">"))
     over, under = map(float, left)
-    return bool(under) and over / under > float(right[0])  # x / 0 is NaN, which is over nothing
+    return bool(under) and over / under > float(right[0])  # x / 0 is NaN, which is never greater
 
 
 @pytest.mark.parametrize("form", OUTAGES)
 @pytest.mark.parametrize("dialect", ["text", "anthropic"])
-def test_a_total_outage_fires_its_alert_whatever_its_form(
-    rill: Rill, upstream: Upstream, form: str, dialect: str
-) -> None:
+def test_a_total_outage_of_any_kind_fires_the_alert(rill: Rill, upstream: Upstream, form: str, dialect: str) -> None:
     upstream.always(*OUTAGES[form])
     with Counted(rill) as counted, ask(rill, dialect, ALICE, model="claude-sonnet-5-5") as asked:
         asked.read_rest()
-    assert fires("RillUpstreamDown", counted.risen)
+    assert fires("RillUpstreamDown", counted.increase)
     assert counted.errors()
 
 
-def test_an_upstream_that_cannot_be_reached_fires_the_alert(start_rill: StartRill) -> None:
+def test_an_unreachable_upstream_fires_the_alert(start_rill: StartRill) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     rill = start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}")
     with Counted(rill) as counted, ask(rill, "text", ALICE, model=MISSING) as asked:
         assert asked.status == 502
-    assert fires("RillUpstreamDown", counted.risen)
+    assert fires("RillUpstreamDown", counted.increase)
 
 
-def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
+def test_client_errors_fire_no_alert(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.error(400, "invalid_request_error", "prompt is too long"))
     upstream.script(wire.error(404, "not_found_error", "model: claude-nothing-9"))
     upstream.script(*BEGUN, wire.silence())
@@ -228,33 +230,31 @@ def test_the_clients_own_faults_fire_no_alert(rill: Rill, upstream: Upstream) ->
         for status in (400, 404):
             with ask(rill, "text", ALICE, model=MISSING) as asked:
                 assert asked.status == status
-        with ask(rill, "text", ALICE, name="leaves", model=MISSING) as asked:
+        with ask(rill, "text", ALICE, name="disconnects", model=MISSING) as asked:
             asked.next_chunk()
-        logged(rill, "leaves")
-    assert not fires("RillUpstreamDown", counted.risen)
+        logged(rill, "disconnects")
+    assert not fires("RillUpstreamDown", counted.increase)
 
 
 # A model that the upstream does not know
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_chosen_model_that_does_not_exist_is_a_404_that_names_it(
+def test_an_unknown_model_that_the_client_chose_is_a_404_that_names_it(
     rill: Rill, upstream: Upstream, dialect: str
 ) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-nothing-9"))
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 404
-        told = asked.read_rest().decode()
-    assert "claude-nothing-9" in told
+        body = asked.read_rest().decode()
+    assert "claude-nothing-9" in body
     if dialect in ("anthropic", "openai"):
-        assert json.loads(told)["error"]["type"] == "not_found_error"
+        assert json.loads(body)["error"]["type"] == "not_found_error"
     assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize("dialect", ["text", "sse", "openai"])
-def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
-    rill: Rill, upstream: Upstream, dialect: str
-) -> None:
+def test_an_unknown_default_model_is_a_502(rill: Rill, upstream: Upstream, dialect: str) -> None:
     upstream.always(wire.error(404, "not_found_error", "model: claude-sonnet-5-5"))
     with ask(rill, dialect, ALICE, model=None) as asked:
         assert asked.status == 502
@@ -262,7 +262,7 @@ def test_a_default_model_that_does_not_exist_is_not_the_clients_fault(
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("step", [OUTAGES["404 address"][0], OUTAGES["404 of the API"][0]], ids=["HTML", "JSON"])
-def test_a_wrong_address_of_the_upstream_stays_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
+def test_a_wrong_upstream_url_is_a_502(rill: Rill, upstream: Upstream, dialect: str, step: Step) -> None:
     upstream.always(step)
     with ask(rill, dialect, ALICE, model=MISSING) as asked:
         assert asked.status == 502
@@ -272,7 +272,7 @@ def test_a_wrong_address_of_the_upstream_stays_a_502(rill: Rill, upstream: Upstr
 
 
 def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.socket:
-    """Ask through a small receive buffer, and read nothing yet."""
+    """Send a request on a socket with a small receive buffer, and read nothing yet."""
     connected = socket.socket()
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     connected.settimeout(30)
@@ -281,11 +281,13 @@ def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.
     return connected
 
 
-def test_the_time_in_which_a_client_does_not_read_is_not_the_models_keep_alive(rill: Rill, upstream: Upstream) -> None:
+def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream(
+    rill: Rill, upstream: Upstream
+) -> None:
     text = "~" * 400_000
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(text)), wire.send(wire.stop()), wire.end())
     with connect_slowly(rill, "reads-late") as reader:
-        time.sleep(5)  # longer than the idle timeout, shorter than that of a client that does not read
+        time.sleep(5)  # longer than the idle timeout, shorter than the timeout of a client that does not read
         got = b""
         while piece := reader.recv(65536):
             got += piece
@@ -293,21 +295,19 @@ def test_the_time_in_which_a_client_does_not_read_is_not_the_models_keep_alive(r
     assert logged(rill, "reads-late")["outcome"] == "completed"
 
 
-def test_a_silent_upstream_behind_a_client_that_reads_late_is_still_an_idle_timeout(
-    rill: Rill, upstream: Upstream
-) -> None:
+def test_a_silent_upstream_is_an_idle_timeout_even_if_the_client_reads_late(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.silence())
-    with connect_slowly(rill, "silent-behind") as reader:
+    with connect_slowly(rill, "late-and-idle") as reader:
         time.sleep(4)
         begun = time.monotonic()
         while reader.recv(65536):
             pass
         assert 2 <= time.monotonic() - begun < 7
-    assert logged(rill, "silent-behind")["outcome"] == "idle_timeout"
+    assert logged(rill, "late-and-idle")["outcome"] == "idle_timeout"
 
 
 def accept_slowly() -> tuple[ClientSocket, GeventSocket]:
-    """Connect two sockets: the server's, and that of a client with a small receive buffer."""
+    """Connect a server socket to a client socket with a small receive buffer, and return both."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         reader = GeventSocket()
@@ -318,7 +318,7 @@ def accept_slowly() -> tuple[ClientSocket, GeventSocket]:
 
 
 @pytest.mark.parametrize("piece", [1000, 0])
-def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> None:
+def test_bytes_that_the_clients_kernel_acknowledges_count_as_progress(piece: int) -> None:
     writer, reader = accept_slowly()
     writer.slow_seconds = 3.0
     with writer, reader:
@@ -331,8 +331,8 @@ def test_what_a_clients_kernel_acknowledges_counts_as_progress(piece: int) -> No
         sending.kill()
 
 
-def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(rill: Rill, upstream: Upstream) -> None:
-    # All of the text is taken; the reset comes while only the upstream's last bytes are awaited.
+def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstream: Upstream) -> None:
+    # The client has received all text; it resets while Rill waits only for the upstream's last bytes.
     upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
     with ask(rill, "text", ALICE, name="resets", model=MISSING) as asked:
         assert asked.next_chunk() == b"some "
@@ -343,27 +343,27 @@ def test_a_client_that_leaves_with_the_last_bytes_unsent_was_not_served_whole(ri
     assert logged(rill, "resets")["outcome"] == "client_disconnected"
 
 
-# What the upstream said last
+# The upstream's last event
 
 
-@pytest.mark.parametrize("cut", [wire.end(), wire.close()], ids=["end", "cut"])
+@pytest.mark.parametrize("ending", [wire.end(), wire.close()], ids=["end", "close"])
 @pytest.mark.parametrize("type", ["overloaded_error", "api_error"])
-def test_an_error_event_without_its_blank_line_is_that_error(
-    rill: Rill, upstream: Upstream, type: str, cut: Step
+def test_an_error_event_without_its_blank_line_is_reported_as_that_error(
+    rill: Rill, upstream: Upstream, type: str, ending: Step
 ) -> None:
-    upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), cut)
+    upstream.script(*BEGUN, wire.send(wire.stream_error(type).rstrip(b"\n")), ending)
     name = f"unterminated-{time.monotonic_ns()}"
     with ask(rill, "sse", ALICE, name=name, model=MISSING) as asked:
-        told = asked.read_rest()
+        body = asked.read_rest()
     title = {"overloaded_error": "upstream_overloaded", "api_error": "upstream_error"}[type]
-    assert json.loads(told.split(b"event: error\ndata: ")[1])["code"] == title
+    assert json.loads(body.split(b"event: error\ndata: ")[1])["code"] == title
     assert logged(rill, name)["outcome"] == "upstream_error"
 
 
 # Rill's own failures
 
 
-def test_an_exception_that_leaves_the_application_is_an_internal_error(rill: Rill) -> None:
+def test_an_exception_outside_the_application_is_an_internal_error(rill: Rill) -> None:
     with rill.ask("GET", "/__fail?q=canary-prompt-of-a-client") as asked:
         assert asked.status == 500
     found = [line for line in lines(rill) if "RuntimeError" in line.get("exception", "")]
@@ -374,39 +374,41 @@ def test_an_exception_that_leaves_the_application_is_an_internal_error(rill: Ril
     assert "canary" not in rill.output()
 
 
-def test_what_cannot_be_parsed_is_no_internal_error(rill: Rill) -> None:
+def test_an_unparseable_request_is_not_an_internal_error(rill: Rill) -> None:
     with Conversation(rill.port, b"hello\r\n\r\n") as asked:
         assert asked.status == 400
     assert "A request could not be read" in rill.output()
 
 
-# Keys and paths
+# API keys and paths
 
 
-def test_a_missing_key_and_a_wrong_one_are_told_apart(rill: Rill) -> None:
-    told = []
+def test_a_missing_and_a_wrong_api_key_get_different_messages(rill: Rill) -> None:
+    messages = []
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         with rill.ask("GET", "/stream?q=hi", headers) as asked:
             assert asked.status == 401
-            told.append(asked.read_rest().decode())
-    assert "needed" in told[0]
-    assert "not valid" in told[1]
+            messages.append(asked.read_rest().decode())
+    assert "needed" in messages[0]
+    assert "not valid" in messages[1]
 
 
-def refusals_of(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+def rejections_in_log(rill: Rill, condition: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     time.sleep(0.1)
     return [line for line in lines(rill) if line["event"] == "rejected" and condition(line)]
 
 
-def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: Rill) -> None:
-    time.sleep(1)  # the lines of the tests before count
-    wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "refused-401"}
+def test_a_401_and_a_404_are_logged_with_their_path_and_no_secret(rill: Rill) -> None:
+    time.sleep(1)  # earlier tests count towards the limit of lines per second
+    wrong = {"Authorization": "Bearer wrong-key-of-somebody", "X-Request-Id": "rejected-401"}
     with rill.ask("GET", "/stream?q=canary-prompt", wrong) as asked:
         assert asked.status == 401
     secret = "/x%0a%1b%5b31mFORGED/wrong-key-of-somebody/sk-ant-api03-abcdefgh/sk-test-key?q=canary"
-    with rill.ask("GET", secret, {**wrong, "X-Request-Id": "refused-404"}) as asked:
+    with rill.ask("GET", secret, {**wrong, "X-Request-Id": "rejected-404"}) as asked:
         assert asked.status == 404
-    unauthorized, not_found = refusals_of(rill, lambda line: line["request_id"] in ("refused-401", "refused-404"))
+    unauthorized, not_found = rejections_in_log(
+        rill, lambda line: line["request_id"] in ("rejected-401", "rejected-404")
+    )
     assert (unauthorized["status"], unauthorized["problem"], unauthorized["path"]) == (401, "unauthorized", "/stream")
     assert unauthorized["address"] == "127.0.0.1"
     assert (not_found["status"], not_found["problem"]) == (404, "not_found")
@@ -415,7 +417,7 @@ def test_a_401_and_a_404_leave_a_line_with_their_path_and_nothing_secret(rill: R
         assert word not in json.dumps([unauthorized, not_found])
 
 
-def test_a_flood_of_refusals_is_a_few_lines_a_second(rill: Rill) -> None:
+def test_a_flood_of_rejections_logs_a_few_lines_per_second(rill: Rill) -> None:
     time.sleep(1)
     begun = time.monotonic()
     for _ in range(60):
@@ -425,6 +427,6 @@ def test_a_flood_of_refusals_is_a_few_lines_a_second(rill: Rill) -> None:
     time.sleep(1)
     with rill.ask("GET", "/flood/stream/messages") as asked:
         assert asked.status == 404
-    written = refusals_of(rill, lambda line: line["path"].startswith("/*/stream"))
+    written = rejections_in_log(rill, lambda line: line["path"].startswith("/*/stream"))
     assert len(written) <= 5 * (seconds + 2) + 1
     assert sum(line["left_out"] + 1 for line in written) == 61

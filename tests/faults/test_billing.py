@@ -1,4 +1,4 @@
-"""One question is paid for once: what may be sent to the upstream again, and what clients are told of trying again."""
+"""One request is billed once: which requests Rill repeats, and what `x-should-retry` says."""
 
 import json
 import re
@@ -24,18 +24,18 @@ BODY = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": [{"role": "u
 JSON = {"Content-Type": "application/json"}
 ALICE = {"Authorization": "Bearer of-alice"}
 STREAMED = ("text", "sse", "anthropic", "openai", "openai whole")
-HANG_UPS = {"close": wire.close(), "reset": wire.reset()}
+CLOSES = {"close": wire.close(), "reset": wire.reset()}
 
 
 @pytest.fixture
 def rill(share_rill: StartRill) -> Rill:
-    """The server of most tests here, with a client's API key and short timeouts."""
+    """Return a server with an API key and short timeouts."""
     env = {"RILL_API_KEYS": "alice=of-alice", "RILL_IDLE_TIMEOUT_SECONDS": "2", "RILL_START_TIMEOUT_SECONDS": "8"}
     return share_rill(**env)
 
 
 def keep_a_connection(rill: Rill, upstream: Upstream) -> None:
-    """Leave an idle connection to the upstream, which the next request takes."""
+    """Open an idle connection to the upstream, which the next request uses."""
     upstream.script(*wire.answer("warm"))
     with ask(rill, "text", ALICE) as asked:
         assert asked.read_rest() == b"warm"
@@ -43,22 +43,22 @@ def keep_a_connection(rill: Rill, upstream: Upstream) -> None:
     upstream.clear()
 
 
-# What is sent again
+# Repeated requests
 
 
-@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("how", CLOSES)
 @pytest.mark.parametrize("way", STREAMED)
-def test_a_streamed_request_whose_connection_closes_at_once_is_sent_three_times_at_most(
+def test_a_streamed_request_whose_connection_closes_at_once_is_sent_at_most_three_times(
     rill: Rill, upstream: Upstream, way: str, how: str
 ) -> None:
     keep_a_connection(rill, upstream)
-    upstream.always(HANG_UPS[how])
+    upstream.always(CLOSES[how])
     with ask(rill, way, ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 3
 
 
-def test_a_kept_connection_that_was_just_closed_is_not_noticed(rill: Rill, upstream: Upstream) -> None:
+def test_a_stale_connection_is_invisible_to_the_client(rill: Rill, upstream: Upstream) -> None:
     keep_a_connection(rill, upstream)
     upstream.script(wire.close())
     upstream.script(*wire.answer("here"))
@@ -67,7 +67,7 @@ def test_a_kept_connection_that_was_just_closed_is_not_noticed(rill: Rill, upstr
     assert len(upstream.requests) == 2
 
 
-@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("how", CLOSES)
 @pytest.mark.parametrize("way", STREAMED)
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "fresh"])
 def test_a_request_that_the_upstream_may_have_processed_is_sent_once(
@@ -75,20 +75,18 @@ def test_a_request_that_the_upstream_may_have_processed_is_sent_once(
 ) -> None:
     if kept:
         keep_a_connection(rill, upstream)
-    upstream.always(wire.pause(0.7), HANG_UPS[how])
+    upstream.always(wire.pause(0.7), CLOSES[how])
     with ask(rill, way, ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", HANG_UPS)
+@pytest.mark.parametrize("how", CLOSES)
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "fresh"])
-def test_a_request_that_is_not_streamed_is_never_sent_again(
-    rill: Rill, upstream: Upstream, how: str, kept: bool
-) -> None:
+def test_a_non_streamed_request_is_never_repeated(rill: Rill, upstream: Upstream, how: str, kept: bool) -> None:
     if kept:
         keep_a_connection(rill, upstream)
-    upstream.always(HANG_UPS[how])
+    upstream.always(CLOSES[how])
     with ask(rill, "anthropic whole", ALICE) as asked:
         assert asked.status == 502
     assert len(upstream.requests) == 1
@@ -112,27 +110,27 @@ FIRST_ERRORS = {
     "authentication_error": (502, 1),
     "invalid_request_error": (400, 1),
 }
-PAUSES = {"at once": (), "behind a ping": (wire.send(wire.ping()),)}
+PAUSES = {"at once": (), "after a ping": (wire.send(wire.ping()),)}
 
 
 @pytest.mark.parametrize("type", FIRST_ERRORS)
 @pytest.mark.parametrize("way", STREAMED)
-def test_an_error_as_the_first_event_is_a_true_status_after_the_same_count_of_attempts(
+def test_an_error_as_the_first_event_is_retried_and_reported_like_its_status(
     rill: Rill, upstream: Upstream, way: str, type: str
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error(type, "max_tokens: 9 is odd")), wire.end())
     status, requests = FIRST_ERRORS[type]
     with ask(rill, way, ALICE) as asked:
         assert asked.status == status
-        told = asked.read_rest()
+        body = asked.read_rest()
         assert asked.headers.get("retry-after") == ("1" if status in (429, 503) else None)
-    assert (b"max_tokens: 9 is odd" in told) == (status == 400)
+    assert (b"max_tokens: 9 is odd" in body) == (status == 400)
     assert len(upstream.requests) == requests
 
 
 @pytest.mark.parametrize("before", PAUSES)
 @pytest.mark.parametrize("way", STREAMED)
-def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
+def test_a_transient_overload_as_the_first_event_is_invisible_to_the_client(
     rill: Rill, upstream: Upstream, way: str, before: str
 ) -> None:
     head = wire.head({"request-id": "req_of_the_first"})
@@ -140,16 +138,16 @@ def test_an_overload_as_the_first_event_that_passes_is_not_noticed(
     upstream.script(*wire.answer("here"))
     with ask(rill, way, ALICE) as asked:
         assert asked.status == 200
-        told = asked.read_rest()
+        body = asked.read_rest()
         assert asked.ended == "clean"
         if way == "anthropic":
             assert asked.headers["request-id"] == wire.REQUEST_ID
-    assert b"here" in told
-    assert b"error" not in told
+    assert b"here" in body
+    assert b"error" not in body
     assert [each.outcome for each in upstream.answers] == ["left", "sent"]
 
 
-def test_an_error_behind_the_first_event_is_not_asked_again(rill: Rill, upstream: Upstream) -> None:
+def test_an_error_after_the_first_event_is_not_retried(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.head(), wire.send(wire.start()), wire.send(wire.stream_error()), wire.end())
     with ask(rill, "sse", ALICE) as asked:
         assert asked.status == 200
@@ -165,29 +163,29 @@ def test_no_overload_is_retried_beyond_the_start_timeout(start_rill: StartRill, 
     assert len(upstream.requests) == 1
 
 
-# What is complete is delivered
+# Complete answers
 
 MESSAGE = {"type": "message", "content": [{"type": "text", "text": "paid"}], "stop_reason": "end_turn", "usage": {}}
 
 
-def test_a_whole_message_is_delivered_though_its_last_chunk_never_comes(rill: Rill, upstream: Upstream) -> None:
+def test_a_complete_message_is_delivered_even_if_its_last_chunk_never_arrives(rill: Rill, upstream: Upstream) -> None:
     body = json.dumps(MESSAGE).encode()
     upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.silence())
     with ask(rill, "anthropic whole", ALICE) as asked:
         assert (asked.status, asked.read_rest(), asked.ended) == (200, body, "clean")
 
 
-@pytest.mark.parametrize("how", HANG_UPS)
-def test_a_whole_message_is_delivered_though_its_connection_breaks_behind_it(
+@pytest.mark.parametrize("how", CLOSES)
+def test_a_complete_message_is_delivered_even_if_its_connection_is_lost_afterwards(
     rill: Rill, upstream: Upstream, how: str
 ) -> None:
     body = json.dumps(MESSAGE).encode()
-    upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.pause(0.2), HANG_UPS[how])
+    upstream.script(wire.head({"content-type": "application/json"}), wire.send(body), wire.pause(0.2), CLOSES[how])
     with ask(rill, "anthropic whole", ALICE) as asked:
         assert (asked.status, asked.read_rest()) == (200, body)
 
 
-def test_half_a_message_is_still_a_timeout(rill: Rill, upstream: Upstream) -> None:
+def test_an_incomplete_message_is_a_timeout(rill: Rill, upstream: Upstream) -> None:
     half = json.dumps(MESSAGE).encode()[:-1]
     upstream.script(wire.head({"content-type": "application/json"}), wire.send(half), wire.silence())
     with ask(rill, "anthropic whole", ALICE) as asked:
@@ -195,10 +193,10 @@ def test_half_a_message_is_still_a_timeout(rill: Rill, upstream: Upstream) -> No
 
 
 class Cancellation(Exception):
-    """What a deadline or a stop throws into the greenlet of an answer."""
+    """The exception that a timeout or a shutdown raises in the greenlet of an answer."""
 
 
-def test_an_interruption_while_only_trailing_bytes_are_awaited_ends_nothing(upstream: Upstream) -> None:
+def test_a_cancellation_after_the_last_event_is_ignored(upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("paid"), wire.stop()), wire.silence())
     client = Client(Settings(ANTHROPIC_API_KEY="sk-test-key"), upstream.url, 1)
     answer = client.ask(Prompt("claude-sonnet-5-5", 50, BODY["messages"]), 5)  # type: ignore[arg-type]
@@ -212,12 +210,12 @@ def test_an_interruption_while_only_trailing_bytes_are_awaited_ends_nothing(upst
     while not any(isinstance(event, End) for event in got):
         gevent.sleep(0.001)
     gevent.sleep(0)
-    reader.kill(Cancellation("a stop"), block=False)
+    reader.kill(Cancellation("shutdown"), block=False)
     reader.get()  # raises what read() raised
     answer.close()
 
 
-# A Range joins two answers
+# Range requests
 
 RANGED = {
     "GET /stream": ("GET", "/stream?q=hi", b""),
@@ -228,7 +226,7 @@ RANGED = {
 
 @pytest.mark.parametrize("route", RANGED)
 @pytest.mark.parametrize("wanted", ["bytes=1-", "bytes=512-", "bytes=5-9", "Bytes = 12-"])
-def test_the_rest_of_an_answer_is_a_412_and_no_new_answer(
+def test_a_range_for_the_rest_of_an_answer_is_a_412_and_sends_nothing_upstream(
     rill: Rill, upstream: Upstream, route: str, wanted: str
 ) -> None:
     method, path, body = RANGED[route]
@@ -241,7 +239,7 @@ def test_the_rest_of_an_answer_is_a_412_and_no_new_answer(
 
 @pytest.mark.parametrize("route", RANGED)
 @pytest.mark.parametrize("wanted", ["bytes=0-", "bytes=00-", "bytes=-5", "lines=1-", "bytes=", ""])
-def test_any_other_range_is_answered_whole(rill: Rill, upstream: Upstream, route: str, wanted: str) -> None:
+def test_any_other_range_gets_the_complete_answer(rill: Rill, upstream: Upstream, route: str, wanted: str) -> None:
     upstream.script(*wire.answer("whole"))
     method, path, body = RANGED[route]
     with rill.ask(method, path, {"Authorization": "Bearer of-alice", "Range": wanted}, body) as asked:
@@ -249,13 +247,13 @@ def test_any_other_range_is_answered_whole(rill: Rill, upstream: Upstream, route
         assert b"whole" in asked.read_rest()
 
 
-CUT = (wire.head(), wire.send(wire.opening(), wire.text("half an answer")), wire.pause(0.1), wire.close())
+TRUNCATED = (wire.head(), wire.send(wire.opening(), wire.text("half an answer")), wire.pause(0.1), wire.close())
 KEY = "--header=Authorization: Bearer of-alice"
 
 
 @pytest.mark.skipif(not shutil.which("wget"), reason="needs wget")
 def test_wget_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: Path) -> None:
-    upstream.script(*CUT)
+    upstream.script(*TRUNCATED)
     upstream.always(*wire.answer("another answer, which is a longer one"))
     command = ["wget", "-q", "--tries=3", "--waitretry=1", KEY, "-O", "answer", f"{rill.url}/stream?q=hi"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
@@ -266,7 +264,7 @@ def test_wget_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_curl_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: Path) -> None:
-    upstream.script(*CUT)
+    upstream.script(*TRUNCATED)
     upstream.always(*wire.answer("another answer, which is a longer one"))
     command = ["curl", "-sfN", "-C", "-", KEY, "-o", "answer", f"{rill.url}/stream?q=hi"]
     command[4] = "-HAuthorization: Bearer of-alice"
@@ -277,7 +275,7 @@ def test_curl_never_joins_two_answers(rill: Rill, upstream: Upstream, tmp_path: 
     assert len(upstream.requests) == 1
 
 
-# What an SDK is told of trying again
+# x-should-retry
 
 AT_ONCE = {"retry-after": "0"}
 
@@ -300,19 +298,19 @@ ADVICE: dict[str, tuple[Sequence[Step], int, str | None, int]] = {
         [wire.error(400, "invalid_request_error", "no", {"retry-after": "9", "x-should-retry": "true"})],
         400, "true", 1,
     ),
-    "a yes that was tried": (
+    "a yes after retries": (
         [wire.error(400, "invalid_request_error", "no", {"retry-after": "0", "x-should-retry": "true"})],
         400, "false", 3,
     ),
     "gateway timeout": ([wire.error(504, "api_error", "no", AT_ONCE)], 504, "false", 1),
-    "cut late": ([wire.pause(0.7), wire.close()], 502, "false", 1),
-    "cut after its head": ([wire.head(), wire.close()], 502, "false", 1),
+    "lost late": ([wire.pause(0.7), wire.close()], 502, "false", 1),
+    "truncated after its head": ([wire.head(), wire.close()], 502, "false", 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("way", ["anthropic", "openai"])
 @pytest.mark.parametrize("case", ADVICE)
-def test_an_sdk_is_told_not_to_multiply_what_was_tried_or_cannot_help(
+def test_x_should_retry_is_false_after_rills_retries_and_if_a_retry_cannot_help(
     rill: Rill, upstream: Upstream, case: str, way: str
 ) -> None:
     steps, status, advice, requests = ADVICE[case]
@@ -322,14 +320,14 @@ def test_an_sdk_is_told_not_to_multiply_what_was_tried_or_cannot_help(
     assert len(upstream.requests) == requests
 
 
-def test_a_wrong_key_and_an_unknown_route_are_not_worth_a_retry(rill: Rill) -> None:
+def test_x_should_retry_is_false_for_a_wrong_api_key_and_an_unknown_route(rill: Rill) -> None:
     with ask(rill, "anthropic", {"Authorization": "Bearer wrong"}) as asked:
         assert (asked.status, asked.headers["x-should-retry"]) == (401, "false")
     with rill.ask("POST", "/v1/nothing") as asked:
         assert (asked.status, asked.headers["x-should-retry"]) == (404, "false")
 
 
-def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: Upstream) -> None:
+def test_rills_own_rate_limit_does_not_forbid_a_retry(start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill(RILL_RATE_LIMIT="1/hour", RILL_API_KEYS="alice=of-alice")
     upstream.always(*wire.answer("ok"))
     with ask(rill, "anthropic", ALICE) as asked:
@@ -341,7 +339,7 @@ def test_our_own_rate_limit_may_be_waited_for(start_rill: StartRill, upstream: U
         assert not re.search(r"later|moment", message["error"]["message"])
 
 
-def test_plain_text_has_no_header_for_sdks(rill: Rill, upstream: Upstream) -> None:
+def test_a_plain_text_response_has_no_x_should_retry(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(401, "authentication_error", "no"))
     with ask(rill, "text", ALICE) as asked:
         assert (asked.status, asked.headers.get("x-should-retry")) == (502, None)

@@ -1,4 +1,4 @@
-"""A client that leaves, at whatever moment and in whatever way, stops its answer: nobody pays for what nobody reads."""
+"""A disconnect at any moment and in any way cancels the upstream request, so you stop paying."""
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Conversation], None]] = {"FIN": Conversation.close, "R
 
 
 def reach(phase: str, asked: Conversation, upstream: Upstream) -> None:
-    """Wait until the answer is in the phase, with everything read that has come."""
+    """Wait until the answer is in the phase, and read everything that has arrived."""
     upstream.wait_for_requests(1)
     if phase != "no headers":
         assert asked.read_until(b"one ")
@@ -40,7 +40,7 @@ def assert_upstream_closed_once(upstream: Upstream) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dialect", ["text", "sse"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_leaving_closes_the_upstream_and_is_logged(
+def test_a_disconnect_closes_the_upstream_connection_and_is_logged(
     rill: Rill, upstream: Upstream, phase: str, dialect: str, way: str
 ) -> None:
     upstream.script(*PHASES[phase])
@@ -55,7 +55,7 @@ def test_leaving_closes_the_upstream_and_is_logged(
 
 
 @pytest.mark.parametrize("phase", ["text flows", "silence"])
-def test_a_library_that_closes_its_response_closes_the_upstream(rill: Rill, upstream: Upstream, phase: str) -> None:
+def test_closing_a_librarys_response_closes_the_upstream_connection(rill: Rill, upstream: Upstream, phase: str) -> None:
     upstream.script(*PHASES[phase])
     name = name_request()
     with requests.get(
@@ -68,7 +68,7 @@ def test_a_library_that_closes_its_response_closes_the_upstream(rill: Rill, upst
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Upstream, phase: str) -> None:
+def test_interrupting_curl_closes_the_upstream_connection(rill: Rill, upstream: Upstream, phase: str) -> None:
     upstream.script(*PHASES[phase])
     name = name_request()
     command = ["curl", "-sN", "-H", f"X-Request-Id: {name}", f"{rill.url}/stream?q=hello"]
@@ -83,7 +83,7 @@ def test_a_curl_that_is_interrupted_closes_the_upstream(rill: Rill, upstream: Up
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
-def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstream) -> None:
+def test_a_half_closed_connection_counts_as_a_disconnect(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*PHASES["silence"])
     name = name_request()
     with ask(rill, name=name) as asked:
@@ -94,18 +94,18 @@ def test_a_half_closed_connection_is_taken_for_left(rill: Rill, upstream: Upstre
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
-def test_leaving_during_a_retrys_pause_lets_no_second_request_out(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_during_the_pause_before_a_retry_cancels_the_retry(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "Overloaded"))
     name = name_request()
     with ask(rill, name=name):
-        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the refusal")
+        upstream.wait_until(lambda: bool(upstream.answers) and upstream.answers[0].outcome == "sent", "the rejection")
     assert logged(rill, name, timeout=0.3)["outcome"] == "client_disconnected"
     time.sleep(1.5)  # longer than the pause would have been
     assert len(upstream.requests) == 1
 
 
-def test_a_client_that_has_read_done_may_close_at_once(rill: Rill, upstream: Upstream) -> None:
-    # The upstream's last chunk is not its last byte: an EventSource's code closes in between.
+def test_an_answer_is_completed_if_the_client_closes_after_done(rill: Rill, upstream: Upstream) -> None:
+    # The upstream's last event is not its last byte: the code of an EventSource closes in between.
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("all"), wire.stop()), wire.silence())
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
@@ -114,7 +114,7 @@ def test_a_client_that_has_read_done_may_close_at_once(rill: Rill, upstream: Ups
     assert (line["outcome"], line["stop_reason"]) == ("completed", "end_turn")
 
 
-def test_a_client_that_left_before_its_request_was_read_costs_nothing_further(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_before_the_request_is_read_closes_the_upstream_connection(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.silence())
     names = [name_request() for _ in range(20)]
     for name in names:
@@ -130,7 +130,7 @@ def cpu_seconds(rill: Rill) -> float:
     return times.user + times.system
 
 
-def test_a_pipelined_request_is_not_a_leaving_and_keeps_nobody_busy(rill: Rill, upstream: Upstream) -> None:
+def test_a_pipelined_request_is_not_a_disconnect_and_uses_no_cpu_while_it_waits(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
     upstream.script(*wire.answer("second"))
     with ask(rill) as asked:
@@ -141,13 +141,13 @@ def test_a_pipelined_request_is_not_a_leaving_and_keeps_nobody_busy(rill: Rill, 
         assert cpu_seconds(rill) - before < 0.2
         upstream.open("rest")
         assert (asked.read_rest(), asked.ended) == (b"two", "clean")
-        asked.ask(b"")  # its bytes are long there
+        asked.ask(b"")  # its bytes were sent before
         assert (asked.read_rest(), asked.ended) == (b"second", "clean")
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("waited", [0, 1.2])
-def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
+def test_a_disconnect_after_pipelined_bytes_is_detected_within_two_seconds(
     rill: Rill, upstream: Upstream, way: str, waited: float
 ) -> None:
     upstream.script(*PHASES["silence"])
@@ -156,19 +156,19 @@ def test_leaving_behind_pipelined_bytes_is_noticed_within_two_seconds(
     assert asked.read_until(b"one ")
     asked.socket.sendall(b"GET /healthz HTTP/1.1\r\n")
     time.sleep(waited)
-    left_at = time.monotonic()
+    disconnected_at = time.monotonic()
     WAYS[way](asked)
-    assert upstream.wait_until_left() - left_at < 2
+    assert upstream.wait_until_left() - disconnected_at < 2
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
-def test_of_two_clients_only_the_one_that_leaves_is_cut(rill: Rill, upstream: Upstream) -> None:
+def test_a_disconnect_does_not_affect_another_client(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end())
-    with ask(rill) as stays:
-        assert stays.read_until(b"one ")
-        with ask(rill) as leaves:
-            assert leaves.read_until(b"one ")
-        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's leaving")
+    with ask(rill) as first:
+        assert first.read_until(b"one ")
+        with ask(rill) as second:
+            assert second.read_until(b"one ")
+        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's disconnect")
         upstream.open("rest")
-        assert (stays.read_rest(), stays.ended) == (b"two", "clean")
+        assert (first.read_rest(), first.ended) == (b"two", "clean")
     wait_until(lambda: upstream.answers[0].outcome == "sent", lambda: "the first answer did not end")

@@ -12,22 +12,20 @@ from witness import wait_until_all_serve
 MOST_BYTES = 140_000_000
 
 
-def test_a_replaced_worker_serves_soon_and_shares_no_connection_with_another(
-    upstream: Upstream, start: Callable[..., Rill]
-) -> None:
+def test_workers_and_their_master_share_no_upstream_connection(upstream: Upstream, start: Callable[..., Rill]) -> None:
     upstream.always(*wire.answer("here"))
     rill = start(WEB_CONCURRENCY="2")
     wait_until_all_serve(rill, 2)
     for _ in range(20):
         with ask(rill, headers={"Connection": "close"}) as asked:
             assert asked.read_rest() == b"here"
-    inodes = [connected_inodes(worker, upstream.port) for worker in rill.wait_for_workers(2)]
-    assert all(inodes)
-    assert inodes[0].isdisjoint(inodes[1])
-    assert connected_inodes(psutil.Process(rill.pid), upstream.port) == set()
+    addresses = [connected_addresses(worker, upstream.port) for worker in rill.wait_for_workers(2)]
+    assert all(addresses)
+    assert addresses[0].isdisjoint(addresses[1])
+    assert connected_addresses(psutil.Process(rill.pid), upstream.port) == set()
 
 
-def test_two_idle_workers_and_their_master_fit_into_140_megabytes(
+def test_two_idle_workers_and_their_master_use_less_than_140_megabytes(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     upstream.always(*wire.answer("here"))
@@ -37,11 +35,11 @@ def test_two_idle_workers_and_their_master_fit_into_140_megabytes(
     assert sum(process.memory_full_info().pss for process in processes) < MOST_BYTES
 
 
-def test_no_thread_lives_in_the_master_when_it_forks(upstream: Upstream, start: Callable[..., Rill]) -> None:
+def test_the_master_has_a_single_thread_when_it_forks(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start()
     assert psutil.Process(rill.pid).num_threads() == 1
 
 
-def connected_inodes(process: psutil.Process, port: int) -> set[tuple[str, int]]:
-    """The local addresses of the process's connections to a port: two processes that share one would show it twice."""
+def connected_addresses(process: psutil.Process, port: int) -> set[tuple[str, int]]:
+    """Return the local addresses of a process's connections to a port; a shared connection is in two processes."""
     return {each.laddr for each in process.net_connections("tcp4") if each.raddr and each.raddr.port == port}

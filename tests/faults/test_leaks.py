@@ -1,4 +1,4 @@
-"""Memory and descriptors after many answers are what they were after the first thousand."""
+"""Memory and descriptors do not grow after the first thousand answers."""
 
 import http.client
 import itertools
@@ -9,7 +9,7 @@ import upstream as wire
 from asking import SSE, wait_until
 from server import Rill
 from upstream import Answer, Upstream
-from witness import read_gauges, rest, wait_for_rest
+from witness import baseline, read_gauges, wait_for_baseline
 
 FIRST, SHORT_FORM, FULL_FORM = 1_000, 1_000, 19_000
 CLIENTS = 6
@@ -18,15 +18,15 @@ ENV = {"RILL_MAX_STREAMS": "50", "RILL_RATE_LIMIT": "1000/second"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 SCRIPTS = {
     "whole": tuple(wire.answer("a few ", "words")),
-    "cut": (*BEGUN, wire.close()),
-    "gone": (*BEGUN, wire.silence()),
-    "refused": (wire.error(400, "invalid_request_error", "no"),),
+    "truncated": (*BEGUN, wire.close()),
+    "disconnected": (*BEGUN, wire.silence()),
+    "rejected": (wire.error(400, "invalid_request_error", "no"),),
 }
-# Of twenty answers, most are whole.
-MIX = ["whole"] * 16 + ["cut", "gone", "gone", "refused"]
+# Of twenty answers, sixteen are complete.
+MIX = ["whole"] * 16 + ["truncated", "disconnected", "disconnected", "rejected"]
 
 
-def play_what_is_asked(answer: Answer) -> None:
+def play_named_script(answer: Answer) -> None:
     for step in SCRIPTS[answer.request.json["messages"][0]["content"]]:
         step(answer)
 
@@ -37,7 +37,7 @@ def ask_once(connection: http.client.HTTPConnection, number: int) -> None:
     response = connection.getresponse()
     if kind == "whole":
         assert b"words" in response.read()
-    elif kind == "refused":
+    elif kind == "rejected":
         assert (response.status, bool(response.read())) == (400, True)
     else:
         response.read1(4)
@@ -46,7 +46,7 @@ def ask_once(connection: http.client.HTTPConnection, number: int) -> None:
 
 
 def ask_many(rill: Rill, upstream: Upstream, answers: int) -> None:
-    """Let some clients ask for so many answers in all, over kept connections."""
+    """Request `answers` answers in total, with several clients over persistent connections."""
 
     def ask_share(first: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", rill.port, timeout=20)
@@ -56,27 +56,27 @@ def ask_many(rill: Rill, upstream: Upstream, answers: int) -> None:
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(ask_share, range(CLIENTS)))
-    wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers go on")
+    wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers are open")
     upstream.clear()
-    upstream.always(play_what_is_asked)
+    upstream.always(play_named_script)
 
 
 def memory(rill: Rill) -> int:
-    """Bytes that the worker has to itself."""
+    """Return the bytes of memory that only the worker uses."""
     (worker,) = rill.workers()
     return worker.memory_full_info().uss
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("further", [SHORT_FORM, pytest.param(FULL_FORM, marks=pytest.mark.soak)])
-def test_memory_and_descriptors_after_many_answers_are_those_after_the_first_thousand(
+def test_memory_and_descriptors_do_not_grow_after_the_first_thousand_answers(
     upstream: Upstream, service: Rill, further: int
 ) -> None:
-    rest(service, upstream)
-    upstream.always(play_what_is_asked)
+    baseline(service, upstream)
+    upstream.always(play_named_script)
     ask_many(service, upstream, FIRST)
     before, held = read_gauges(service, upstream.port), memory(service)
     for answers in itertools.repeat(1_000, further // 1_000):
         ask_many(service, upstream, answers)
-    wait_for_rest(service, upstream, before)
+    wait_for_baseline(service, upstream, before)
     assert memory(service) <= MORE * held

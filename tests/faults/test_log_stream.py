@@ -1,4 +1,4 @@
-"""A log that nobody reads: no request waits for it, no worker dies of it, and the loss is counted and reported."""
+"""An unread log: no request waits for it, no worker ends because of it, and dropped lines are counted and reported."""
 
 import fcntl
 import json
@@ -28,29 +28,28 @@ ANSWER = (
     wire.send(wire.opening(), wire.text("some text"), wire.block_stop(), wire.stop()),
     wire.end(),
 )
-# Enough to fill every buffer below; a line of an answer is about 400 bytes.
+# Enough to fill every buffer below; the log line of an answer has about 400 bytes.
 MANY = 60
-SCARCE = 4096
+SMALL = 4096
 
-
-Ends = tuple[int, int]  # where to read, where to write
+Ends = tuple[int, int]  # the descriptor to read from, the descriptor to write to
 
 
 def pipe_ends() -> Ends:
     read, write = os.pipe()
-    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, SCARCE)
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, SMALL)
     return read, write
 
 
 def socket_ends() -> Ends:
     read, write = socket.socketpair()
-    write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SCARCE)
+    write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
     return read.detach(), write.detach()
 
 
 @pytest.fixture
 def ends() -> Iterator[Callable[[Callable[[], Ends]], Ends]]:
-    """Make a pair of connected descriptors that are closed at the end."""
+    """Create pairs of connected descriptors, and close them after the test."""
     with ExitStack() as stack:
 
         def make(kind: Callable[[], Ends]) -> Ends:
@@ -68,7 +67,7 @@ def close(fd: int) -> None:
 
 
 def read_available(fd: int, seconds: float = 0) -> bytes:
-    """All that can be read now, or that begins within `seconds`."""
+    """Read everything that is available now, or that begins to arrive within `seconds`."""
     got = b""
     while select.select([fd], [], [], 0 if got else seconds)[0] and (data := os.read(fd, 65536)):
         got += data
@@ -81,8 +80,8 @@ def ask_many(rill: Rill, times: int = MANY) -> None:
             assert asked.read_rest() == b"some text"
 
 
-def break_many(rill: Rill, times: int = MANY) -> None:
-    """Send what is no request, of which gunicorn's log is told."""
+def send_many_invalid(rill: Rill, times: int = MANY) -> None:
+    """Send unparseable requests, which gunicorn logs."""
     for _ in range(times):
         with raw_request(rill.port, b"NONSENSE\r\n\r\n") as asked:
             assert asked.recv(65536).startswith(b"HTTP/1.1 400 ")
@@ -94,15 +93,15 @@ def lines_dropped(rill: Rill) -> int:
     return int(found)
 
 
-def losses(written: bytes) -> int:
-    """How many lines the reports of losses say are lost."""
+def dropped_in(written: bytes) -> int:
+    """Return the number of lines that the log reports as dropped."""
     as_json = re.findall(rb'^\{"event": "log lines dropped", "lines": (\d+)', written, re.MULTILINE)
     as_text = re.findall(rb"^\[.*\] \[\d+\] \[WARNING\] (\d+) log lines were dropped", written, re.MULTILINE)
     return sum(map(int, as_json + as_text))
 
 
 @pytest.mark.parametrize("kind", [pipe_ends, socket_ends, pty.openpty], ids=["pipe", "socket", "terminal"])
-def test_a_log_that_nobody_reads_holds_up_no_request(
+def test_an_unread_log_delays_no_request(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends], kind: Callable[[], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -110,19 +109,19 @@ def test_a_log_that_nobody_reads_holds_up_no_request(
     with Rill(rill_env(upstream), outputs=(to_stdout, to_stderr)) as rill:
         before = rill.wait_for_workers(1)
         ask_many(rill)
-        break_many(rill)
+        send_many_invalid(rill)
         dropped = lines_dropped(rill)
         assert dropped > 0
-        told = read_available(stdout) + read_available(stderr)
+        log = read_available(stdout) + read_available(stderr)
         ask_many(rill, 1)
-        break_many(rill, 1)
-        told += read_available(stdout, 5) + read_available(stderr, 5)
+        send_many_invalid(rill, 1)
+        log += read_available(stdout, 5) + read_available(stderr, 5)
         assert lines_dropped(rill) == dropped
-        told = re.sub(rb"\x1b\[[\d;]*m|\r", b"", told)  # a terminal's
-        answers = len(re.findall(rb"\banswer-\d+\b", told))
-        refused = len(re.findall(rb"A request could not be read", told))
-        assert losses(told) == dropped
-        assert answers + refused + dropped == 2 * MANY + 2
+        log = re.sub(rb"\x1b\[[\d;]*m|\r", b"", log)  # escapes of the terminal
+        answers = len(re.findall(rb"\banswer-\d+\b", log))
+        rejected = len(re.findall(rb"A request could not be read", log))
+        assert dropped_in(log) == dropped
+        assert answers + rejected + dropped == 2 * MANY + 2
         assert rill.workers() == before
         assert all(os.get_blocking(each) for each in (to_stdout, to_stderr))
         close(stdout)
@@ -130,7 +129,7 @@ def test_a_log_that_nobody_reads_holds_up_no_request(
         assert rill.stop().exit_code == 0
 
 
-def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
+def test_two_workers_and_their_master_survive_an_unread_pipe(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -138,7 +137,7 @@ def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
     with Rill({**rill_env(upstream), "WEB_CONCURRENCY": "2"}, outputs=(write, write)) as rill:
         first, second = rill.wait_for_workers(2)
         ask_many(rill)
-        break_many(rill)
+        send_many_invalid(rill)
         assert rill.workers() == [first, second]
         first.kill()  # the master logs it
         first.wait(10)
@@ -146,12 +145,12 @@ def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
         ask_many(rill)
         dropped = lines_dropped(rill)
         assert dropped > 0
-        told = read_available(read)
-        for _ in range(MANY):  # whichever worker they come to
+        log = read_available(read)
+        for _ in range(MANY):  # either worker may serve them
             ask_many(rill, 1)
-            told += read_available(read, 5)
-        assert losses(told) > 0
-        lines = [line for line in told.split(b"\n") if line]
+            log += read_available(read, 5)
+        assert dropped_in(log) > 0
+        lines = [line for line in log.split(b"\n") if line]
         assert [line for line in lines if not re.fullmatch(rb"\{.*\}|\[.*\] \[\d+\] \[[A-Z]+\] .*", line)] == []
         assert second in rill.workers()
         rill.signal(signal.SIGHUP)
@@ -159,7 +158,7 @@ def test_two_workers_and_their_master_share_a_pipe_that_nobody_reads(
         assert rill.stop().exit_code == 0
 
 
-def test_a_log_whose_reader_is_gone_ends_no_worker(
+def test_a_log_whose_reader_has_exited_ends_no_worker(
     upstream: Upstream, ends: Callable[[Callable[[], Ends]], Ends]
 ) -> None:
     upstream.always(*ANSWER)
@@ -168,32 +167,32 @@ def test_a_log_whose_reader_is_gone_ends_no_worker(
         before = rill.wait_for_workers(1)
         close(read)
         ask_many(rill)
-        break_many(rill)
+        send_many_invalid(rill)
         wait_until(lambda: lines_dropped(rill) == 2 * MANY)
         assert rill.workers() == before
         assert rill.stop().exit_code == 0
 
 
-def test_a_full_disk_under_the_log_ends_no_worker(upstream: Upstream, mounted: Callable[[int], Path]) -> None:
+def test_a_log_on_a_full_disk_ends_no_worker(upstream: Upstream, mounted: Callable[[int], Path]) -> None:
     upstream.always(*ANSWER)
-    path = mounted(SCARCE) / "log"
+    path = mounted(SMALL) / "log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT)
     try:
         with Rill(rill_env(upstream), outputs=(log, log)) as rill:
             before = rill.wait_for_workers(1)
             ask_many(rill)
-            break_many(rill)
+            send_many_invalid(rill)
             assert lines_dropped(rill) > 0
             os.truncate(path, 0)
             ask_many(rill, 1)
-            wait_until(lambda: losses(path.read_bytes().lstrip(b"\0")) > 0)
+            wait_until(lambda: dropped_in(path.read_bytes().lstrip(b"\0")) > 0)
             assert rill.workers() == before
             assert rill.stop().exit_code == 0
     finally:
         os.close(log)
 
 
-# The stream by itself
+# LogStream alone
 
 
 def run_with_full_stderr(code: str, read: int, write: int) -> bytes:
@@ -218,7 +217,7 @@ gevent.sleep(0)
 keep_logs_from_blocking()
 gevent.spawn(lambda: 1 / 0).join()
 warnings.warn("w")
-print("words", file=sys.stderr)
+print("message", file=sys.stderr)
 print(count_dropped_lines())
 """
 
@@ -229,18 +228,18 @@ print(count_dropped_lines())
         "",
         pytest.param(
             "import os; os.setuid(65534)",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else"),
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its user"),
         ),
     ],
     ids=["reopened", "another user's"],
 )
-def test_tracebacks_and_warnings_do_not_wait_for_a_reader_either(
+def test_tracebacks_and_warnings_do_not_wait_for_a_reader(
     ends: Callable[[Callable[[], Ends]], Ends], prepare: str
 ) -> None:
     assert int(run_with_full_stderr(WRITE_ALL.format(prepare=prepare), *ends(pipe_ends))) >= 3
 
 
-def test_a_line_that_was_begun_is_finished_before_the_next(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+def test_a_partially_written_line_is_completed_before_the_next(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
     read, write = ends(pipe_ends)
     stream = LogStream(write, json_lines=True)
     stream.write("a" * 10_000 + "\n")
@@ -255,13 +254,15 @@ def test_a_line_that_was_begun_is_finished_before_the_next(ends: Callable[[Calla
     assert rest == [f"line {number}" for number in range(dropped, 10)]
 
 
-def test_a_child_does_not_finish_or_report_what_its_parent_began(ends: Callable[[Callable[[], Ends]], Ends]) -> None:
+def test_a_child_process_neither_completes_nor_reports_its_parents_lines(
+    ends: Callable[[Callable[[], Ends]], Ends],
+) -> None:
     read, write = ends(pipe_ends)
     stream = LogStream(write, json_lines=True)
     stream.write("a" * 10_000 + "\n")
     stream.write("lost\n")
     assert stream.dropped == 1
-    assert read_available(read) == b"a" * SCARCE
+    assert read_available(read) == b"a" * SMALL
     if (child := os.fork()) == 0:
         stream.write("of the child\n")
         os._exit(stream.dropped)

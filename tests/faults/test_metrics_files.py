@@ -1,4 +1,4 @@
-"""How several workers add up their metrics: nothing is lost, and a full disk or a scrape harms nobody."""
+"""The metrics of several workers: the totals are correct, and a full disk or a scrape affects no stream."""
 
 import re
 import signal
@@ -27,7 +27,7 @@ ANSWER = (
     wire.end(),
 )
 SERIES = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
-NOT_COUNTED = "This worker is not counted in /metrics"
+WARNING = "This worker is not counted in /metrics"
 
 
 def scrape(rill: Rill) -> str:
@@ -50,7 +50,7 @@ def directories(parent: Path) -> list[Path]:
     return sorted(parent.glob("*rill-metrics-*")) + sorted(parent.glob(".rill-metrics-*"))
 
 
-def test_one_worker_shares_no_files_and_a_second_one_is_warned_of(
+def test_one_worker_shares_no_files_and_a_second_worker_logs_a_warning(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
@@ -77,32 +77,32 @@ def test_one_worker_and_two_have_the_same_metrics(start_rill: StartRill, upstrea
     assert not [name for name, _ in found[0] if name.endswith("_created")]
 
 
-def test_the_files_are_gone_after_the_stop(start_rill: StartRill, tmp_path: Path) -> None:
+def test_a_shutdown_removes_the_files(start_rill: StartRill, tmp_path: Path) -> None:
     rill = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
     assert [path.name.startswith("rill-metrics-") for path in tmp_path.iterdir()] == [True]
     assert rill.stop().exit_code == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_files_of_a_killed_server_are_removed_by_the_next_and_those_of_a_living_one_stay(
+def test_a_server_removes_the_files_of_a_killed_server_and_keeps_those_of_a_running_one(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
     killed = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
     workers = killed.wait_for_workers(2)
-    (left,) = directories(tmp_path)
+    (stale,) = directories(tmp_path)
     killed.signal(signal.SIGKILL, everyone=True)
     killed.wait()
     wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in workers))
-    living = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
+    running = start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
     start_rill(TMPDIR=str(tmp_path), WEB_CONCURRENCY="2")
-    assert left not in directories(tmp_path)
+    assert stale not in directories(tmp_path)
     assert len(directories(tmp_path)) == 2
-    ask_many(living, 2)
-    wait_until(lambda: total(living, "rill_requests_total") == 2)
+    ask_many(running, 2)
+    wait_until(lambda: total(running, "rill_requests_total") == 2)
 
 
-def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
+def test_replaced_workers_keep_the_totals_correct_and_the_number_of_files_bounded(
     start_rill: StartRill, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.always(*ANSWER)
@@ -117,7 +117,7 @@ def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
             rill.signal(signal.SIGHUP)
         else:
             before[0].kill()
-        wait_until(lambda gone=before[0]: gone not in rill.workers())  # type: ignore[misc]
+        wait_until(lambda old=before[0]: old not in rill.workers())  # type: ignore[misc]
         rill.wait_for_workers(2, 40)
         wait_until(lambda n=4 * round_number: total(rill, "rill_requests_total") == n)  # type: ignore[misc]
     assert total(rill, "rill_streams_active") == 0
@@ -129,7 +129,7 @@ def test_totals_stay_right_and_files_few_however_often_workers_are_replaced(
 
 
 @pytest.mark.parametrize("size", [1 << 16, 1 << 12], ids=["64 KB", "one page"])
-def test_a_full_disk_at_the_start_costs_the_metrics_and_no_worker(
+def test_a_full_disk_at_the_start_loses_metrics_but_no_worker(
     start_rill: StartRill, upstream: Upstream, mounted: Callable[[int], Path], size: int
 ) -> None:
     upstream.always(*ANSWER)
@@ -138,17 +138,17 @@ def test_a_full_disk_at_the_start_costs_the_metrics_and_no_worker(
     ask_many(rill, 20)
     scrape(rill)
     assert rill.workers() == before
-    assert rill.output().count(NOT_COUNTED) == 2
+    assert rill.output().count(WARNING) == 2
     assert rill.stop().exit_code == 0
 
 
-def test_a_disk_that_fills_up_later_ends_neither_workers_nor_their_master(
+def test_a_disk_that_fills_up_later_ends_neither_a_worker_nor_the_master(
     start_rill: StartRill, upstream: Upstream, mounted: Callable[[int], Path]
 ) -> None:
     upstream.always(*ANSWER)
     directory = mounted(8 << 20)
-    tokens = ",".join(f"{'n' * 400}{n}=s{n}" for n in range(100))
-    rill = start_rill(TMPDIR=str(directory), WEB_CONCURRENCY="2", RILL_API_KEYS=tokens)
+    api_keys = ",".join(f"{'n' * 400}{n}=s{n}" for n in range(100))
+    rill = start_rill(TMPDIR=str(directory), WEB_CONCURRENCY="2", RILL_API_KEYS=api_keys)
     before = rill.wait_for_workers(2, 40)
     with (directory / "junk").open("wb", buffering=0) as junk, suppress(OSError):
         while True:
@@ -179,13 +179,13 @@ telemetry = Telemetry(named=True, models=models)
 for n in range(int(sys.argv[2]), int(sys.argv[2]) + 3000):
     telemetry.begin()
     telemetry.end(Record(f"r{n}", "text", "\\u00e9" * 20 + str(n), models[n % 30], outcome=f"e{n % 40}",
-                         usage={"input_tokens": 1, "output_tokens": 1}))
+                         usage={"input_api_keys": 1, "output_api_keys": 1}))
 print(len(telemetry.render()))
 """
 
 
-def test_however_many_clients_there_are_the_files_do_not_grow_and_nothing_is_uncounted(tmp_path: Path) -> None:
-    for first in (0, 1500, 9000):  # one after another has the slot
+def test_many_clients_do_not_grow_the_files_and_every_request_is_counted(tmp_path: Path) -> None:
+    for first in (0, 1500, 9000):  # processes that use the slot one after the other
         command = [sys.executable, "-c", FILL, str(tmp_path), str(first)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=100, stdout=subprocess.DEVNULL)
         assert {path.stat().st_size for path in tmp_path.iterdir()} == set(SIZES.values())
@@ -210,7 +210,7 @@ print(Telemetry(named=True, models=[]).render().decode())
 
 
 class Reader(threading.Thread):
-    """Reads a paced stream, and notes when something came."""
+    """A thread that reads a paced stream, and records when each chunk arrives."""
 
     def __init__(self, stream: Conversation) -> None:
         super().__init__(daemon=True)
@@ -222,7 +222,7 @@ class Reader(threading.Thread):
             self.arrivals.append(time.monotonic())
 
     def longest_gap(self, begun: float, ended: float) -> float:
-        """The longest time without arrival between two moments."""
+        """Return the longest time without a chunk between two moments, in seconds."""
         within = [begun, *(each for each in self.arrivals if begun < each < ended), ended]
         return max(later - earlier for earlier, later in pairwise(within))
 
@@ -232,7 +232,7 @@ SEEDED = 12
 
 
 def fill_labels(rill: Rill, directory: Path) -> int:
-    """Make series of clients that are refused, or files of many workers; return how many series at least."""
+    """Create series of rejected clients, or files of many workers; return the minimum number of series."""
     if found := directories(directory):
         seed = directory / "seed"
         seed.mkdir()
@@ -267,8 +267,8 @@ def test_scrapes_of_thousands_of_series_do_not_pause_a_stream(
 ) -> None:
     pieces = [step for _ in range(10_000) for step in (wire.pause(0.02), wire.send(wire.text("x")))]
     upstream.always(wire.head(), wire.send(wire.opening()), *pieces, wire.silence())
-    tokens = ",".join(f"client-{n}=s{n}" for n in range(CLIENTS))
-    rill = start_rill(WEB_CONCURRENCY=str(workers), RILL_API_KEYS=tokens, RILL_MAX_STREAMS="1", TMPDIR=str(tmp_path))
+    api_keys = ",".join(f"client-{n}=s{n}" for n in range(CLIENTS))
+    rill = start_rill(WEB_CONCURRENCY=str(workers), RILL_API_KEYS=api_keys, RILL_MAX_STREAMS="1", TMPDIR=str(tmp_path))
     rill.wait_for_workers(workers)
     while len(paced) < workers:  # one on each worker
         stream = rill.ask("GET", "/stream?q=hi", {"x-api-key": "s0"})

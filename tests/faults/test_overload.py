@@ -1,4 +1,4 @@
-"""One request more than the places is refused at once, and the streams in flight don't feel it."""
+"""A request beyond the slots is rejected at once, and open streams are not disturbed."""
 
 import threading
 import time
@@ -13,23 +13,23 @@ from server import Rill
 from upstream import Upstream
 from witness import STREAMS, logged, name_request
 
-BOUND = 0.100
-REFUSALS = 20
+MAX_SECONDS = 0.100
+REJECTIONS = 20
 FLOW = (
     wire.head(), wire.send(wire.opening(), wire.text("one ")),
     *(step for _ in range(6000) for step in (wire.pause(0.01), wire.send(wire.text("more ")))), wire.close(),
 )  # fmt: skip
 
 
-def refuse_once(rill: Rill) -> float:
-    """Seconds from one request too many to its refusal."""
+def reject_once(rill: Rill) -> float:
+    """Return the seconds until a request beyond the slots is rejected."""
     name = name_request()
     begun = time.monotonic()
-    with ask(rill, headers={"Connection": "close"}, name=name) as refused:
-        assert refused.status == 503
+    with ask(rill, headers={"Connection": "close"}, name=name) as rejected:
+        assert rejected.status == 503
         took = time.monotonic() - begun
-        assert int(refused.headers["retry-after"]) >= 1
-        assert b"at capacity" in refused.read_rest()
+        assert int(rejected.headers["retry-after"]) >= 1
+        assert b"at capacity" in rejected.read_rest()
     line = logged(rill, name)
     assert (line["status"], line["outcome"]) == (503, "at_capacity")
     return took
@@ -45,13 +45,13 @@ def longest_gap(asked: Conversation, over: threading.Event, gaps: list[float]) -
 
 
 def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
-    """The slowest of some refusals, and the longest gap that a stream in flight had meanwhile."""
+    """Return the time of the slowest rejection, and the longest gap in an open stream meanwhile, in seconds."""
     over, gaps = threading.Event(), list[float]()
     readers = [threading.Thread(target=longest_gap, args=(each, over, gaps)) for each in streams]
     for each in readers:
         each.start()
     try:
-        slowest = max(refuse_once(rill) for _ in range(REFUSALS))
+        slowest = max(reject_once(rill) for _ in range(REJECTIONS))
     finally:
         over.set()
         for each in readers:
@@ -61,18 +61,18 @@ def measure(rill: Rill, streams: list[Conversation]) -> tuple[float, float]:
 
 
 @pytest.mark.timing
-def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
+def test_a_request_beyond_the_slots_is_rejected_at_once_while_streams_flow(rill: Rill, upstream: Upstream) -> None:
     upstream.always(*FLOW)
     with ExitStack() as stack:
         streams = [stack.enter_context(ask(rill)) for _ in range(STREAMS)]
         for each in streams:
             assert each.next_chunk().startswith(b"one ")
         measured = []
-        for _ in range(3):  # a busy machine may spoil a measurement, but not three
+        for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
             measured.append(measure(rill, streams))
-            if max(measured[-1]) < BOUND:
+            if max(measured[-1]) < MAX_SECONDS:
                 break
-        assert max(measured[-1]) < BOUND, measured
+        assert max(measured[-1]) < MAX_SECONDS, measured
         assert len(upstream.requests) == STREAMS
         with rill.ask("GET", "/readyz") as ready:
             assert ready.status == 503
@@ -80,7 +80,7 @@ def test_one_request_too_many_is_refused_at_once_while_streams_flow(rill: Rill, 
             assert alive.status == 200
 
 
-def test_a_place_that_was_left_can_be_taken_at_once(rill: Rill, upstream: Upstream) -> None:
+def test_a_slot_that_a_disconnect_released_can_be_taken_at_once(rill: Rill, upstream: Upstream) -> None:
     upstream.always(wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.silence())
     with ExitStack() as stack:
         for _ in range(STREAMS - 1):

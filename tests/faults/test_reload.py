@@ -27,7 +27,7 @@ SCRIPT = (
 
 
 class Load:
-    """Clients that ask one prompt after the other until `stop`; `results` counts what they got."""
+    """Clients that send one prompt after the other during the context; `results` counts what they receive."""
 
     def __init__(self, rill: Rill, keep_alive: bool) -> None:
         self.results: Counter[object] = Counter()
@@ -62,7 +62,7 @@ class Load:
 
     def _note(self, asked: Conversation) -> None:
         result = (asked.status, asked.read_rest(), asked.ended)
-        self.results["whole" if result == (200, b"t" * 10, "clean") else result] += 1
+        self.results["complete" if result == (200, b"t" * 10, "clean") else result] += 1
 
 
 @pytest.mark.timeout(240)
@@ -75,12 +75,12 @@ def test_twenty_signals_under_load_reject_no_request_and_lose_no_response(
     wait_until_all_serve(rill, 2)
     with Load(rill, keep_alive) as load:
         for number in SIGNALS:
-            served = load.results["whole"]
+            served = load.results["complete"]
             rill.signal(number)
             # The load goes on under each signal before the next one.
-            wait_until(lambda served=served: load.results["whole"] >= served + 2 * CLIENTS, rill.output, 60)  # type: ignore[misc]
-    assert load.results["whole"] > 2 * CLIENTS * len(SIGNALS)
-    assert set(load.results) == {"whole"}, load.results
+            wait_until(lambda served=served: load.results["complete"] >= served + 2 * CLIENTS, rill.output, 60)  # type: ignore[misc]
+    assert load.results["complete"] > 2 * CLIENTS * len(SIGNALS)
+    assert set(load.results) == {"complete"}, load.results
     assert {line["outcome"] for line in log_lines(rill.output())} == {"completed"}
 
 
@@ -110,7 +110,7 @@ def test_a_reload_serves_an_accepted_connection_and_closes_idle_ones(
     old.wait(10)
 
 
-def test_a_stopping_server_listens_no_more_and_rejects_on_open_connections(
+def test_a_shutdown_closes_the_listener_and_rejects_requests_on_open_connections(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.opening(), wire.text("one ")), wire.gate("rest"),

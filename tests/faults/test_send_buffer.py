@@ -1,4 +1,4 @@
-"""What is buffered for a client that does not read is bounded, whenever its connection was accepted."""
+"""The buffer for a client that does not read is bounded, whenever its connection was accepted."""
 
 import contextlib
 import socket
@@ -16,7 +16,7 @@ ENDLESS = (wire.head(), wire.send(wire.opening()), *[PIECE] * 1000, wire.close()
 
 
 def is_listening(port: int) -> bool:
-    """Whether the master listens, with or without a worker that accepts."""
+    """Return whether the master listens, with or without a worker that accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False
@@ -28,16 +28,16 @@ def test_a_connection_accepted_while_the_first_worker_boots_buffers_no_more_than
     with ThreadPoolExecutor(1) as starter:
         started = starter.submit(rill.__enter__)
         wait_until(lambda: rill.port > 0, lambda: "no port")
-        wait_until(lambda: is_listening(rill.port), lambda: "nobody listens", timeout=30)
+        wait_until(lambda: is_listening(rill.port), lambda: "the port is closed", timeout=30)
         request = request_bytes("GET", "/stream?q=endless")
         with connect_with_a_small_window(rill, request) as held, started.result():
             upstream.wait_for_requests(1, timeout=30)
             port = held.getsockname()[1]
-            looks: list[int] = []
+            readings: list[int] = []
 
             def is_full() -> bool:
-                looks.append(max(queued_for(rill.port, port), default=0))
-                return len(looks) > 10 and looks[-1] == looks[-10] > 0
+                readings.append(max(queued_for(rill.port, port), default=0))
+                return len(readings) > 10 and readings[-1] == readings[-10] > 0
 
             wait_until(is_full, rill.output)
-            assert max(looks) <= MOST_BUFFERED
+            assert max(readings) <= MOST_BUFFERED

@@ -1,4 +1,4 @@
-"""A client that never reads loses its place; one that reads slowly is served whole."""
+"""A client that never reads loses its slot; one that reads slowly gets a complete answer."""
 
 import socket
 import time
@@ -11,11 +11,11 @@ import upstream as wire
 from conversation import Conversation, request_bytes
 from server import Rill
 from upstream import Upstream
-from witness import logged, name_request, unharmed
+from witness import assert_no_leaks, logged, name_request
 
 ENV = {"RILL_MAX_STREAMS": "2"}
 MOST_BUFFERED = 131_072
-PLACE_FREE_SECONDS = 30
+SLOT_RELEASE_SECONDS = 30
 SLOW = b"0123456789" * 28
 PIECE = wire.send(wire.text("x" * 8000))
 ENDLESS = (wire.head(), wire.send(wire.opening()), *[PIECE] * 4000, wire.close())
@@ -32,7 +32,7 @@ def connect_with_a_small_window(rill: Rill, request: bytes) -> socket.socket:
 
 
 def queued_for(server_port: int, client_port: int) -> Iterator[int]:
-    """Bytes in the send queue of the server's side of one connection, as the kernel tells it."""
+    """Yield the bytes in the send queue of the server's side of one connection, as the kernel reports them."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, mine, theirs, _, queues, *_ = line.split()
         if (mine[-4:], theirs[-4:]) == (f"{server_port:04X}", f"{client_port:04X}"):
@@ -40,12 +40,12 @@ def queued_for(server_port: int, client_port: int) -> Iterator[int]:
 
 
 def never_read(rill: Rill) -> tuple[float, int, str]:
-    """Ask and read nothing: seconds until its place was free, bytes queued for it at most, its name."""
+    """Send a request and read nothing; return the seconds until its slot is free, the most bytes queued, its id."""
     name = name_request()
     begun = time.monotonic()
     most = 0
     with connect_with_a_small_window(rill, request_bytes("GET", "/stream?q=endless", {"X-Request-Id": name})) as held:
-        while name not in rill.output() and time.monotonic() < begun + PLACE_FREE_SECONDS + 5:
+        while name not in rill.output() and time.monotonic() < begun + SLOT_RELEASE_SECONDS + 5:
             most = max(most, *queued_for(rill.port, held.getsockname()[1]), 0)
             time.sleep(0.1)
         return time.monotonic() - begun, most, name
@@ -61,18 +61,18 @@ def read_ten_bytes_a_second(rill: Rill) -> bytes:
         return got
 
 
-def play_what_is_asked(answer: wire.Answer) -> None:
+def play_named_script(answer: wire.Answer) -> None:
     for step in ENDLESS if answer.request.json["messages"][0]["content"] == "endless" else SHORT:
         step(answer)
 
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_whole(
+def test_a_client_that_never_reads_loses_its_slot_and_one_that_reads_slowly_gets_a_complete_answer(
     service: Rill, upstream: Upstream
 ) -> None:
-    with unharmed(service, upstream, streams=2):
-        upstream.always(play_what_is_asked)
+    with assert_no_leaks(service, upstream, streams=2):
+        upstream.always(play_named_script)
         with ThreadPoolExecutor(2) as clients:
             stuck = clients.submit(never_read, service)
             slow = clients.submit(read_ten_bytes_a_second, service)
@@ -82,15 +82,19 @@ def test_one_who_never_reads_loses_its_place_and_one_who_reads_slowly_is_served_
             seconds, most, name = stuck.result()
             assert SLOW in slow.result()
             assert slow.result().endswith(b"0\r\n\r\n")
-        assert seconds <= PLACE_FREE_SECONDS
+        assert seconds <= SLOT_RELEASE_SECONDS
         assert 0 < most <= MOST_BUFFERED
         assert logged(service, name)["outcome"] == "client_too_slow"
-        upstream.wait_until(lambda: {each.outcome for each in upstream.answers} == {"left", "sent"}, "both ends", 20)
+        upstream.wait_until(
+            lambda: {each.outcome for each in upstream.answers} == {"left", "sent"}, "the end of both answers", 20
+        )
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_one_who_reads_a_thousand_bytes_a_second_is_served_whole(service: Rill, upstream: Upstream) -> None:
+def test_a_client_that_reads_a_thousand_bytes_per_second_gets_a_complete_answer(
+    service: Rill, upstream: Upstream
+) -> None:
     size = 120_000
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("~" * size), wire.stop()), wire.end())
     request = request_bytes("GET", "/stream?q=short", {"Connection": "close"})

@@ -1,4 +1,4 @@
-"""A request that drips in is cut in its bound, and holds no place meanwhile."""
+"""A request that is sent too slowly is closed after its timeout, and takes no slot."""
 
 import socket
 import time
@@ -7,16 +7,16 @@ import pytest
 from conversation import Conversation, raw_request, request_bytes
 from server import Rill
 from upstream import Upstream
-from witness import probed, take_every_place, unharmed
+from witness import assert_no_leaks, probed, take_every_slot
 
 HEAD_SECONDS = 3
 BODY_SECONDS = 30  # of app.py
-# What may come on top of a bound, on a busy machine.
+# How much later than its timeout a connection may be closed, on a busy machine.
 LATE = 2.0
 
 
-def drip(connected: socket.socket, data: bytes, seconds: float) -> float:
-    """Send a byte a second until the other side ends or `seconds` are over; return when it ended (monotonic)."""
+def send_slowly(connected: socket.socket, data: bytes, seconds: float) -> float:
+    """Send a byte per second until the other side closes, for at most `seconds`; return when it closed (monotonic)."""
     begun = time.monotonic()
     connected.settimeout(1)
     for each in data:
@@ -33,24 +33,26 @@ def drip(connected: socket.socket, data: bytes, seconds: float) -> float:
     return time.monotonic()
 
 
-def test_a_head_that_drips_in_is_cut_in_its_bound(upstream: Upstream) -> None:
+def test_a_head_that_is_sent_too_slowly_is_closed_after_its_timeout(upstream: Upstream) -> None:
     # gunicorn.conf.py allows 95 s; the mechanism is the same.
-    with probed(upstream.url, "--keep-alive", str(HEAD_SECONDS)) as rill, unharmed(rill, upstream):
+    with probed(upstream.url, "--keep-alive", str(HEAD_SECONDS)) as rill, assert_no_leaks(rill, upstream):
         begun = time.monotonic()
         with raw_request(rill.port, b"G") as connected:
-            ended = drip(connected, b"ET /stream?q=hello HTTP/1.1", 30)
+            ended = send_slowly(connected, b"ET /stream?q=hello HTTP/1.1", 30)
         assert HEAD_SECONDS - 1 < ended - begun < HEAD_SECONDS + LATE
         assert upstream.requests == []
 
 
 @pytest.mark.waits
 @pytest.mark.timeout(120)
-def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Rill, upstream: Upstream) -> None:
-    with unharmed(service, upstream):
+def test_a_body_that_is_sent_too_slowly_is_a_408_after_its_timeout_and_takes_no_slot(
+    service: Rill, upstream: Upstream
+) -> None:
+    with assert_no_leaks(service, upstream):
         begun = time.monotonic()
         head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
         with Conversation(service.port, head, timeout=BODY_SECONDS + 10) as asked:
-            take_every_place(service, upstream)
+            take_every_slot(service, upstream)
             upstream.clear()
             while time.monotonic() < begun + BODY_SECONDS - 2:
                 asked.socket.sendall(b"x")
@@ -58,13 +60,13 @@ def test_a_body_that_drips_in_is_cut_in_its_bound_and_holds_no_place(service: Ri
             assert asked.status == 408
             assert BODY_SECONDS <= time.monotonic() - begun < BODY_SECONDS + LATE
             asked.read_rest()
-            # Whoever goes on dripping after that is not listened to.
-            assert drip(asked.socket, b"x" * 10, 5) < begun + BODY_SECONDS + 5 + LATE
+            # The server reads no more bytes after that.
+            assert send_slowly(asked.socket, b"x" * 10, 5) < begun + BODY_SECONDS + 5 + LATE
         assert upstream.requests == []
 
 
-def test_a_body_that_breaks_off_costs_nothing(service: Rill, upstream: Upstream) -> None:
-    with unharmed(service, upstream):
+def test_a_truncated_body_is_a_400_and_sends_nothing_upstream(service: Rill, upstream: Upstream) -> None:
+    with assert_no_leaks(service, upstream):
         head = request_bytes("POST", "/stream", {"Content-Type": "text/plain", "Content-Length": "1000"})
         with Conversation(service.port, head + b"half a prompt") as asked:
             asked.half_close()

@@ -1,4 +1,4 @@
-"""A worker that dies takes only its own streams with it, and its successor serves within 0.3 s."""
+"""A killed worker loses only its own streams, and its replacement serves within 0.3 s."""
 
 import json
 import os
@@ -25,28 +25,28 @@ SCRIPT = (
 
 
 def clients_of(worker: psutil.Process, rill: Rill) -> set[int]:
-    """The ports of the clients that are connected to a worker."""
+    """Return the ports of the clients of a worker."""
     return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr and each.laddr.port == rill.port}
 
 
 def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:
-    """Open streams until each worker has some."""
+    """Open streams until each worker has at least EACH."""
     streams: list[Conversation] = []
     for _ in range(100):
         streams.append(stack.enter_context(ask(rill)))
         assert streams[-1].read_until(b"one ") == b"one "
         if all(len(clients_of(worker, rill)) >= EACH for worker in rill.workers()):
             return streams
-    raise AssertionError("one worker got all the streams")
+    raise AssertionError("one worker received all streams")
 
 
 def is_quick(seconds: float) -> bool:
-    """Whether a worker was replaced in MAX_SECONDS, or in more if the machine's cores have other work."""
+    """Return whether `seconds` is below MAX_SECONDS, which is scaled by the load of the machine."""
     return seconds < MAX_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> float:
-    """Seconds from `begun` until a worker that is none of the `old` answers."""
+    """Return the seconds from `begun` until a worker that is not in `old` answers."""
 
     def is_served() -> bool:
         with rill.ask("GET", "/__probe", {"Connection": "close"}) as asked:
@@ -56,7 +56,7 @@ def seconds_until_served_by_another(rill: Rill, old: set[int], begun: float) -> 
     return time.monotonic() - begun
 
 
-def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
+def test_a_killed_worker_loses_only_its_own_streams(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start(WEB_CONCURRENCY="2", RILL_MAX_STREAMS="200")
     wait_until_all_serve(rill, 2)
     victim, other = rill.wait_for_workers(2)
@@ -71,7 +71,10 @@ def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: C
                 assert each.read_rest() == b""
                 assert each.ended in ("cut", "reset")
         outcomes = upstream.answers
-        upstream.wait_until(lambda: sum(each.outcome == "left" for each in outcomes) == len(lost), "its upstream's end")
+        upstream.wait_until(
+            lambda: sum(each.outcome == "left" for each in outcomes) == len(lost),
+            "the upstream connections of the victim to close",
+        )
         upstream.open("rest")
         for each in streams:
             if each.socket.getsockname()[1] in kept:
@@ -81,7 +84,7 @@ def test_a_killed_worker_takes_only_its_own_streams(upstream: Upstream, start: C
     wait_until_all_serve(rill, 2)
 
 
-def test_a_killed_workers_successor_serves_within_a_third_of_a_second(
+def test_the_replacement_of_a_killed_worker_serves_within_a_third_of_a_second(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     rill = start(WEB_CONCURRENCY="2")
@@ -97,7 +100,7 @@ def test_a_killed_workers_successor_serves_within_a_third_of_a_second(
     raise AssertionError(f"served after {measured} s")
 
 
-def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that(
+def test_a_client_waits_only_until_a_killed_single_worker_is_replaced(
     upstream: Upstream, start: Callable[..., Rill]
 ) -> None:
     rill = start()
@@ -108,7 +111,7 @@ def test_a_killed_only_worker_is_replaced_and_clients_wait_for_no_more_than_that
         begun = time.monotonic()
         victim.kill()
         victim.wait(5)
-        with ask(rill) as asked:  # its connection waits in the listener's queue
+        with ask(rill) as asked:  # the connection waits in the listener's queue
             assert (asked.read_rest(), asked.ended) == (b"here", "clean")
         measured.append(time.monotonic() - begun)
         if is_quick(measured[-1]):

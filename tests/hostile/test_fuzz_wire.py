@@ -1,6 +1,6 @@
-"""Thousands of requests, each spoilt in its own way, leave the service as well as it was.
+"""Thousands of requests, each malformed in its own way, leave the service healthy.
 
-Every request is made from the seed and its number alone: HOSTILE_SEED=... makes the same ones again.
+Each request depends only on the seed and its number: HOSTILE_SEED=... repeats a run.
 """
 
 import os
@@ -15,17 +15,17 @@ from contextlib import suppress
 
 import pytest
 from conversation import request_bytes
-from raw import HANG_SECONDS, STATUS, Heard, connect, receive_rest, send, send_and_leave
+from raw import HANG_SECONDS, STATUS, Received, connect, receive_rest, send, send_and_half_close
 from server import Rill
 from upstream import Upstream
-from vectors import CLOSED, HELLO, READ, REFUSED
+from vectors import ACCEPTED, CLOSED, HELLO, REJECTED
 
-USUAL, MANY = 500, 50_000
+FEW, MANY = 500, 50_000
 CLIENTS = 8
 SEED = os.environ.get("HOSTILE_SEED", "rill")
-# Of all that begins with 5, only this is meant: a coding that nobody knows.
-MEANT = {501}
-REFUSED_IN_HTML = re.compile(rb"HTTP/1\.\d [345]\d\d (?:[^\r\n]+\r\n)*?Content-Type: text/html")
+# The only 5xx that is correct: an unknown transfer coding.
+ALLOWED_5XX = {501}
+HTML_ERROR = re.compile(rb"HTTP/1\.\d [345]\d\d (?:[^\r\n]+\r\n)*?Content-Type: text/html")
 
 JSON = {"Content-Type": "application/json"}
 MESSAGES = b'{"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": %b}'
@@ -56,15 +56,15 @@ GOOD = [
     ),
     request_bytes("GET", "/stream?q=hi", version="HTTP/1.0"),
 ]
-# The good ones often, so that what is spoilt is deep within as well.
-CORPUS = [*GOOD * 6, *REFUSED.values(), *(data for data, _ in READ.values()), *CLOSED.values()]
-TOKENS = [
+# Mostly valid requests, so that the malformed parts also reach deeper layers.
+CORPUS = [*GOOD * 6, *REJECTED.values(), *(data for data, _ in ACCEPTED.values()), *CLOSED.values()]
+FRAGMENTS = [
     *rb': , ; = " % %00 %0d%0a / // ? & # @ [ ] { } \ \u0000 \ud800 -1 0 1e400 NaN null chunked gzip HTTP/2.0'.split(),
     *(b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b"\xff", b"\xc3", b"\xf0\x9f\x8c\x8a"),
     *(b"9" * 400, b"f" * 16, b"0\r\n\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: y\r\n"),
     *(b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"GET /stream?q=hi HTTP/1.1\r\nHost: x\r\n\r\n"),
 ]
-# Header lines that somebody reads; behind them may stand any byte that a value can hold.
+# Header lines that the server reads; any byte that a value may contain can follow them.
 FIELDS = [
     *(b"%b: " % name for name in b"Range Origin Cookie Connection Upgrade Expect User-Agent x-api-key Host".split()),
     *(b"%b: " % name for name in b"X-Request-Id X-Forwarded-For Last-Event-ID Sec-Purpose If-Modified-Since".split()),
@@ -73,30 +73,34 @@ FIELDS = [
     *(b"Accept: ", b"Accept: text/plain;", b"Content-Type: ", b"Content-Type: application/"),
     *(b"Content-Type: text/plain; charset=", b"Content-Type: multipart/form-data; boundary="),
 ]
-VISIBLE = [byte for byte in range(0x20, 0x100) if byte != 0x7F]
+VALUE_BYTES = [byte for byte in range(0x20, 0x100) if byte != 0x7F]
 
 
 def make(number: int) -> bytes:
-    """The request of this number, spoilt in one to four places."""
+    """Return the request of this number, mutated one to four times."""
     choose = random.Random(f"{SEED} {number}")
     data = choose.choice(CORPUS)
     for _ in range(choose.randint(1, 4)):
-        data = spoil(data, choose)
+        data = mutate(data, choose)
     return data
 
 
-def spoil(data: bytes, choose: random.Random) -> bytes:
-    """The data with something put in, changed, taken away, said again or followed by what belongs elsewhere."""
+def mutate(data: bytes, choose: random.Random) -> bytes:
+    """Return the data after a random insertion, change, deletion, repetition or concatenation."""
     begin = choose.randrange(len(data) + 1)
     end = begin + choose.choice((1, 1, 2, 5, 20, 200))
     head, piece, tail = data[:begin], data[begin:end], data[end:]
-    token, other = choose.choice(TOKENS), choose.choice(CORPUS)
-    field = choose.choice(FIELDS) + choose.choice((token, b"")) + bytes(choose.choices(VISIBLE, k=choose.randrange(9)))
+    fragment, other = choose.choice(FRAGMENTS), choose.choice(CORPUS)
+    field = (
+        choose.choice(FIELDS)
+        + choose.choice((fragment, b""))
+        + bytes(choose.choices(VALUE_BYTES, k=choose.randrange(9)))
+    )
     bit, times = 1 << choose.randrange(8), choose.choice((2, 10, 300))
     ways = [
         *[data.replace(b"\r\n", b"\r\n%b\r\n" % field, 1)] * 4,
-        head + token + piece + tail,
-        head + token + tail,
+        head + fragment + piece + tail,
+        head + fragment + tail,
         head + choose.randbytes(choose.randint(1, 30)) + piece + tail,
         head + choose.randbytes(len(piece)) + tail,
         head + bytes(byte ^ bit for byte in piece) + tail,
@@ -109,8 +113,8 @@ def spoil(data: bytes, choose: random.Random) -> bytes:
     return choose.choice(ways)
 
 
-def leave(connected: socket.socket, choose: random.Random) -> bool:
-    """Waits a little for an answer, or not, and leaves: by FIN, then true is returned; now and then by a reset."""
+def disconnect(connected: socket.socket, choose: random.Random) -> bool:
+    """Wait briefly for a response or not, then send FIN and return True, or rarely prepare a reset and return False."""
     if choose.random() < 0.7:
         select.select([connected], [], [], 0.03)
     if choose.random() < 0.05:
@@ -122,40 +126,40 @@ def leave(connected: socket.socket, choose: random.Random) -> bool:
 
 
 def try_one(rill: Rill, number: int) -> str | None:
-    """Sends the request of this number, and says what was wrong with the way in which it was taken."""
+    """Send the request of this number; return what was wrong with the response, or None."""
     data, choose = make(number), random.Random(number)
     begun = time.monotonic()
-    heard = Heard(b"")
+    received = Received(b"")
     try:
         with connect(rill.port) as connected:
             middle = choose.randrange(len(data) + 1)
             for piece in (data[:middle], data[middle:]):
                 send(connected, piece)
-            if leave(connected, choose):
-                heard = Heard(receive_rest(connected))
+            if disconnect(connected, choose):
+                received = Received(receive_rest(connected))
     except TimeoutError:
         return f"{number}: still open after {HANG_SECONDS} s: {data!r}"
     if time.monotonic() - begun > HANG_SECONDS:
         return f"{number}: closed late: {data!r}"
-    wrong = [status for status in heard.statuses if status >= 500 and status not in MEANT]
-    if wrong or (heard.data and not STATUS.match(heard.data)) or REFUSED_IN_HTML.search(heard.data):
-        return f"{number}: answered {heard.data[:300]!r}: {data!r}"
+    wrong = [status for status in received.statuses if status >= 500 and status not in ALLOWED_5XX]
+    if wrong or (received.data and not STATUS.match(received.data)) or HTML_ERROR.search(received.data):
+        return f"{number}: answered {received.data[:300]!r}: {data!r}"
     return None
 
 
 def descriptors(rill: Rill, upstream: Upstream) -> int:
-    """The worker's descriptors, without the kept connections to the upstream."""
+    """Return the worker's number of descriptors, without the pooled connections to the upstream."""
     (worker,) = rill.workers()
-    kept = [each for each in worker.net_connections("tcp4") if each.raddr and each.raddr.port == upstream.port]
-    return worker.num_fds() - len(kept)
+    pooled = [each for each in worker.net_connections("tcp4") if each.raddr and each.raddr.port == upstream.port]
+    return worker.num_fds() - len(pooled)
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("number", [USUAL, pytest.param(MANY, marks=pytest.mark.soak)])
-def test_spoilt_requests_leave_the_service_as_well_as_it_was(rill: Rill, upstream: Upstream, number: int) -> None:
+@pytest.mark.parametrize("number", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
+def test_malformed_requests_leave_the_service_healthy(rill: Rill, upstream: Upstream, number: int) -> None:
     print(f"HOSTILE_SEED={SEED}")
     for each in GOOD:
-        send_and_leave(rill.port, each)
+        send_and_half_close(rill.port, each)
     before, worker = descriptors(rill, upstream), rill.workers()
     with ThreadPoolExecutor(CLIENTS) as clients:
         wrong = [each for each in clients.map(lambda n: try_one(rill, n), range(number)) if each]

@@ -1,6 +1,6 @@
-"""Whatever a parser is given, it returns what is within its bounds or says in few words what is wrong.
+"""Any input of a parser returns a valid result or a short message about the error.
 
-The pure parsers are asked directly, those of the request's head and body over the wire.
+The pure parsers are called directly, those of the request's head and body over the wire.
 """
 
 import json
@@ -12,7 +12,7 @@ import upstream as wire
 from conversation import request_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw import Heard, exchange, play, untroubled
+from raw import Received, assert_stays_healthy, exchange, play
 from server import Rill
 from upstream import Upstream
 
@@ -33,12 +33,12 @@ some = settings(max_examples=30)
 
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000
-# Every piece of an input that a refusal could repeat begins with this.
-SAID = "what-a-client-said"
-MOST_WORDS = 300
+# Every part of an input that a rejection could repeat begins with this.
+CANARY = "canary-of-a-client"
+MAX_DETAIL_LENGTH = 300
 
 
-# What comes in
+# Generated input
 
 NAMES = (
     *("q", "message", "prompt", "messages", "system", "model", "max_tokens", "temperature", "role", "content", "parts"),
@@ -46,15 +46,17 @@ NAMES = (
     *("max_completion_tokens", "response_format", "modalities", "tool_calls", "seed", "user", "assistant", "small"),
 )
 anything = st.text(alphabet=st.characters(exclude_categories=[]), max_size=20)
-words = st.sampled_from([*NAMES, SAID, SAID * 20, "", " ", "\x00", "\ud800", "data:image/png;base64,AAAA"]) | anything
+strings = (
+    st.sampled_from([*NAMES, CANARY, CANARY * 20, "", " ", "\x00", "\ud800", "data:image/png;base64,AAAA"]) | anything
+)
 numbers = (
     st.integers()
     | st.floats()
     | st.sampled_from([0, -1, 1, 64000, 64001, 2**31, 2**53 + 1, 2**64, 10**400, 1e308, -0.0, 5e-324])
 )
 values = st.recursive(
-    st.none() | st.booleans() | numbers | words,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
+    st.none() | st.booleans() | numbers | strings,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(strings, inner, max_size=4),
     max_leaves=12,
 )
 HI = [{"role": "user", "content": "hi"}]
@@ -75,56 +77,67 @@ VALID: list[dict[str, Any]] = [
 
 
 @st.composite
-def changed(draw: st.DrawFn) -> Any:
-    """A valid request, of which up to three pieces are replaced, added or taken away."""
+def mutated(draw: st.DrawFn) -> Any:
+    """Draw a valid request in which up to three parts are replaced, added or removed."""
     request = json.loads(json.dumps(draw(st.sampled_from(VALID))))
     for _ in range(draw(st.integers(0, 3))):
-        place = request
-        while isinstance(place, dict | list) and place:
-            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-            if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
+        node = request
+        while isinstance(node, dict | list) and node:
+            key = draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+            if not isinstance(node[key], dict | list) or not node[key] or draw(st.booleans()):
                 break
-            place = place[key]
-        if not isinstance(place, dict | list) or not place:
+            node = node[key]
+        if not isinstance(node, dict | list) or not node:
             continue
         if draw(st.booleans()):
-            place[key] = draw(values)
-        elif isinstance(place, dict):
-            place[draw(words)] = place.pop(key) if draw(st.booleans()) else draw(values)
+            node[key] = draw(values)
+        elif isinstance(node, dict):
+            node[draw(strings)] = node.pop(key) if draw(st.booleans()) else draw(values)
         else:
-            place.append(place[key])
+            node.append(node[key])
     return request
 
 
 @st.composite
 def spliced(draw: st.DrawFn) -> bytes:
-    """The bytes of a request, into which others are put, or of which some are taken."""
-    data = json.dumps(draw(changed() | values), ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    """Draw the bytes of a request with some bytes inserted or removed."""
+    data = json.dumps(draw(mutated() | values), ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     for _ in range(draw(st.integers(0, 3))):
         begin, length = draw(st.integers(0, len(data))), draw(st.integers(0, 5))
-        tokens = [b"1e999", b"NaN", b"-Infinity", b"9" * 4400, b"[" * 300, b'"\\ud800"', b"\xff", b"\x00", b'",', b"{}"]
-        data = data[:begin] + draw(st.sampled_from(tokens) | st.binary(max_size=5)) + data[begin + length :]
+        fragments = [
+            b"1e999",
+            b"NaN",
+            b"-Infinity",
+            b"9" * 4400,
+            b"[" * 300,
+            b'"\\ud800"',
+            b"\xff",
+            b"\x00",
+            b'",',
+            b"{}",
+        ]
+        data = data[:begin] + draw(st.sampled_from(fragments) | st.binary(max_size=5)) + data[begin + length :]
     return data
 
 
 bodies = (
-    spliced() | st.binary(max_size=200) | st.lists(values | st.just(SAID), max_size=3).map(json.dumps).map(str.encode)
+    spliced() | st.binary(max_size=200) | st.lists(values | st.just(CANARY), max_size=3).map(json.dumps).map(str.encode)
 )
 
 
-# What comes of it
+# Checks of the result
 
 
-def check_refusal(problem: Problem) -> None:
-    """It is the client's fault, told in few words that are not its own."""
+def check_rejection(problem: Problem) -> None:
+    """Assert that the problem is a 4xx with a short message that repeats no input."""
     assert 400 <= problem.status < 500
-    assert 0 < len(problem.detail) <= MOST_WORDS
-    assert SAID not in problem.detail
+    assert 0 < len(problem.detail) <= MAX_DETAIL_LENGTH
+    assert CANARY not in problem.detail
     json.dumps(problem.as_json()).encode()
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """It can be sent, and is within its bounds."""
+    """Assert that the prompt can be sent, and is within its limits."""
     assert prompt.model in ("small", "large", OURS.default_model)
     assert type(prompt.max_tokens) is int
     assert 1 <= prompt.max_tokens <= OURS.max_tokens
@@ -141,14 +154,14 @@ def check_prompt(prompt: Prompt) -> None:
 READERS: dict[str, Callable[[bytes], Prompt]] = {
     "text": lambda body: read_json(body, OURS),
     "openai": lambda body: read_completion(body, OURS)[0],
-    "anthropic": lambda body: read_messages(body, {"Anthropic-Beta": "x", "Authorization": SAID}, {"beta": "y"}, OURS)[
-        0
-    ],
+    "anthropic": lambda body: read_messages(
+        body, {"Anthropic-Beta": "x", "Authorization": CANARY}, {"beta": "y"}, OURS
+    )[0],
 }
 
 
 def rejection_of(ask: Callable[[], object]) -> Problem | None:
-    """The Problem that is raised, if one is; anything else fails the test."""
+    """Return the Problem that is raised, or None; any other exception fails the test."""
     try:
         ask()
     except Problem as problem:
@@ -157,79 +170,79 @@ def rejection_of(ask: Callable[[], object]) -> Problem | None:
 
 
 def read(reader: Callable[[], Prompt]) -> Prompt | None:
-    """The prompt, or None where it was refused as it should be."""
+    """Return the prompt, or None for a valid rejection."""
     try:
         prompt = reader()
     except Problem as problem:
-        check_refusal(problem)
+        check_rejection(problem)
         return None
     check_prompt(prompt)
     return prompt
 
 
 @pytest.mark.parametrize("dialect", READERS)
-@given(request=changed())
+@given(request=mutated())
 @many
-def test_a_request_that_is_nearly_valid_is_a_prompt_or_a_refusal(dialect: str, request: Any) -> None:
+def test_a_nearly_valid_request_is_a_prompt_or_a_rejection(dialect: str, request: Any) -> None:
     body = json.dumps(request).encode()
     prompt = read(lambda: READERS[dialect](body))
-    assert SAID not in str(prompt and dict(prompt.headers))
+    assert CANARY not in str(prompt and dict(prompt.headers))
 
 
 @pytest.mark.parametrize("dialect", READERS)
 @given(body=bodies)
 @many
-def test_any_bytes_are_a_prompt_or_a_refusal(dialect: str, body: bytes) -> None:
+def test_any_bytes_are_a_prompt_or_a_rejection(dialect: str, body: bytes) -> None:
     read(lambda: READERS[dialect](body))
 
 
 @given(body=bodies)
 @many
-def test_any_bytes_are_a_json_object_or_a_refusal(body: bytes) -> None:
+def test_any_bytes_are_a_json_object_or_a_rejection(body: bytes) -> None:
     try:
         fields = read_json_object(body)
     except Problem as problem:
-        check_refusal(problem)
+        check_rejection(problem)
     else:
         assert type(fields) is dict
         json.dumps(fields, ensure_ascii=False).encode()
 
 
 encodable = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
-fields = st.dictionaries(st.sampled_from(NAMES), encodable | numbers.map(str) | st.just(SAID), max_size=5)
+fields = st.dictionaries(st.sampled_from(NAMES), encodable | numbers.map(str) | st.just(CANARY), max_size=5)
 
 
-@given(said=fields)
+@given(fields_sent=fields)
 @many
-def test_any_fields_of_a_query_or_form_are_a_prompt_or_a_refusal(said: Mapping[str, str]) -> None:
-    read(lambda: read_fields(said, OURS))
+def test_any_fields_of_a_query_or_form_are_a_prompt_or_a_rejection(fields_sent: Mapping[str, str]) -> None:
+    read(lambda: read_fields(fields_sent, OURS))
 
 
 @given(body=st.binary(max_size=50) | encodable.map(str.encode), options=fields)
 @many
-def test_any_text_is_the_prompt_itself_or_a_refusal(body: bytes, options: Mapping[str, str]) -> None:
+def test_any_text_is_the_prompt_itself_or_a_rejection(body: bytes, options: Mapping[str, str]) -> None:
     prompt = read(lambda: read_text(body, options, OURS))
     assert prompt is None or prompt.messages == [{"role": "user", "content": body.decode()}]
 
 
-# Who asks
+# Authentication
 
 secrets = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=",="), min_size=1)
 
 
 @given(secret=secrets.map(str.strip).filter(bool), sent=st.none() | encodable | secrets)
 @many
-def test_only_the_very_token_gets_in(secret: str, sent: str | None) -> None:
-    tokens = ApiKeys({"alice": digest_of(secret)})
-    assert tokens.name_of(secret, "127.0.0.1") == "alice"
-    problem = rejection_of(lambda: tokens.name_of(sent, "127.0.0.1"))
+def test_only_the_exact_api_key_is_accepted(secret: str, sent: str | None) -> None:
+    api_keys = ApiKeys({"alice": digest_of(secret)})
+    assert api_keys.name_of(secret, "127.0.0.1") == "alice"
+    problem = rejection_of(lambda: api_keys.name_of(sent, "127.0.0.1"))
     assert (problem is None) == (sent == secret)
     assert problem is None or problem.status == 401
 
 
 @given(address=st.ip_addresses().map(str) | encodable)
 @many
-def test_any_address_is_some_client(address: str) -> None:
+def test_any_address_has_a_valid_client_name(address: str) -> None:
     name = ApiKeys({}).name_of(None, address)
     assert name
     assert name.isascii()
@@ -237,14 +250,14 @@ def test_any_address_is_some_client(address: str) -> None:
     RateLimit("1/minute").count(name)
 
 
-# What is set
+# Settings
 
 SETTINGS = [str(field.validation_alias) for field in Settings.model_fields.values()]
 written = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 ODD_VALUES = [
     *("1", "0", "true", "1_000", " 1", "+1", "1e3", "1e999", "nan", "-inf", "0x1", "9" * 5000, "\u0661", "1\n2"),
     *("60/minute", "1 per 2 hours", "5/second;1/day", "1/0 minute", "9" * 50 + "/day", "-1/year", "/", "1/1/1"),
-    *("a=b", "a=b,a=c", "=", ",", "a,*", "sha256:", f"x=sha256:{'a' * 64}", f"{SAID}={SAID},{SAID}", SAID, "*"),
+    *("a=b", "a=b,a=c", "=", ",", "a,*", "sha256:", f"x=sha256:{'a' * 64}", f"{CANARY}={CANARY},{CANARY}", CANARY, "*"),
     *("http://x", "https://[::1]:9", "http://[x", "http://x:0", "http://u:p@x/y?z#f", "//x", "redis://", "redis:"),
 ]
 settable = written | numbers.map(str) | st.sampled_from(ODD_VALUES)
@@ -252,7 +265,7 @@ settable = written | numbers.map(str) | st.sampled_from(ODD_VALUES)
 
 @given(env=st.dictionaries(st.sampled_from(SETTINGS), settable, max_size=4))
 @many
-def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_the_fault(env: dict[str, str]) -> None:
+def test_any_environment_is_valid_settings_or_one_line_that_names_the_error(env: dict[str, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in (*SETTINGS, "DYNO"):
             patch.delenv(name, raising=False)
@@ -264,7 +277,7 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
             line = str(bad)
             assert any(name in line for name in (*env, "RILL_DEFAULT_MAX_TOKENS"))
             assert "\n" not in line
-            assert SAID not in line
+            assert CANARY not in line
             return
     RateLimit(found.rate_limit).count("alice")
     assert all(name and len(digest) == 32 for name, digest in found.api_keys.items())
@@ -274,7 +287,7 @@ def test_any_environment_is_settings_within_their_bounds_or_one_line_that_names_
     assert found.shutdown_grace_seconds < float("inf")
 
 
-# What the upstream says
+# Responses of the upstream
 
 RECORDED = sorted(wire.expected())
 EVENTS = (
@@ -293,8 +306,8 @@ EVENTS = (
 
 
 @st.composite
-def changed_streams(draw: st.DrawFn) -> bytes:
-    """A recorded answer with some bytes put in, taken away or said twice."""
+def mutated_streams(draw: st.DrawFn) -> bytes:
+    """Draw a recorded answer with some bytes inserted, removed or repeated."""
     data = wire.recorded(draw(st.sampled_from(RECORDED)))
     for _ in range(draw(st.integers(1, 4))):
         begin, length = draw(st.integers(0, len(data))), draw(st.integers(0, 50))
@@ -303,34 +316,34 @@ def changed_streams(draw: st.DrawFn) -> bytes:
     return data
 
 
-def take(data: bytes, size: int) -> tuple[str, list[Event], str | None]:
-    """The text, the other events, and the name of the problem of an answer that comes in reads of this size."""
+def decode(data: bytes, size: int) -> tuple[str, list[Event], str | None]:
+    """Return the text, the other events, and the name of the problem of an answer in reads of this size."""
     reader = Decoder()
-    taken: list[Event] = []
+    decoded: list[Event] = []
     for begin in range(0, len(data), size):
-        taken += reader.feed(data[begin : begin + size])
+        decoded += reader.feed(data[begin : begin + size])
         if reader.ended or reader.problem:
             break
     else:
-        taken += reader.finish()
+        decoded += reader.finish()
     assert reader.ended != (reader.problem is not None)
     json.dumps(reader.usage)
-    text = "".join(event.text for event in taken if isinstance(event, Text))
+    text = "".join(event.text for event in decoded if isinstance(event, Text))
     text.encode()
-    return text, [event for event in taken if isinstance(event, End)], reader.problem and reader.problem.name
+    return text, [event for event in decoded if isinstance(event, End)], reader.problem and reader.problem.name
 
 
-@given(data=changed_streams(), size=st.integers(1, 3000))
+@given(data=mutated_streams(), size=st.integers(1, 3000))
 @some
-def test_a_changed_answer_ends_once_or_is_a_problem_and_the_same_in_reads_of_any_size(data: bytes, size: int) -> None:
-    text, ends, problem = take(data, size)
+def test_a_corrupted_answer_ends_once_or_is_a_problem_for_reads_of_any_size(data: bytes, size: int) -> None:
+    text, ends, problem = decode(data, size)
     assert (len(ends), problem is None) in ((1, True), (0, False))
-    assert take(data, len(data)) == (text, ends, problem)
+    assert decode(data, len(data)) == (text, ends, problem)
 
 
 @given(body=bodies | values.map(lambda usage: json.dumps({"type": "message", "usage": usage}).encode()))
 @many
-def test_a_message_that_comes_whole_is_an_end_or_a_problem(body: bytes) -> None:
+def test_a_non_streamed_message_is_an_end_or_a_problem(body: bytes) -> None:
     reader = Decoder()
     problem = rejection_of(lambda: json.dumps(reader.read_message(body).usage))
     assert (problem is None) == reader.ended
@@ -339,28 +352,28 @@ def test_a_message_that_comes_whole_is_an_end_or_a_problem(body: bytes) -> None:
 
 ADVICE = {
     "nothing": "",
-    "less than nothing": "-1",
+    "negative": "-1",
     "a word": "soon",
     "nan": "nan",
     "inf": "inf",
-    "a number without end": "1e400",
-    "a great number": "1e300",
+    "an infinite number": "1e400",
+    "a large number": "1e300",
     "5,000 digits": "9" * 5000,
     "two numbers": "5, 6",
     "hexadecimal": "0x10",
-    "a date that is over": "Wed, 21 Oct 2015 07:28:00 GMT",
+    "a past date": "Wed, 21 Oct 2015 07:28:00 GMT",
     "the first date": "Mon, 01 Jan 0001 00:00:00 -0000",
     "the last date": "Fri, 31 Dec 9999 23:59:59 -2300",
-    "a year too great": "Mon, 01 Jan 99999999999 00:00:00 GMT",
-    "a second too great": "Mon, 01 Jan 2020 0:0:99999999999999999999 GMT",
-    "a zone too great": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999",
-    "a date that is none": "Thu, 99 Foo 2020 25:61:61 GMT",
+    "a year too large": "Mon, 01 Jan 99999999999 00:00:00 GMT",
+    "a second too large": "Mon, 01 Jan 2020 0:0:99999999999999999999 GMT",
+    "a zone too large": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999",
+    "an invalid date": "Thu, 99 Foo 2020 25:61:61 GMT",
     "a long word": "x" * 8000,
 }
 
 
 @pytest.mark.parametrize("name", ADVICE)
-def test_whatever_retry_after_an_upstream_sends_ours_is_a_number(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_retry_after_is_a_number_whatever_the_upstream_sends(rill: Rill, upstream: Upstream, name: str) -> None:
     headers = {"retry-after": ADVICE[name], "x-should-retry": "false"}
     upstream.script(wire.error(429, "rate_limit_error", "later", headers))
     with rill.ask("GET", "/stream?q=first") as asked:
@@ -368,14 +381,14 @@ def test_whatever_retry_after_an_upstream_sends_ours_is_a_number(rill: Rill, ups
 
 
 COUNTS = {
-    "words": "many",
+    "a string": "many",
     "a list": [1],
     "an object": {"a": 1},
     "a fraction": 1.5,
-    "less than none": -5,
+    "negative": -5,
     "true": True,
     "null": None,
-    "more than a float holds": 10**400,
+    "more than a float can represent": 10**400,
 }
 ASKED = {
     "text": ("/stream", {}),
@@ -390,7 +403,7 @@ QUESTION = json.dumps(
 
 @pytest.mark.parametrize("dialect", ASKED)
 @pytest.mark.parametrize("name", COUNTS)
-def test_an_upstream_that_counts_oddly_breaks_no_answer(
+def test_an_invalid_token_count_of_the_upstream_breaks_no_answer(
     rill: Rill, upstream: Upstream, name: str, dialect: str
 ) -> None:
     usage = {"input_tokens": COUNTS[name], "output_tokens": COUNTS[name]}
@@ -408,15 +421,15 @@ def test_an_upstream_that_counts_oddly_breaks_no_answer(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unharmed(service: Rill) -> Iterator[None]:
-    """The server of all these examples is as well after them as it was before."""
-    with untroubled(service):
+def healthy(service: Rill) -> Iterator[None]:
+    """Assert that the server is healthy after all examples."""
+    with assert_stays_healthy(service):
         yield
 
 
 @pytest.fixture(autouse=True)
 def answering(shared_upstream: Upstream) -> None:
-    """The upstream answers whatever an example asks."""
+    """Let the upstream answer every request of an example."""
     shared_upstream.always(play)
 
 
@@ -424,17 +437,17 @@ sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0")
 schemes = st.sampled_from([b"Bearer ", b"bearer", b"Basic ", b"BASIC  ", b"Digest ", b"Basic Og==", b"Basic YTpi", b""])
 
 
-def ask(rill: Rill, head: bytes, body: bytes = b"") -> Heard:
-    """Asks with these lines, and a length where there is a body."""
+def ask(rill: Rill, head: bytes, body: bytes = b"") -> Received:
+    """Send a request with these header lines, and a Content-Length if there is a body."""
     length = b"Content-Length: %d\r\n" % len(body) if body else b""
     return exchange(rill.port, b"%b\r\nHost: x\r\n%b\r\n%b" % (head, length, body))
 
 
 @given(name=st.sampled_from([b"Authorization", b"x-api-key", b"X-Request-Id", b"Accept"]), scheme=schemes, value=sent)
 @some
-def test_any_credentials_are_read_without_a_fault(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
-    heard = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
-    assert heard.statuses in ([400], [200, 200])
+def test_any_credentials_are_parsed_without_an_error(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
+    received = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
+    assert received.statuses in ([400], [200, 200])
 
 
 media_types = st.sampled_from(
@@ -454,10 +467,10 @@ typed = st.lists(st.sampled_from(PARTS) | st.binary(max_size=5), max_size=12).ma
 
 @given(media_type=media_types | sent, body=typed)
 @many
-def test_any_body_of_any_type_is_answered_or_refused(service: Rill, media_type: bytes, body: bytes) -> None:
-    heard = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
-    assert heard.statuses[0] in (200, 400, 413, 415)
-    assert heard.in_step == (heard.statuses != [400])
+def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type: bytes, body: bytes) -> None:
+    received = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
+    assert received.statuses[0] in (200, 400, 413, 415)
+    assert received.in_sync == (received.statuses != [400])
 
 
 @given(
@@ -465,21 +478,21 @@ def test_any_body_of_any_type_is_answered_or_refused(service: Rill, media_type: 
     path=st.sampled_from(["/stream", "/chat/stream", "/v1/messages"]),
 )
 @some
-def test_any_url_is_answered_or_refused(service: Rill, query: bytes, path: str) -> None:
+def test_any_url_is_answered_or_rejected(service: Rill, query: bytes, path: str) -> None:
     method = b"POST" if path.startswith("/v1") else b"GET"
-    heard = ask(service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b"")
-    assert (heard.statuses[0] in (200, 400, 403, 404), heard.in_step) == (True, True)
+    received = ask(
+        service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b""
+    )
+    assert (received.statuses[0] in (200, 400, 403, 404), received.in_sync) == (True, True)
 
 
 @given(beta=sent, version=sent)
 @some
-def test_any_header_that_is_passed_on_reaches_the_upstream_or_is_refused(
-    service: Rill, beta: bytes, version: bytes
-) -> None:
+def test_any_forwarded_header_reaches_the_upstream_or_is_rejected(service: Rill, beta: bytes, version: bytes) -> None:
     head = b"POST /v1/messages HTTP/1.1\r\nanthropic-beta: %b\r\nanthropic-version: %b" % (beta, version)
-    heard = ask(service, head, QUESTION)
-    assert heard.statuses in ([200, 200], [400])
+    received = ask(service, head, QUESTION)
+    assert received.statuses in ([200, 200], [400])
 
 
-def test_it_serves_after_all_of_that(rill: Rill) -> None:
+def test_the_server_still_answers_afterwards(rill: Rill) -> None:
     assert exchange(rill.port, request_bytes("GET", "/stream?q=first")).statuses == [200, 200]

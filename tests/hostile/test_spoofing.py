@@ -1,6 +1,6 @@
-"""No header that anybody can send changes the route, the client whose rate is counted, or who gets in.
+"""No header of a client changes the route, the client whose rate is counted, or the authentication.
 
-Every server here trusts whatever stands in front of it, as Heroku's platform sets it: FORWARDED_ALLOW_IPS=*.
+Each server trusts any proxy in front of it, as Heroku's platform sets it: FORWARDED_ALLOW_IPS=*.
 """
 
 import itertools
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 from conversation import request_bytes
-from raw import SECRET, TOKEN, Heard, exchange, play, prompts, untroubled
+from raw import API_KEY, SECRET, Received, assert_stays_healthy, exchange, play, prompts
 from server import Rill, StartRill
 from upstream import Upstream
 
 TRUSTING = {"FORWARDED_ALLOW_IPS": "*"}
 TIMES = 3
-# A year: no window ends while the tests run.
+# Per year, so that no window ends during the tests.
 COUNTED = {"RILL_RATE_LIMIT": f"{TIMES}/year"}
 
 _hosts = itertools.count(1)
@@ -23,41 +23,41 @@ _hosts = itertools.count(1)
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """A server that requires an API key."""
+    """Return a server that requires an API key."""
     return share_rill(**TRUSTING, RILL_API_KEYS=f"alice={SECRET}")
 
 
 @pytest.fixture(params=[0, 1, 2], ids=lambda hops: f"{hops} proxies")
 def counted(request: pytest.FixtureRequest, share_rill: StartRill) -> Iterator[tuple[Rill, int]]:
-    """A server that lets each client ask three times, and how many proxies it believes."""
+    """Yield a server that allows three requests of each client, and the number of proxies that it trusts."""
     running = share_rill(**TRUSTING, **COUNTED, RILL_TRUSTED_PROXIES=str(request.param))
-    with untroubled(running):
+    with assert_stays_healthy(running):
         yield running, request.param
 
 
 def fresh_source() -> str:
-    """An address of the loopback that nobody has asked from."""
+    """Return an unused address of the loopback network."""
     number = next(_hosts)
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
 def fresh_hop() -> str:
-    """The address of a client that nobody has seen."""
+    """Return an unused client address."""
     number = next(_hosts)
     return f"198.51.{number // 250}.{number % 250 + 1}"
 
 
 def ask(rill: Rill, fields: str, source: str = "127.0.0.1", path: str = "/stream") -> int:
-    """Asks with these header lines, by default for no prompt, which counts as well: the status."""
+    """Send a request with these header lines, by default without a prompt (it counts as well); return the status."""
     lines = f"GET {path} HTTP/1.1\r\nHost: x\r\n{fields}".strip()
     return exchange(rill.port, f"{lines}\r\n\r\n".encode("latin-1"), source).statuses[0]
 
 
-# Who is counted
+# The client that is counted
 
-ONCE_MORE = [400] * TIMES + [429, 429]
+LIMITED = [400] * TIMES + [429, 429]
 
-# What a client may send, different each time by its number, to pass for another.
+# Headers, with a number that differs for each request, with which a client may imitate another.
 NAMES = {
     "X-Real-IP": "X-Real-IP: 203.0.113.{0}",
     "Forwarded": "Forwarded: for=203.0.113.{0};proto=https;by=10.0.0.1",
@@ -75,8 +75,8 @@ NAMES = {
     "X_Forwarded_For": "X_Forwarded_For: 203.0.113.{0}",
     "X-Forwarded_For": "X-Forwarded_For: 203.0.113.{0}",
     "Via": "Via: 1.1 203.0.113.{0}",
-    "a token where none is asked for": "Authorization: Bearer token{0}",
-    "a key where none is asked for": "x-api-key: token{0}",
+    "a bearer key that is not required": "Authorization: Bearer key{0}",
+    "an API key that is not required": "x-api-key: key{0}",
     "a request id": "X-Request-Id: id{0}",
     "a cookie": "Cookie: session={0}",
     "an agent": "User-Agent: agent{0}",
@@ -84,13 +84,13 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_header_buys_another_request(counted: tuple[Rill, int], name: str) -> None:
+def test_no_header_raises_the_rate_limit(counted: tuple[Rill, int], name: str) -> None:
     rill, _ = counted
     source = fresh_source()
-    assert [ask(rill, NAMES[name].format(number), source) for number in range(5)] == ONCE_MORE
+    assert [ask(rill, NAMES[name].format(number), source) for number in range(5)] == LIMITED
 
 
-# What a client may send as X-Forwarded-For; the proxies write theirs to the right of it.
+# What a client may send as X-Forwarded-For; the proxies append theirs to it.
 FORGED = {
     "an address": "203.0.113.{0}",
     "many addresses": "203.0.113.{0}, " + ", ".join(f"10.0.{number}.1" for number in range(250)),
@@ -111,7 +111,7 @@ FORGED = {
     "8 KB of an address": "203.0.113.{0}, " * 420,
     "8 KB of junk": "x{0}" * 2000,
     "markup": "<script>{0}</script>",
-    "Forwarded's words": "for=203.0.113.{0};proto=https",
+    "Forwarded's syntax": "for=203.0.113.{0};proto=https",
     "SQL": "203.0.113.{0}' OR '1'='1",
     "a NUL, encoded": "203.0.113.{0}%00",
     "nothing": "",
@@ -119,30 +119,30 @@ FORGED = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_a_forged_hop_changes_nothing_left_of_the_trusted_ones(counted: tuple[Rill, int], name: str) -> None:
+def test_a_forged_hop_left_of_the_trusted_ones_is_ignored(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
     source, client = fresh_source(), fresh_hop()
-    # What the trusted proxies add: the client's address, and then each the one before it, which may change.
+    # What the trusted proxies append: the client's address, then each the address of its peer, which may change.
     added = [[], [client], [client, "10.0.0.{0}"]][hops]
     honest = "X-Forwarded-For: " + ", ".join(added) if added else ""
     one_line = "X-Forwarded-For: " + ", ".join([FORGED[name], *added])
     lines = "\r\n".join(f"X-Forwarded-For: {each}" for each in [FORGED[name], *added])
-    said = [one_line, honest, lines, one_line, lines]
-    assert [ask(rill, each.format(number), source) for number, each in enumerate(said)] == ONCE_MORE
+    sent = [one_line, honest, lines, one_line, lines]
+    assert [ask(rill, each.format(number), source) for number, each in enumerate(sent)] == LIMITED
 
 
-def test_each_client_behind_the_trusted_proxies_is_counted_apart(counted: tuple[Rill, int]) -> None:
+def test_each_client_behind_the_trusted_proxies_is_counted_separately(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     clients = [f"X-Forwarded-For: {', '.join([fresh_hop(), '10.0.0.1'][:hops] or [fresh_hop()])}" for _ in range(5)]
-    assert [ask(rill, client, source) for client in clients] == (ONCE_MORE if hops == 0 else [400] * 5)
+    assert [ask(rill, client, source) for client in clients] == (LIMITED if hops == 0 else [400] * 5)
 
 
-def test_where_a_proxy_wrote_too_few_hops_the_peer_is_counted(counted: tuple[Rill, int]) -> None:
+def test_the_peer_is_counted_if_the_proxies_wrote_too_few_hops(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     few = ["", "", "X-Forwarded-For: 203.0.113.{0}"][hops]
-    assert [ask(rill, few.format(number), source) for number in range(5)] == ONCE_MORE
+    assert [ask(rill, few.format(number), source) for number in range(5)] == LIMITED
 
 
 SAME = {
@@ -159,25 +159,25 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_trusted_hop_is_the_same_client_however_it_is_written(counted: tuple[Rill, int], name: str) -> None:
+def test_every_spelling_of_the_trusted_hop_is_the_same_client(counted: tuple[Rill, int], name: str) -> None:
     rill, hops = counted
     source, client = fresh_source(), fresh_hop()
     behind = ", 10.0.0.1" * (hops - 1)
-    said = [f"X-Forwarded-For: {spelling.format(client)}{behind}" for spelling in SAME[name]]
-    assert [ask(rill, each, source) for each in said] == ONCE_MORE
+    sent = [f"X-Forwarded-For: {spelling.format(client)}{behind}" for spelling in SAME[name]]
+    assert [ask(rill, each, source) for each in sent] == LIMITED
 
 
-def test_the_trusted_hop_is_the_client_in_the_log(counted: tuple[Rill, int], upstream: Upstream) -> None:
+def test_the_log_names_the_trusted_hop_as_the_client(counted: tuple[Rill, int], upstream: Upstream) -> None:
     rill, hops = counted
     upstream.always(play)
     source, client = fresh_source(), fresh_hop()
-    said = len(rill.output())
+    offset = len(rill.output())
     forwarded = ", ".join(["203.0.113.9", *[client, "10.0.0.1"][:hops]])
     assert ask(rill, f"X-Forwarded-For: {forwarded}", source, "/stream?q=first") == 200
-    assert f'"client": "{source if hops == 0 else client}"' in rill.output()[said:]
+    assert f'"client": "{source if hops == 0 else client}"' in rill.output()[offset:]
 
 
-# Which route is taken
+# The route
 
 MISLEADING = {
     "SCRIPT_NAME": "SCRIPT_NAME: /stream",
@@ -224,27 +224,27 @@ MISLEADING = {
 LINES = ["GET /nowhere", "GET /stream?q=first", "POST /healthz", "HEAD /stream?q=first", "GET /healthz"]
 
 
-def told(heard: Heard) -> tuple[list[int], set[bytes], str]:
-    """What an answer is, apart from what differs each time: its status, the names of its headers, its words."""
-    head = heard.data.partition(b"\r\n\r\n")[0]
-    return heard.statuses, {line.partition(b":")[0] for line in head.split(b"\r\n")}, heard.words
+def comparable(received: Received) -> tuple[list[int], set[bytes], str]:
+    """Return what two equal responses have in common: the status, the names of the headers, and the body."""
+    head = received.data.partition(b"\r\n\r\n")[0]
+    return received.statuses, {line.partition(b":")[0] for line in head.split(b"\r\n")}, received.last_body
 
 
 @pytest.mark.parametrize("name", MISLEADING)
-def test_no_header_changes_the_route_or_what_it_answers(rill: Rill, upstream: Upstream, name: str) -> None:
+def test_no_header_changes_the_route_or_its_response(rill: Rill, upstream: Upstream, name: str) -> None:
     for line in LINES:
         plain = f"{line} HTTP/1.1\r\nHost: x\r\nx-api-key: {SECRET}\r\nConnection: close\r\n"
         usual = exchange(rill.port, f"{plain}\r\n".encode())
         misled = exchange(rill.port, f"{plain}{MISLEADING[name]}\r\n\r\n".encode())
-        assert told(misled) == told(usual)
+        assert comparable(misled) == comparable(usual)
         assert b"evil" not in misled.data
     assert prompts(upstream) == ["first", "first"]
 
 
-# Who gets in
+# Authentication
 
 BASIC = b64encode(f"{SECRET}:".encode()).decode()
-KEYS = {
+CREDENTIALS = {
     "nothing": "",
     "X_API_KEY": f"X_API_KEY: {SECRET}",
     "x-api_key": f"x-api_key: {SECRET}",
@@ -262,13 +262,13 @@ KEYS = {
     "the loopback": "X-Forwarded-For: 127.0.0.1\r\nX-Real-IP: 127.0.0.1\r\nForwarded: for=127.0.0.1",
     "another URL": "X-Original-URL: /healthz\r\nX-Rewrite-URL: /healthz",
     "another script": "SCRIPT_NAME: /stream",
-    "two tokens": f"Authorization: Bearer wrong\r\nAuthorization: Bearer {SECRET}",
+    "two bearer keys": f"Authorization: Bearer wrong\r\nAuthorization: Bearer {SECRET}",
     "two keys": f"x-api-key: wrong\r\nx-api-key: {SECRET}",
-    "a wrong token before a right key": f"Authorization: Bearer wrong\r\nx-api-key: {SECRET}",
+    "a wrong bearer key before a right x-api-key": f"Authorization: Bearer wrong\r\nx-api-key: {SECRET}",
     "the name": "Authorization: Bearer alice",
     "the entry": f"Authorization: Bearer alice={SECRET}",
-    "a begin": f"Authorization: Bearer {SECRET[:-1]}",
-    "more than it": f"Authorization: Bearer {SECRET}x",
+    "a prefix": f"Authorization: Bearer {SECRET[:-1]}",
+    "a longer key": f"Authorization: Bearer {SECRET}x",
     "another case": f"Authorization: Bearer {SECRET.upper()}",
     "a percent code": "Authorization: Bearer wonder%2dland",
     "a no-break space before": f"Authorization: Bearer \xa0{SECRET}\xff",
@@ -283,38 +283,38 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_nobody_gets_in_without_a_token_in_its_place(rill: Rill, upstream: Upstream, name: str) -> None:
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_a_wrong_or_misplaced_api_key_is_rejected(rill: Rill, upstream: Upstream, name: str) -> None:
     source = fresh_source()  # Failures are limited for each address.
-    assert ask(rill, KEYS[name], source, f"/stream?q=first&token={SECRET}&api_key={SECRET}") == 401
+    assert ask(rill, CREDENTIALS[name], source, f"/stream?q=first&token={SECRET}&api_key={SECRET}") == 401
     assert upstream.requests == []
 
 
 GUARDED = ["GET /stream?q=first", "POST /stream", "GET /chat/stream?message=first", "POST /v1/messages"]
 GUARDED += ["POST /v1/chat/completions", "GET /v1/models"]
 # No two of them contradict each other.
-EVERYTHING = "\r\n".join(line for name, line in {**KEYS, **MISLEADING}.items() if line and not line.startswith("Auth"))
+EVERYTHING = "\r\n".join(
+    line for name, line in {**CREDENTIALS, **MISLEADING}.items() if line and not line.startswith("Auth")
+)
 
 
 @pytest.mark.parametrize("line", GUARDED)
-def test_no_route_that_wants_a_token_opens_for_all_other_headers_together(
-    rill: Rill, upstream: Upstream, line: str
-) -> None:
+def test_all_other_headers_together_do_not_replace_an_api_key(rill: Rill, upstream: Upstream, line: str) -> None:
     fields = EVERYTHING.replace("x-api-key", "x-api-kex")
     head = f"{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"
     trailer = f"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Api-Key: {SECRET}\r\n\r\n"
-    heard = exchange(rill.port, (head + trailer).encode("latin-1"))
-    assert (heard.statuses, heard.in_step) == ([401, 200], True)
+    received = exchange(rill.port, (head + trailer).encode("latin-1"))
+    assert (received.statuses, received.in_sync) == ([401, 200], True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("line", [f"Authorization: Bearer {SECRET}", f"x-api-key: {SECRET}"])
-def test_the_token_in_its_place_does_get_in(rill: Rill, upstream: Upstream, line: str) -> None:
+def test_an_api_key_in_its_header_is_accepted(rill: Rill, upstream: Upstream, line: str) -> None:
     assert ask(rill, line, path="/stream?q=first") == 200
     assert prompts(upstream) == ["first"]
 
 
-def test_a_header_with_an_underscore_is_no_header(rill: Rill, upstream: Upstream) -> None:
-    head = request_bytes("POST", "/stream", {**TOKEN, "Content_Type": "application/json"}, b'{"q": "first"}')
+def test_a_header_with_an_underscore_is_ignored(rill: Rill, upstream: Upstream) -> None:
+    head = request_bytes("POST", "/stream", {**API_KEY, "Content_Type": "application/json"}, b'{"q": "first"}')
     assert exchange(rill.port, head).statuses == [200, 200]
     assert prompts(upstream) == ['{"q": "first"}']

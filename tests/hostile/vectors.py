@@ -1,7 +1,7 @@
-"""Requests that two readers of HTTP may understand in two ways, and requests that only look so.
+"""Requests that two HTTP parsers may interpret differently, and requests that only look like it.
 
-Each vector hides a second request behind or within the first. The cases are those of RFC 9112 (sections 2.2, 3.2, 5, 6,
-7.1 and 11) and of the public lists of smuggling: https://portswigger.net/web-security/request-smuggling
+Each vector hides a second request after or inside the first. The cases are those of RFC 9112 (sections 2.2, 3.2, 5, 6,
+7.1 and 11) and of the public lists of smuggling attacks: https://portswigger.net/web-security/request-smuggling
 """
 
 from conversation import request_bytes
@@ -11,17 +11,17 @@ HELLO = b"5\r\nhello\r\n0\r\n\r\n"
 
 
 def post(fields: bytes, body: bytes = HELLO, version: bytes = b"1.1") -> bytes:
-    """A POST with these header lines as they stand, its body, and the hidden request behind it."""
+    """Return a POST with these raw header lines, its body, and the hidden request after it."""
     return b"POST /stream HTTP/" + version + b"\r\nHost: x\r\n" + fields + b"\r\n\r\n" + body + HIDDEN
 
 
 def chunks(body: bytes) -> bytes:
-    """A POST with a chunked body as it stands, and the hidden request behind it."""
+    """Return a POST with this raw chunked body, and the hidden request after it."""
     return post(b"Transfer-Encoding: chunked", body)
 
 
 def get(head: bytes) -> bytes:
-    """A head as it stands, and the hidden request behind it."""
+    """Return this raw head, and the hidden request after it."""
     return head + HIDDEN
 
 
@@ -40,7 +40,7 @@ _CODINGS = {
     "tab before the colon": b"Transfer-Encoding\t: chunked",
     "space before the name": b" Transfer-Encoding: chunked",
     "unknown": b"Transfer-Encoding: xchunked",
-    "cut short": b"Transfer-Encoding: chunk",
+    "truncated": b"Transfer-Encoding: chunk",
     "empty": b"Transfer-Encoding:",
     "quoted": b'Transfer-Encoding: "chunked"',
     "with a parameter": b"Transfer-Encoding: chunked;q=1",
@@ -50,28 +50,28 @@ _CODINGS = {
     "chunked, then identity": b"Transfer-Encoding: chunked, identity",
     "identity, then chunked": b"Transfer-Encoding: identity, chunked",
     "identity in a line before": b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
-    "identity in a line behind": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
-    "an empty line behind": b"Transfer-Encoding: chunked\r\nTransfer-Encoding:",
+    "identity in a line after": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    "an empty line after": b"Transfer-Encoding: chunked\r\nTransfer-Encoding:",
     "compressed, then chunked": b"Transfer-Encoding: gzip, chunked",
     "compressed in a line before": b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
     "chunked, then compressed": b"Transfer-Encoding: chunked, gzip",
     "compressed only": b"Transfer-Encoding: gzip",
     "identity only": b"Transfer-Encoding: identity",
     "empty element before": b"Transfer-Encoding: , chunked",
-    "empty element behind": b"Transfer-Encoding: chunked,",
+    "empty element after": b"Transfer-Encoding: chunked,",
     "folded": b"Transfer-Encoding:\r\n chunked",
     "folded by a tab": b"Transfer-Encoding:\r\n\tchunked",
     "vertical tab before": b"Transfer-Encoding: \x0bchunked",
-    "vertical tab behind": b"Transfer-Encoding: chunked\x0b",
+    "vertical tab after": b"Transfer-Encoding: chunked\x0b",
     "form feed before": b"Transfer-Encoding: \x0cchunked",
-    "no-break space behind": b"Transfer-Encoding: chunked\xa0",
+    "no-break space after": b"Transfer-Encoding: chunked\xa0",
     "byte before": b"Transfer-Encoding: \xffchunked",
     "NUL in the name": b"Transfer-Encoding\x00: chunked",
     "NUL in the value": b"Transfer-Encoding: chunked\x00",
     "soft hyphen in the name": b"Transfer\xadEncoding: chunked",
-    "behind a bare LF": b"X: y\nTransfer-Encoding: chunked",
-    "behind a bare CR": b"X: y\rTransfer-Encoding: chunked",
-    "behind a CR and a NUL": b"X: y\r\x00\nTransfer-Encoding: chunked",
+    "after a bare LF": b"X: y\nTransfer-Encoding: chunked",
+    "after a bare CR": b"X: y\rTransfer-Encoding: chunked",
+    "after a CR and a NUL": b"X: y\r\x00\nTransfer-Encoding: chunked",
     "before a bare CR": b"Transfer-Encoding: chunked\r\r",
 }
 CODINGS = {f"coding: {name}": post(fields) for name, fields in _CODINGS.items()}
@@ -99,7 +99,7 @@ _LENGTHS = {
     "folded": b"\r\n 5",
     "vertical tab": b"5\x0b",
     "NUL": b"5\x00",
-    "behind a bare LF": b"5\nContent-Length: 0",
+    "after a bare LF": b"5\nContent-Length: 0",
 }
 LENGTHS = {f"length: {name}": post(b"Content-Length: " + value, b"hello") for name, value in _LENGTHS.items()}
 LENGTHS["length: space before the colon"] = post(b"Content-Length : 5", b"hello")
@@ -110,24 +110,24 @@ _CHUNKS = {
     "with 0x": b"0x5\r\nhello\r\n0\r\n\r\n",
     "an underscore": b"5_0\r\nhello\r\n0\r\n\r\n",
     "space before": b" 5\r\nhello\r\n0\r\n\r\n",
-    "space behind": b"5 \r\nhello\r\n0\r\n\r\n",
-    "tab behind": b"5\t\r\nhello\r\n0\r\n\r\n",
+    "space after": b"5 \r\nhello\r\n0\r\n\r\n",
+    "tab after": b"5\t\r\nhello\r\n0\r\n\r\n",
     "no hexadecimal digit": b"g\r\nhello\r\n0\r\n\r\n",
     "empty": b"\r\nhello\r\n0\r\n\r\n",
     "superscript": b"5\r\nhello\r\n\xb2\r\n\r\n",
     "Arabic-Indic digit": b"\xd9\xa5" + b"\r\nhello\r\n0\r\n\r\n",
     "NUL": b"5\x00\r\nhello\r\n0\r\n\r\n",
     "LF for CRLF": b"5\nhello\n0\n\n",
-    "LF behind the data": b"5\r\nhello\n0\r\n\r\n",
-    "LF behind the last size": b"5\r\nhello\r\n0\n\r\n",
+    "LF after the data": b"5\r\nhello\n0\r\n\r\n",
+    "LF after the last size": b"5\r\nhello\r\n0\n\r\n",
     "LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
     "CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
     "NUL in an extension": b"5;a\x00\r\nhello\r\n0\r\n\r\n",
     "empty extension": b"5;\r\nhello\r\n0\r\n\r\n",
-    "extension over its bound": b"5;" + b"a" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
-    "size over its bound": b"0" * 20_000 + b"5\r\nhello\r\n0\r\n\r\n",
-    "no CRLF behind the data": b"5\r\nhello0\r\n\r\n",
-    "more data than said": b"4\r\nhello\r\n0\r\n\r\n",
+    "extension over its limit": b"5;" + b"a" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
+    "size over its limit": b"0" * 20_000 + b"5\r\nhello\r\n0\r\n\r\n",
+    "no CRLF after the data": b"5\r\nhello0\r\n\r\n",
+    "more data than the size": b"4\r\nhello\r\n0\r\n\r\n",
     "two bytes for CRLF": b"5\r\nhelloXX0\r\n\r\n",
     "empty line between": b"5\r\nhello\r\n\r\n0\r\n\r\n",
     "trailer with a length": b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
@@ -147,8 +147,8 @@ CHUNKS = {f"chunk: {name}": chunks(body) for name, body in _CHUNKS.items()}
 _LINES = {
     "LF for CRLF": b"GET /healthz HTTP/1.1\nHost: x\n\n",
     "CR for CRLF": b"GET /healthz HTTP/1.1\rHost: x\r\r",
-    "LF behind the request line": b"GET /healthz HTTP/1.1\nHost: x\r\n\r\n",
-    "LF behind a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
+    "LF after the request line": b"GET /healthz HTTP/1.1\nHost: x\r\n\r\n",
+    "LF after a header": b"GET /healthz HTTP/1.1\r\nHost: x\nX: y\r\n\r\n",
     "LF for the empty line": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\n",
     "CR CR LF": b"GET /healthz HTTP/1.1\r\nHost: x\r\r\n\r\n",
     "LF before": b"\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -164,12 +164,12 @@ _LINES = {
     "NUL in the method": b"G\x00T /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     "two spaces": b"GET  /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     "tabs for spaces": b"GET\t/healthz\tHTTP/1.1\r\nHost: x\r\n\r\n",
-    "space behind the version": b"GET /healthz HTTP/1.1 \r\nHost: x\r\n\r\n",
+    "space after the version": b"GET /healthz HTTP/1.1 \r\nHost: x\r\n\r\n",
     "space in the URL": b"GET /stream?q=a b HTTP/1.1\r\nHost: x\r\n\r\n",
-    "small method": b"get /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
-    "small version": b"GET /healthz http/1.1\r\nHost: x\r\n\r\n",
-    "HTTP/0.9, as it was spoken": b"GET /stream?q=first\r\n",
-    "HTTP/0.9, by its name": b"GET /healthz HTTP/0.9\r\nHost: x\r\n\r\n",
+    "lowercase method": b"get /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "lowercase version": b"GET /healthz http/1.1\r\nHost: x\r\n\r\n",
+    "HTTP/0.9 without a version": b"GET /stream?q=first\r\n",
+    "HTTP/0.9 with its version": b"GET /healthz HTTP/0.9\r\nHost: x\r\n\r\n",
     "HTTP/2.0": b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n",
     "HTTP/11": b"GET /healthz HTTP/11\r\nHost: x\r\n\r\n",
     "HTTP/1.10": b"GET /healthz HTTP/1.10\r\nHost: x\r\n\r\n",
@@ -199,7 +199,7 @@ _HOSTS = {
     "port that is a word": b"Host: x:port\r\n",
     "port of eight digits": b"Host: x:99999999\r\n",
     "bracket open": b"Host: [::1\r\n",
-    "bracket with more behind": b"Host: [::1]x\r\n",
+    "bracket with more after": b"Host: [::1]x\r\n",
     "name in brackets": b"Host: [x]\r\n",
     "bare IPv6": b"Host: ::1\r\n",
     "bytes": b"Host: \xff\xfe\r\n",
@@ -237,15 +237,15 @@ EXPECTED = {
     for value in _EXPECTED
 }
 
-# Every one of them is to be refused, and the connection closed.
-REFUSED = {**BOTH, **CODINGS, **LENGTHS, **CHUNKS, **LINES, **HOSTS, **TARGETS, **EXPECTED}
+# Each of these must be rejected, and its connection closed.
+REJECTED = {**BOTH, **CODINGS, **LENGTHS, **CHUNKS, **LINES, **HOSTS, **TARGETS, **EXPECTED}
 
 _WITHIN = b"%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
 _LENGTH = b"Content-Length: %d" % len(HIDDEN)
 FIVE = b"Content-Length: 5"
 
-# What has one meaning, however odd it looks -> the prompts that come of it; then the follower is in step.
-READ: dict[str, tuple[bytes, list[str]]] = {
+# Unusual but unambiguous requests -> the prompts that reach the upstream; the follower is answered after them.
+ACCEPTED: dict[str, tuple[bytes, list[str]]] = {
     "coding in mixed case": (post(b"tRANSFER-eNCODING: cHuNkEd"), ["hello", "smuggled"]),
     "coding between tabs": (post(b"Transfer-Encoding:\t chunked\t "), ["hello", "smuggled"]),
     "TE is no coding": (post(b"TE: chunked\r\n" + FIVE, b"hello"), ["hello", "smuggled"]),
@@ -271,7 +271,7 @@ READ: dict[str, tuple[bytes, list[str]]] = {
     "expectation": (post(b"Expect: 100-Continue\r\n" + FIVE, b"hello"), ["hello", "smuggled"]),
 }
 
-# Nothing that stands behind one of these is a request.
+# Requests that close their connection: nothing after them is a request.
 CLOSED = {
     "close": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     "Close": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Close\r\n\r\n",

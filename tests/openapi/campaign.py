@@ -1,4 +1,4 @@
-"""A campaign of requests that schemathesis makes from the description, each answer checked against it.
+"""A campaign of requests that schemathesis generates from the description, with each response checked against it.
 
 Importing schemathesis takes seconds, so tests import this module when they run.
 """
@@ -34,11 +34,11 @@ AS_DESCRIBED = (
     "response_schema_conformance",
 )
 ANSWERED_SECONDS = 10
-# What refuses a bad request; 413 where it is bad by its length, 429 after too many without a valid token.
-REFUSALS = ["400", "401", "403", "405", "413", "414", "415", "429", "431"]
-# Where events are asked for, nothing else in a request with it is looked at.
+# The statuses of a rejected invalid request; 413 if it is too long, 429 after too many without a valid API key.
+REJECTION_STATUSES = ["400", "401", "403", "405", "413", "414", "415", "429", "431"]
+# In a request for events, Rill reads nothing else if this header is present.
 LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
-# What a request to each of them is once it is read.
+# The schema of a parsed request to each path.
 REQUESTS = {
     "/stream": "Question",
     "/chat/stream": "Question",
@@ -51,7 +51,7 @@ BOOLEANS = {"stream", "include_usage"}
 
 @dataclass
 class Outcome:
-    """What came of a campaign: its answers by status, and what was wrong with them."""
+    """The result of a campaign: its responses by status, and what was wrong with them."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Outcome:
 
 
 def configuration(url: str, headers: dict[str, str], examples: int, seed: int, soaked: bool) -> SchemathesisConfig:
-    """Every check and both kinds of data; nothing that was answered leads what is asked next, so a seed is enough.
+    """Return a configuration with every check and both kinds of data, reproducible from the seed.
 
-    A soak leaves out what only judges the description: whether it draws the line between good and bad data just where
-    the service does. Among very many requests some find a hair's breadth between the two.
+    A soak omits the checks of whether the description and the service agree on which data is valid: among very many
+    requests, some are edge cases in which the two differ.
     """
-    alone = {"extra-data-sources": {"responses": False}}
+    independent = {"extra-data-sources": {"responses": False}}
     return SchemathesisConfig.from_dict(
         {
             "seed": seed,
@@ -79,15 +79,15 @@ def configuration(url: str, headers: dict[str, str], examples: int, seed: int, s
             "suppress-health-check": ["all"],
             "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
             "phases": {
-                "examples": alone,
-                "coverage": {**alone, "enabled": not soaked, "generate-duplicate-query-parameters": True},
-                "fuzzing": {**alone, "error-feedback": {"enabled": False}},
-                # No answer of one operation is an argument of another.
+                "examples": independent,
+                "coverage": {**independent, "enabled": not soaked, "generate-duplicate-query-parameters": True},
+                "fuzzing": {**independent, "error-feedback": {"enabled": False}},
+                # No response of one operation is an argument of another.
                 "stateful": {"enabled": False},
             },
             "checks": {
                 "max_response_time": float(ANSWERED_SECONDS),
-                "negative_data_rejection": {"enabled": not soaked, "expected-statuses": REFUSALS},
+                "negative_data_rejection": {"enabled": not soaked, "expected-statuses": REJECTION_STATUSES},
                 "positive_data_acceptance": {"enabled": not soaked},
             },
         }
@@ -95,7 +95,7 @@ def configuration(url: str, headers: dict[str, str], examples: int, seed: int, s
 
 
 def without_last_event_id(node: Any) -> Any:
-    """A part of the description without that parameter."""
+    """Return a part of the description without the parameter Last-Event-ID."""
     if isinstance(node, dict):
         return {name: without_last_event_id(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -104,19 +104,19 @@ def without_last_event_id(node: Any) -> Any:
 
 
 def load(description: dict[str, Any], configured: SchemathesisConfig) -> BaseSchema:
-    """The description, with what its schemas cannot say."""
+    """Return the loaded description, with hooks for the rules that its schemas cannot express."""
     schema = schemathesis.openapi.from_dict(description, config=configured)
-    schema.hook("map_body")(let_the_user_begin)
+    schema.hook("map_body")(make_valid)
     schema.hook("filter_failure")(is_fault)
     return schema
 
 
-def let_the_user_begin(context: HookContext, body: Any) -> Any:
-    """Makes an assistant that speaks first the user, and 300.0, which JSON Schema takes for an integer, 300."""
+def make_valid(context: HookContext, body: Any) -> Any:
+    """Make the first message the user's, and replace 300.0, which JSON Schema accepts as an integer, by 300."""
     if isinstance(body, dict):
-        first = first_spoken(body)
+        first = first_message(body)
         if first is not None and first.get("role") == "assistant":
-            first.clear()  # What an assistant may leave out, such as its content, the user may not.
+            first.clear()  # An assistant's message may omit fields, such as its content; a user's may not.
             first.update(role="user", content="Hello")
         if first == {} and body["messages"]:
             body["messages"].append({"role": "user", "content": "Hello"})
@@ -126,27 +126,27 @@ def let_the_user_begin(context: HookContext, body: Any) -> Any:
     return body
 
 
-def first_spoken(body: Any) -> dict[str, Any] | None:
-    """The first of the messages that is not the system's, {} where all are; None where there are no messages."""
+def first_message(body: Any) -> dict[str, Any] | None:
+    """Return the first message that is not the system's, {} if all are; None if there are no messages."""
     messages = body.get("messages") if isinstance(body, dict) else None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return None
-    spoken = (message for message in messages if message.get("role") not in ("system", "developer"))
-    return next(spoken, {})
+    others = (message for message in messages if message.get("role") not in ("system", "developer"))
+    return next(others, {})
 
 
 def is_fault(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
-    """Whether a failed check is a fault, and none of what a schema cannot say."""
+    """Return whether a failed check is a fault, and not a rule that a schema cannot express."""
     if isinstance(failure, RejectedPositiveData):
-        first = first_spoken(case.body)
+        first = first_message(case.body)
         return first is None or first.get("role") == "user"
     if isinstance(failure, AcceptedNegativeData):
-        return not is_good_as_read(case, response.request)
+        return not is_valid_when_parsed(case, response.request)
     return True
 
 
-def is_good_as_read(case: Case, sent: PreparedRequest) -> bool:
-    """Whether a request that was meant to be bad is good once it is read: a list in a query is its first value."""
+def is_valid_when_parsed(case: Case, sent: PreparedRequest) -> bool:
+    """Return whether a request meant to be invalid is valid when parsed: a list in a query is its first value."""
     url, body = urlsplit(sent.url or ""), sent.body or b""
     request = Request.from_values(
         method=sent.method,
@@ -163,14 +163,14 @@ def is_good_as_read(case: Case, sent: PreparedRequest) -> bool:
     else:
         fields.update({name: value for name, value in request.form.to_dict().items() if name is not None})
     reference = {"$ref": f"#/components/schemas/{REQUESTS[case.path]}", "components": DESCRIPTION["components"]}
-    return jsonschema_rs.is_valid(reference, as_read(fields))
+    return jsonschema_rs.is_valid(reference, parsed(fields))
 
 
-def as_read(fields: Any) -> Any:
-    """The fields with numbers and booleans that came as another type, such as "1" and true for 1, or 0 for false."""
+def parsed(fields: Any) -> Any:
+    """Return the fields with numbers and booleans converted, such as 1 for "1" or true, and false for 0."""
     if not isinstance(fields, dict):
         return fields
-    read = {name: as_read(value) if name == "stream_options" else value for name, value in fields.items()}
+    read = {name: parsed(value) if name == "stream_options" else value for name, value in fields.items()}
     for name in NUMBERS & read.keys():
         with suppress(ValueError, TypeError):
             read[name] = float(read[name])
@@ -178,7 +178,7 @@ def as_read(fields: Any) -> Any:
 
 
 def campaign(schema: BaseSchema) -> Outcome:
-    """Sends all that schemathesis makes of the description."""
+    """Send every request that schemathesis generates from the description."""
     outcome = Outcome()
     for event in from_schema(schema).execute():
         if isinstance(event, events.NonFatalError):
@@ -186,21 +186,23 @@ def campaign(schema: BaseSchema) -> Outcome:
         elif isinstance(event, events.FatalError):
             outcome.faults.append(repr(event.exception))
         elif isinstance(event, events.ScenarioFinished):
-            answers = {case: each.response for case, each in event.recorder.interactions.items() if each.response}
-            outcome.statuses.update(answer.status_code for answer in answers.values())
+            responses = {case: each.response for case, each in event.recorder.interactions.items() if each.response}
+            outcome.statuses.update(response.status_code for response in responses.values())
             for case, checks in event.recorder.checks.items():
                 failed = [check.failure_info for check in checks if check.failure_info]
-                outcome.faults += [f"{each.failure}\n{answers[case].content!r}\n{each.code_sample}" for each in failed]
+                outcome.faults += [
+                    f"{each.failure}\n{responses[case].content!r}\n{each.code_sample}" for each in failed
+                ]
     return outcome
 
 
 def status_as_described(url: str, asked: str, headers: dict[str, str], **fields: Any) -> int:
-    """Send one request, such as GET /stream; return the status of a response that is as described, or raise."""
+    """Send one request, such as GET /stream; return the status of its response; raise if that is not as described."""
     method, path = asked.split(" ")
     case = whole_description()[path][method].Case(**fields)
-    answer = case.call(url, headers={"Connection": "close", **headers})
-    case.validate_response(answer, checks=CHECKS.get_by_names(AS_DESCRIBED))
-    return answer.status_code
+    response = case.call(url, headers={"Connection": "close", **headers})
+    case.validate_response(response, checks=CHECKS.get_by_names(AS_DESCRIBED))
+    return response.status_code
 
 
 @cache

@@ -1,6 +1,6 @@
-"""The service against its description: requests that schemathesis makes from it, valid ones and invalid ones.
+"""The service against its description: valid and invalid requests that schemathesis generates from it.
 
-They go to a real server over a real socket, and each answer is checked against the description.
+They go to a real server over a real socket, and each response is checked against the description.
 """
 
 import json
@@ -16,56 +16,56 @@ if TYPE_CHECKING:
     from campaign import Outcome
 
 DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
-ASKING = ("/stream", "/chat/stream")
+STREAM_PATHS = ("/stream", "/chat/stream")
 DIALECTS = ("/v1/messages", "/v1/chat/completions")
 
 
 class Conformance:
-    """The description's operations at some paths, asked for with one Accept.
+    """The description's operations at some paths, requested with one Accept.
 
-    `examples` is how many cases are made of one operation beyond those that cover its schema, `least` how many requests
-    come of it all, and `long` how many are sent in a soak.
+    `examples` is the number of cases per operation beyond those that cover its schema, `least` the minimum number of
+    requests in total, and `long` the number of requests in a soak.
     """
 
     paths: ClassVar[tuple[str, ...]]
     accept: ClassVar[str] = "*/*"
-    needs_token: ClassVar[bool] = False
+    needs_api_key: ClassVar[bool] = False
     seed: ClassVar[int]
     examples: ClassVar[int]
     least: ClassVar[int]
     long: ClassVar[int]
 
-    def run(self, rill: Rill, token: str, seed: int, examples: int, soaked: bool = False) -> "Outcome":
-        """Run one campaign, without a fault."""
+    def run(self, rill: Rill, api_key: str, seed: int, examples: int, soaked: bool = False) -> "Outcome":
+        """Run one campaign, and assert that it finds no fault."""
         from campaign import campaign, configuration, load, without_last_event_id
 
-        # Each /drip takes a second, and every response to one is alike.
+        # Each /drip takes a second, and all its responses are alike.
         paths = {path: DESCRIPTION["paths"][path] for path in self.paths if soaked or path != "/drip"}
         description = {**DESCRIPTION, "paths": without_last_event_id(paths)}
         headers = {"Accept": self.accept}
-        if self.needs_token:
-            # To send none is then no way to ask.
+        if self.needs_api_key:
+            # The description must not allow requests without a key then.
             description["security"] = [way for way in DESCRIPTION["security"] if way]
-            headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {api_key}"
         configured = configuration(rill.url, headers, examples, seed, soaked)
         outcome = campaign(load(description, configured))
         assert outcome.faults == [], "\n\n".join(outcome.faults[:10])
         return outcome
 
     @pytest.mark.timeout(300)
-    def test_every_request_gets_an_answer_that_is_described(self, rill: Rill, token: str) -> None:
-        outcome = self.run(rill, token, self.seed, self.examples)
+    def test_every_generated_request_gets_a_described_response(self, rill: Rill, api_key: str) -> None:
+        outcome = self.run(rill, api_key, self.seed, self.examples)
         print(outcome.statuses)
         assert outcome.requests >= self.least
 
     @pytest.mark.soak
     @pytest.mark.timeout(7200)
-    def test_so_does_every_one_of_very_many_from_a_fresh_seed(self, rill: Rill, token: str) -> None:
+    def test_many_requests_generated_from_a_new_seed_get_described_responses(self, rill: Rill, api_key: str) -> None:
         first = secrets.randbelow(2**32)
         print(f"the first seed is {first}")
         statuses: Counter[int] = Counter()
         for seed in count(first):
-            statuses += self.run(rill, token, seed, 500, soaked=True).statuses
+            statuses += self.run(rill, api_key, seed, 500, soaked=True).statuses
             if statuses.total() >= self.long:
                 break
         print(statuses)
@@ -77,12 +77,12 @@ class TestPlainText(Conformance):
 
 
 class TestEvents(Conformance):
-    paths, accept = ASKING, "text/event-stream"
+    paths, accept = STREAM_PATHS, "text/event-stream"
     seed, examples, least, long = 2, 8, 100, 25_000
 
 
 class TestProblemsInJSON(Conformance):
-    paths, accept = ASKING, "application/problem+json, application/json;q=0.9"
+    paths, accept = STREAM_PATHS, "application/problem+json, application/json;q=0.9"
     seed, examples, least, long = 3, 8, 100, 25_000
 
 
@@ -96,6 +96,6 @@ class TestOpenAI(Conformance):
     seed, examples, least, long = 5, 8, 100, 5_000
 
 
-class TestWithTokens(Conformance):
-    paths, needs_token = tuple(DESCRIPTION["paths"]), True
+class TestWithAPIKeys(Conformance):
+    paths, needs_api_key = tuple(DESCRIPTION["paths"]), True
     seed, examples, least, long = 6, 8, 100, 12_000

@@ -1,4 +1,4 @@
-"""The description: served, well-formed, small, and of all that there is."""
+"""The description is served, valid and complete."""
 
 import json
 import re
@@ -17,33 +17,33 @@ from rill.settings import MAX_MODEL_LENGTH, Settings
 TEXT = (ROOT / "rill" / "openapi.json").read_text("utf-8")
 DESCRIPTION: dict[str, Any] = json.loads(TEXT)
 COMPONENTS: dict[str, dict[str, Any]] = DESCRIPTION["components"]
-# Nobody is left to see it.
-UNSEEN = ("client_disconnected", "client_too_slow")
+# No client receives these.
+NOT_RECEIVED = ("client_disconnected", "client_too_slow")
 METHODS = ("get", "post")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each operation with its method and path."""
+    """Yield the method, the path and the description of each operation."""
     for path, item in DESCRIPTION["paths"].items():
         yield from ((method.upper(), path, item[method]) for method in METHODS if method in item)
 
 
 def references(node: Any) -> Iterator[str]:
-    """Whatever a part of the description refers to."""
+    """Yield every reference in a part of the description."""
     if isinstance(node, dict):
         yield from (value for name, value in node.items() if name == "$ref")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from references(value)
 
 
-def test_it_is_served_as_it_is(service: Rill) -> None:
+def test_the_description_is_served_unchanged(service: Rill) -> None:
     with service.ask("GET", "/openapi.json") as asked:
         assert asked.status == 200
         assert asked.headers["content-type"] == "application/json"
         assert asked.read_rest().decode() == TEXT
 
 
-def test_it_is_an_openapi_3_1_description() -> None:
+def test_the_description_is_valid_openapi_3_1() -> None:
     assert DESCRIPTION["openapi"].startswith("3.1.")
     from campaign import whole_description  # schemathesis takes seconds to import
 
@@ -51,35 +51,35 @@ def test_it_is_an_openapi_3_1_description() -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENTS["schemas"])
-def test_a_schema_of_it_is_json_schema(name: str) -> None:
+def test_each_schema_is_valid_json_schema(name: str) -> None:
     jsonschema_rs.Draft202012Validator({**COMPONENTS["schemas"][name], "components": COMPONENTS})
 
 
-def test_whatever_it_refers_to_is_there_and_nothing_is_there_for_no_use() -> None:
+def test_every_reference_resolves_and_every_component_is_used() -> None:
     used = set(references(DESCRIPTION))
     there = {f"#/components/{kind}/{name}" for kind, known in COMPONENTS.items() for name in known}
     schemes = {f"#/components/securitySchemes/{name}" for way in DESCRIPTION["security"] for name in way}
-    # What is asked for where nothing is described gets these.
+    # Requests outside the description get these.
     elsewhere = {f"#/components/responses/{status}" for status in (404, 405)}
     assert there == used | schemes | elsewhere
 
 
-def test_its_operations_are_the_routes() -> None:
+def test_the_operations_are_the_routes() -> None:
     app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
     served = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
     routes = {(method, path) for method, path in served if method not in ("HEAD", "OPTIONS")}
     assert {(method, path) for method, path, _ in operations()} == routes
 
 
-def test_every_problem_that_a_client_can_see_is_in_it() -> None:
+def test_every_problem_that_a_client_can_receive_is_described() -> None:
     statuses = {status for *_, operation in operations() for status in operation["responses"]} | {"404", "405"}
-    seen = {name: kind for name, kind in KINDS.items() if name not in UNSEEN}
+    seen = {name: kind for name, kind in KINDS.items() if name not in NOT_RECEIVED}
     assert {str(kind.status) for kind in seen.values()} <= statuses
     assert COMPONENTS["schemas"]["ProblemName"]["enum"] == list(seen)
     assert set(COMPONENTS["schemas"]["ProblemType"]["enum"]) == {kind.type for kind in seen.values()}
 
 
-def test_its_bounds_are_those_of_the_default_settings() -> None:
+def test_the_limits_are_those_of_the_default_settings() -> None:
     settings = Settings(ANTHROPIC_API_KEY="sk-test-key")
     assert set(re.findall(r'"maximum": (\d{4,})', TEXT)) == {str(settings.max_tokens)}
     assert set(re.findall(r'"maxItems": (\d{4,})', TEXT)) == {str(MAX_MESSAGES)}
@@ -91,7 +91,7 @@ def test_its_bounds_are_those_of_the_default_settings() -> None:
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "/v1/nothing", 404), ("PUT", "/stream", 405), ("PUT", "/v1/messages", 405)],
 )
-def test_what_is_not_in_it_is_refused_as_it_says(service: Rill, method: str, path: str, status: int) -> None:
+def test_an_undescribed_operation_is_rejected_as_described(service: Rill, method: str, path: str, status: int) -> None:
     for accept in ("*/*", "application/json"):
         with service.ask(method, path, {"Accept": accept, "Connection": "close"}) as asked:
             assert asked.status == status

@@ -1,7 +1,7 @@
 import { createAnthropic } from '@ai-sdk/anthropic'
 import { createOpenAI } from '@ai-sdk/openai'
 import { generateText, streamText } from 'ai'
-import { question, run, tell } from './tell.mjs'
+import { question, run, report } from './report.mjs'
 
 const name = 'claude-sonnet-5-5'
 const asked = { prompt: question, maxOutputTokens: 99, maxRetries: 0 }
@@ -12,7 +12,7 @@ const openai = (url) => createOpenAI(connection(url)).chat(name)
 async function stream(model) {
   const result = streamText({ model, ...asked, onError() {} })
   for await (const part of result.fullStream) {
-    if (part.type === 'text-delta') tell({ text: part.text })
+    if (part.type === 'text-delta') report({ text: part.text })
     if (part.type === 'error') throw part.error instanceof Error ? part.error : Object.assign(new Error(), part.error)
   }
   const { outputTokens } = await result.usage

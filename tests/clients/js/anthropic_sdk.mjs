@@ -1,17 +1,17 @@
 import Anthropic from '@anthropic-ai/sdk'
-import { asked, run, tell } from './tell.mjs'
+import { asked, run, report } from './report.mjs'
 
 const connect = (baseURL) => new Anthropic({ baseURL, apiKey: 'sk-of-the-client', maxRetries: 0 })
 
 await run({
   async stream(url) {
-    const stream = connect(url).messages.stream(asked).on('text', (text) => tell({ text }))
+    const stream = connect(url).messages.stream(asked).on('text', (text) => report({ text }))
     const { stop_reason, usage } = await stream.finalMessage()
     return { stop_reason, output_tokens: usage.output_tokens, request_id: stream.request_id }
   },
   async events(url) {
     for await (const event of await connect(url).messages.create({ ...asked, stream: true })) {
-      if (event.delta?.text) tell({ text: event.delta.text })
+      if (event.delta?.text) report({ text: event.delta.text })
     }
   },
   async whole(url) {

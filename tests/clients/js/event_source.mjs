@@ -1,16 +1,16 @@
 import { EventSource } from 'eventsource'
-import { question, run, tell } from './tell.mjs'
+import { question, run, report } from './report.mjs'
 
-// Never closed by the page: it ends when the server tells it not to come again. Its wait before it comes again would not
-// keep Node running; a page stays open.
+// The page never closes it: it ends when the server responds with 204. Its pause before a reconnect would not keep Node
+// running, as an open page does.
 const open = setInterval(() => {}, 60_000)
 const listen = (url) =>
   new Promise((end) => {
     const source = new EventSource(`${url}/chat/stream?${new URLSearchParams({ message: question })}`)
-    source.onmessage = (event) => tell({ text: event.data })
-    source.addEventListener('done', (event) => tell({ done: JSON.parse(event.data) }))
+    source.onmessage = (event) => report({ text: event.data })
+    source.addEventListener('done', (event) => report({ done: JSON.parse(event.data) }))
     source.addEventListener('error', (event) => {
-      if (event.data) tell({ failed: JSON.parse(event.data) })
+      if (event.data) report({ failed: JSON.parse(event.data) })
       if (source.readyState === EventSource.CLOSED) end({ code: event.code })
     })
   })

@@ -1,11 +1,11 @@
-import { question, run, tell } from './tell.mjs'
+import { question, run, report } from './report.mjs'
 
 const ask = (url, options) => fetch(`${url}/stream`, { method: 'POST', body: question, ...options })
 
 async function read(response, seen = () => {}) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
-    tell({ text: value })
+    report({ text: value })
     seen()
   }
 }
@@ -18,7 +18,7 @@ await run({
     const controller = new AbortController()
     await read(await ask(url, { signal: controller.signal }), () => controller.abort())
   },
-  async refused(url) {
+  async rejected(url) {
     const response = await ask(url)
     return { status: response.status, retryAfter: response.headers.get('retry-after'), body: await response.text() }
   },

@@ -1,5 +1,5 @@
 import OpenAI from 'openai'
-import { asked, run, tell } from './tell.mjs'
+import { asked, run, report } from './report.mjs'
 
 const connect = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-client', maxRetries: 0 })
 const streamed = { ...asked, stream: true, stream_options: { include_usage: true } }
@@ -9,7 +9,7 @@ await run({
     let end = {}
     for await (const chunk of await connect(url).chat.completions.create(streamed)) {
       const [choice] = chunk.choices
-      if (choice?.delta.content) tell({ text: choice.delta.content })
+      if (choice?.delta.content) report({ text: choice.delta.content })
       end = { ...end, ...(choice?.finish_reason && { finish_reason: choice.finish_reason }), usage: chunk.usage }
     }
     return end

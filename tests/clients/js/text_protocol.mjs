@@ -1,7 +1,7 @@
-// What useCompletion and useChat of the AI SDK are made of, in the state of a page that holds it in plain fields.
+// The parts of the AI SDK behind useCompletion and useChat, with their state in plain fields.
 
 import { AbstractChat, TextStreamChatTransport, callCompletionApi } from 'ai'
-import { question, run, tell } from './tell.mjs'
+import { question, run, report } from './report.mjs'
 
 class Chat extends AbstractChat {
   constructor(api) {
@@ -13,8 +13,8 @@ class Chat extends AbstractChat {
       popMessage: () => state.messages.pop(),
       replaceMessage(index, message) {
         state.messages[index] = message
-        const said = message.parts.findLast((part) => part.type === 'text')?.text
-        if (message.role === 'assistant' && said) tell({ shown: said })
+        const text = message.parts.findLast((part) => part.type === 'text')?.text
+        if (message.role === 'assistant' && text) report({ shown: text })
       },
       snapshot: (thing) => structuredClone(thing),
     }
@@ -30,7 +30,7 @@ await run({
       prompt: question,
       body: {},
       streamProtocol: 'text',
-      setCompletion: (shown) => shown && tell({ shown }),
+      setCompletion: (shown) => shown && report({ shown }),
       setLoading() {},
       setError() {},
       setAbortController() {},

@@ -1,4 +1,4 @@
-"""An upstream that says nothing, or nothing of worth, is left in its time: pings are no work, thinking is."""
+"""A silent upstream, or one that sends only pings, is a timeout; thinking counts as content."""
 
 import json
 import time
@@ -11,8 +11,8 @@ from server import Rill
 from upstream import Step, Upstream
 from witness import in_one_segment, logged, name_request
 
-FIRST, IDLE, TOTAL = 1.0, 1.5, 4.0
-# How much later than due an outcome may be told, on a busy machine.
+START, IDLE, TOTAL = 1.0, 1.5, 4.0
+# How much later than its timeout an answer may end, on a busy machine.
 LATE = 1.0
 ENV = {"RILL_START_TIMEOUT_SECONDS": "1", "RILL_IDLE_TIMEOUT_SECONDS": "1.5", "RILL_TOTAL_TIMEOUT_SECONDS": "4"}
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
@@ -22,41 +22,41 @@ def repeated(event: bytes, seconds: float, times: int = 1000) -> list[Step]:
     return [step for _ in range(times) for step in (wire.pause(seconds), wire.send(event))]
 
 
-NOTHING = {
+NO_START = {
     "before its headers": (wire.silence(),),
     "after its headers": (wire.head(), wire.silence()),
-    "but pings after its headers": (wire.head(), *repeated(wire.ping(), 0.2)),
+    "only pings after its headers": (wire.head(), *repeated(wire.ping(), 0.2)),
 }
 
 
-@pytest.mark.parametrize("when", NOTHING)
+@pytest.mark.parametrize("when", NO_START)
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
-def test_silence_instead_of_an_answer_is_a_504_in_time(
+def test_an_answer_that_does_not_start_is_a_504_after_the_start_timeout(
     rill: Rill, upstream: Upstream, headers: dict[str, str], when: str
 ) -> None:
-    upstream.script(*NOTHING[when])
+    upstream.script(*NO_START[when])
     name = name_request()
     begun = time.monotonic()
     with ask(rill, headers=headers, name=name) as asked:
         assert asked.status == 504
-    assert FIRST <= time.monotonic() - begun < FIRST + LATE
+    assert START <= time.monotonic() - begun < START + LATE
     assert logged(rill, name)["outcome"] == "start_timeout"
     upstream.wait_until_left(0.5)
     assert len(upstream.requests) == 1
 
 
-DEAD = {
-    "silence in mid-answer": ((*BEGUN, wire.silence()), b"one "),
-    "pings for ever": ((*BEGUN, *repeated(wire.ping(), 0.2)), b"one "),
+IDLE_ANSWERS = {
+    "silence during the answer": ((*BEGUN, wire.silence()), b"one "),
+    "only pings": ((*BEGUN, *repeated(wire.ping(), 0.2)), b"one "),
     "silence before the first text": ((wire.head(), wire.send(wire.opening()), wire.silence()), b""),
-    "silence behind a head and a start in one segment": ((in_one_segment(wire.opening()), wire.silence()), b""),
+    "silence after a head and a start in one segment": ((in_one_segment(wire.opening()), wire.silence()), b""),
     "pings before the first text": ((wire.head(), wire.send(wire.opening()), *repeated(wire.ping(), 0.2)), b""),
 }
 
 
-@pytest.mark.parametrize("how", DEAD)
-def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstream, how: str) -> None:
-    steps, text = DEAD[how]
+@pytest.mark.parametrize("how", IDLE_ANSWERS)
+def test_an_idle_upstream_aborts_a_plain_text_answer(rill: Rill, upstream: Upstream, how: str) -> None:
+    steps, text = IDLE_ANSWERS[how]
     upstream.script(*steps)
     name = name_request()
     begun = time.monotonic()
@@ -69,9 +69,9 @@ def test_a_dead_upstream_ends_a_plain_text_by_a_cut(rill: Rill, upstream: Upstre
     assert len(upstream.requests) == 1
 
 
-@pytest.mark.parametrize("how", DEAD)
-def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
-    upstream.script(*DEAD[how][0])
+@pytest.mark.parametrize("how", IDLE_ANSWERS)
+def test_an_idle_upstream_ends_an_event_stream_with_an_error_event(rill: Rill, upstream: Upstream, how: str) -> None:
+    upstream.script(*IDLE_ANSWERS[how][0])
     name = name_request()
     with ask(rill, headers=SSE, name=name) as asked:
         got = asked.read_rest()
@@ -82,7 +82,7 @@ def test_a_dead_upstream_ends_an_answer_in_events_by_an_error_event(rill: Rill, 
     upstream.wait_until_left(0.5)
 
 
-def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
+def test_thinking_counts_as_content(rill: Rill, upstream: Upstream) -> None:
     thoughts = repeated(wire.thinking("hm"), 0.3, times=9)
     upstream.script(
         wire.head(), wire.send(wire.start(), wire.block_start(0, "thinking")), *thoughts,
@@ -98,7 +98,7 @@ def test_thinking_is_life(rill: Rill, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("event", [wire.text("more "), wire.thinking("hm")], ids=["text", "thinking"])
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "sse"])
-def test_an_answer_without_end_ends_in_all(
+def test_an_endless_answer_ends_after_the_total_timeout(
     rill: Rill, upstream: Upstream, headers: dict[str, str], event: bytes
 ) -> None:
     upstream.script(*BEGUN, *repeated(event, 0.1))
@@ -114,7 +114,7 @@ def test_an_answer_without_end_ends_in_all(
     upstream.wait_until_left(0.5)
 
 
-def test_a_library_raises_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+def test_a_library_raises_after_an_idle_timeout(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with requests.get(f"{rill.url}/stream", {"q": "hello"}, stream=True, timeout=10) as response:
         pieces = response.iter_content(None)
@@ -123,7 +123,7 @@ def test_a_library_raises_when_a_dead_upstream_is_left(rill: Rill, upstream: Ups
             next(pieces)
 
 
-def test_http_1_0_sees_a_reset_when_a_dead_upstream_is_left(rill: Rill, upstream: Upstream) -> None:
+def test_an_http_1_0_connection_is_reset_after_an_idle_timeout(rill: Rill, upstream: Upstream) -> None:
     upstream.script(*BEGUN, wire.silence())
     with ask(rill, version="HTTP/1.0") as asked:
         assert (asked.read_rest(), asked.ended) == (b"one ", "reset")

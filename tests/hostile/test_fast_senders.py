@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import upstream as wire
 from conversation import Conversation, request_bytes
-from fast import KEY, SENDERS
+from fast_sender import KEY, SENDERS
 from raw import play
 from server import Rill, StartRill
 from upstream import Upstream
@@ -20,7 +20,7 @@ PACE_SECONDS = 0.05
 TOKENS = 20
 # The longest time between two tokens of another client's stream.
 GAP_SECONDS = 0.25
-SENDER = Path(__file__).parent / "fast.py"
+SENDER = Path(__file__).parent / "fast_sender.py"
 PACED = (
     wire.head(),
     wire.send(wire.opening()),
@@ -32,13 +32,13 @@ PACED = (
 
 @pytest.fixture
 def service(share_rill: StartRill) -> Rill:
-    """One worker that requires an API key."""
+    """Return a server with one worker that requires an API key."""
     return share_rill(RILL_API_KEYS=f"alice={KEY}")
 
 
 @contextmanager
 def sending(rill: Rill, *names: str) -> Iterator[None]:
-    """Run these senders at full speed while the context lasts."""
+    """Run these senders at full speed during the context."""
     seconds = PACE_SECONDS * TOKENS + 10
     with ExitStack() as stack:
         for name in names:
@@ -49,7 +49,7 @@ def sending(rill: Rill, *names: str) -> Iterator[None]:
 
 
 def longest_gap(rill: Rill) -> float:
-    """Seconds of the longest wait for a token of a paced stream."""
+    """Return the longest time between two tokens of a paced stream, in seconds."""
     asked = request_bytes("GET", "/stream?q=paced", {"x-api-key": KEY, "Connection": "close"})
     with Conversation(rill.port, asked, timeout=20) as stream:
         assert stream.status == 200
@@ -61,7 +61,7 @@ def longest_gap(rill: Rill) -> float:
 
 
 def play_paced(answer: wire.Answer) -> None:
-    """The paced answer for the client that is measured, and a short one for everybody else."""
+    """Send the paced answer to the client that is measured, and a short one to every other."""
     if answer.request.json["messages"][-1]["content"] == "paced":
         for step in PACED:
             step(answer)
@@ -75,7 +75,7 @@ def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstre
     upstream.always(play_paced)
     workers = [worker.pid for worker in service.workers()]
     gaps = []
-    for _ in range(3):  # Another process on this machine may spoil a measurement, but not three.
+    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
         with sending(service, *names):
             gaps.append(longest_gap(service))
         if gaps[-1] < GAP_SECONDS:

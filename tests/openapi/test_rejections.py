@@ -1,4 +1,4 @@
-"""What no generated request provokes is as described, too: limits, tokens, and an upstream that refuses or fails."""
+"""Responses that no generated request causes are as described too: limits, API keys, and upstream errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from upstream import Upstream
 from rill.admission.auth import FAILURES
 
 QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
-ASKING: dict[str, dict[str, Any]] = {
+PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "GET /stream": {"query": {"q": "hello"}},
     "POST /stream": {"body": "hello", "media_type": "text/plain"},
     "GET /chat/stream": {"query": {"message": "hello"}},
@@ -31,10 +31,10 @@ UPSTREAM_ERRORS = [
 
 
 def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None, **fields: Any) -> set[int]:
-    """The status that a request gets, whether its client prefers JSON or not, with an answer that is as described."""
+    """Return the statuses that a request gets with and without a preference for JSON; raise if not as described."""
     from campaign import status_as_described
 
-    sent = {**ASKING.get(asked, {}), **fields}
+    sent = {**PROMPT_REQUESTS.get(asked, {}), **fields}
     return {
         status_as_described(rill.url, asked, {"Accept": accept, **(headers or {})}, **sent)
         for accept in ("*/*", "application/json")
@@ -42,59 +42,59 @@ def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None
 
 
 @pytest.mark.parametrize(("code", "type", "status"), UPSTREAM_ERRORS)
-def test_what_the_upstream_refuses_is_told_as_described(
+def test_an_upstream_error_is_reported_as_described(
     service: Rill, upstream: Upstream, code: int, type: str, status: int
 ) -> None:
     upstream.always(wire.error(code, type, "No.", {"x-should-retry": "false"}))
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(service, asked) == {status}
 
 
-def test_a_refusal_of_the_model_is_told_as_described(service: Rill, upstream: Upstream) -> None:
+def test_a_refusal_of_the_model_is_reported_as_described(service: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer(stop_reason="refusal"))
     assert statuses_of(service, "GET /stream") == {422}
     assert statuses_of(service, "POST /stream") == {422}
 
 
-def test_an_upstream_that_does_not_begin_is_told_as_described(share_rill: StartRill, upstream: Upstream) -> None:
+def test_a_start_timeout_is_reported_as_described(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_START_TIMEOUT_SECONDS="0.2", RILL_IDLE_TIMEOUT_SECONDS="0.2")
     upstream.always(wire.head(), wire.silence())
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(rill, asked) == {504}
 
 
-def test_one_request_too_many_is_refused_as_described(start_rill: StartRill, upstream: Upstream) -> None:
+def test_a_request_beyond_the_rate_limit_is_rejected_as_described(start_rill: StartRill, upstream: Upstream) -> None:
     rill = start_rill(RILL_RATE_LIMIT="1/hour")
     upstream.script(*wire.answer("hello"))
     assert statuses_of(rill, "GET /stream") == {200, 429}
-    for asked in (*ASKING, "GET /drip"):
+    for asked in (*PROMPT_REQUESTS, "GET /drip"):
         assert statuses_of(rill, asked) == {429}
 
 
 @pytest.mark.parametrize(("setting", "status"), [("RILL_MAX_STREAMS", 503), ("RILL_MAX_STREAMS_PER_CLIENT", 429)])
-def test_one_answer_too_many_is_refused_as_described(
+def test_a_request_beyond_the_slots_is_rejected_as_described(
     share_rill: StartRill, upstream: Upstream, setting: str, status: int
 ) -> None:
     rill = share_rill(**{setting: "1"})
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("a")), wire.gate("held"), wire.close())
     with rill.ask("GET", "/stream?q=hello") as held:
         assert held.next_chunk() == b"a"
-        for asked in (*ASKING, "GET /drip"):
+        for asked in (*PROMPT_REQUESTS, "GET /drip"):
             assert statuses_of(rill, asked) == {status}
         assert statuses_of(rill, "GET /readyz") == {503 if setting == "RILL_MAX_STREAMS" else 200}
     upstream.open("held")
 
 
-def test_a_client_without_a_token_is_refused_as_described(start_rill: StartRill) -> None:
+def test_a_client_without_an_api_key_is_rejected_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
-    for asked in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+    for asked in (*PROMPT_REQUESTS, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, asked) == {401}
         assert statuses_of(rill, asked, {"anthropic-version": "2023-06-01"}) == {401}
 
 
-def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill) -> None:
+def test_a_forbidden_request_is_rejected_as_described(share_rill: StartRill) -> None:
     rill = share_rill(RILL_ALLOWED_MODELS=None)
-    for asked in ASKING:
+    for asked in PROMPT_REQUESTS:
         assert statuses_of(rill, asked, {"Sec-Purpose": "prefetch"}) == {403}
         assert statuses_of(rill, asked, {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}) == {403}
     other = {**QUESTION, "model": "another"}
@@ -103,39 +103,39 @@ def test_what_may_not_be_asked_for_is_refused_as_described(share_rill: StartRill
     assert statuses_of(rill, "POST /v1/chat/completions", body=other) == {403}
 
 
-def test_a_host_that_is_not_served_is_refused_as_described(service: Rill) -> None:
-    for asked in (*ASKING, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
+def test_a_host_that_is_not_allowed_is_rejected_as_described(service: Rill) -> None:
+    for asked in (*PROMPT_REQUESTS, *FILES, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(service, asked, {"Host": "another.example"}) == {403}
 
 
-def test_a_feature_that_is_not_enabled_is_refused_as_described(service: Rill) -> None:
+def test_a_feature_that_is_not_enabled_is_rejected_as_described(service: Rill) -> None:
     tools = {**QUESTION, "tools": [{"type": "web_search_20250305"}]}
     assert statuses_of(service, "POST /v1/messages", body=tools) == {403}
     assert statuses_of(service, "POST /v1/messages", {"anthropic-beta": "context-1m-2025-08-07"}) == {403}
 
 
-def test_too_many_requests_without_a_token_are_refused_as_described(start_rill: StartRill) -> None:
+def test_too_many_requests_without_an_api_key_are_rejected_as_described(start_rill: StartRill) -> None:
     rill = start_rill(RILL_API_KEYS="alice=secret")
     for _ in range(FAILURES.amount):
         with rill.ask("GET", "/v1/models", {"Connection": "close"}) as asked:
             assert asked.status == 401
-    for each in (*ASKING, "GET /drip", "GET /v1/models", "GET /metrics"):
+    for each in (*PROMPT_REQUESTS, "GET /drip", "GET /v1/models", "GET /metrics"):
         assert statuses_of(rill, each) == {429}
 
 
-def test_a_body_too_long_or_of_another_type_is_refused_as_described(share_rill: StartRill) -> None:
+def test_a_body_too_long_or_of_another_type_is_rejected_as_described(share_rill: StartRill) -> None:
     rill = share_rill(RILL_MAX_BODY_BYTES="4")
     for asked in ("POST /stream", "POST /v1/messages", "POST /v1/chat/completions"):
         assert statuses_of(rill, asked) == {413}
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}
 
 
-def test_a_url_too_long_is_refused_as_described(service: Rill) -> None:
+def test_a_url_that_is_too_long_is_rejected_as_described(service: Rill) -> None:
     assert statuses_of(service, "GET /stream", query={"q": "a" * 9_000}) == {414}
     assert statuses_of(service, "GET /chat/stream", query={"message": "a" * 9_000}) == {414}
 
 
-def test_an_event_source_that_comes_back_gets_nothing_as_described(service: Rill) -> None:
+def test_a_reconnecting_event_source_gets_a_204_as_described(service: Rill) -> None:
     for asked in ("GET /stream", "POST /stream", "GET /chat/stream"):
         assert statuses_of(service, asked, {"Accept": "text/event-stream", "Last-Event-ID": "1"}) == {204}
 
@@ -149,6 +149,8 @@ def test_an_event_source_that_comes_back_gets_nothing_as_described(service: Rill
         ("If-Match", '"another"', 412),
     ],
 )
-def test_a_part_of_a_file_or_none_of_it_is_told_as_described(service: Rill, name: str, value: str, status: int) -> None:
+def test_a_range_or_conditional_request_for_a_file_is_answered_as_described(
+    service: Rill, name: str, value: str, status: int
+) -> None:
     for asked in FILES:
         assert statuses_of(service, asked, {name: value}) == {status}

@@ -1,18 +1,18 @@
-// One JSON line for each thing that a client saw, so that a test can act on it while the client goes on.
+// Print a JSON line for each thing that a client receives, so that a test can react while the client continues.
 
 export const question = 'What is a rill?'
 export const asked = { model: 'claude-sonnet-5-5', max_tokens: 99, messages: [{ role: 'user', content: question }] }
 
-export const tell = (line) => console.log(JSON.stringify(line))
+export const report = (line) => console.log(JSON.stringify(line))
 
-// Runs the way that the command line names against the server that it names, and tells how it ended.
+// Run the function that the command line names against the server that it names, and report its result.
 export async function run(ways) {
   const [way, url] = process.argv.slice(2)
   try {
-    tell({ end: (await ways[way](url)) ?? null })
+    report({ end: (await ways[way](url)) ?? null })
   } catch (error) {
     const { name, message, status, statusCode, headers, responseHeaders, error: body } = error
     const retryAfter = headers?.get?.('retry-after') ?? responseHeaders?.['retry-after']
-    tell({ error: { kind: error.constructor.name, name, message, status: status ?? statusCode, retryAfter, body } })
+    report({ error: { kind: error.constructor.name, name, message, status: status ?? statusCode, retryAfter, body } })
   }
 }

@@ -1,4 +1,4 @@
-"""Thousands of clients that leave at random moments leave nothing behind."""
+"""Thousands of clients that disconnect at random moments leak nothing."""
 
 import contextlib
 import random
@@ -11,9 +11,9 @@ from asking import ask, wait_until
 from conversation import Conversation, request_bytes
 from server import Rill
 from upstream import Answer, Step, Upstream
-from witness import log_lines, unharmed
+from witness import assert_no_leaks, log_lines
 
-LEAVINGS, AT_ONCE, WHOLE = 2000, 24, 100
+DISCONNECTS, AT_ONCE, COMPLETE = 2000, 24, 100
 LONGEST = 0.060
 ENV = {"RILL_MAX_STREAMS": "40"}
 
@@ -25,20 +25,20 @@ SCRIPTS: dict[str, tuple[Step, ...]] = {
     "late": (wire.pause(0.030), *BEGUN, wire.silence()),
     "never": (wire.silence(),),
     "short": tuple(wire.answer("all")),
-    "refusal": (wire.error(400, "invalid_request_error", "no"),),
-    "busy": (wire.error(529, "overloaded_error", "Overloaded"),),
-    "break": (*BEGUN, wire.pause(0.020), wire.reset()),
+    "rejected": (wire.error(400, "invalid_request_error", "no"),),
+    "overloaded": (wire.error(529, "overloaded_error", "Overloaded"),),
+    "reset": (*BEGUN, wire.pause(0.020), wire.reset()),
 }
 
 
-def play_what_is_asked(answer: Answer) -> None:
-    """Plays the script that the prompt names."""
+def play_named_script(answer: Answer) -> None:
+    """Play the script that the prompt names."""
     for step in SCRIPTS.get(answer.request.json["messages"][0]["content"], SCRIPTS["short"]):
         step(answer)
 
 
-def leave_somewhere(rill: Rill, seed: int) -> None:
-    """Ask for something, read or not, and leave at some moment in some way."""
+def disconnect_at_random(rill: Rill, seed: int) -> None:
+    """Send a request, perhaps read, and disconnect at a random moment in a random way."""
     chance = random.Random(seed)
     asked = Conversation(rill.port, request_bytes("GET", f"/stream?q={chance.choice(list(SCRIPTS))}"))
     time.sleep(chance.uniform(0, LONGEST))
@@ -53,14 +53,14 @@ def leave_somewhere(rill: Rill, seed: int) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_thousands_of_chaotic_leavings_leave_nothing_behind(service: Rill, upstream: Upstream) -> None:
-    with unharmed(service, upstream, streams=40):
-        upstream.always(play_what_is_asked)
+def test_thousands_of_random_disconnects_leak_nothing(service: Rill, upstream: Upstream) -> None:
+    with assert_no_leaks(service, upstream, streams=40):
+        upstream.always(play_named_script)
         with ThreadPoolExecutor(AT_ONCE) as clients:
-            for done in [clients.submit(leave_somewhere, service, seed) for seed in range(LEAVINGS)]:
+            for done in [clients.submit(disconnect_at_random, service, seed) for seed in range(DISCONNECTS)]:
                 done.result()
-        wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers go on", 20)
-        for _ in range(WHOLE):
+        wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers are open", 20)
+        for _ in range(COMPLETE):
             with ask(service, q="short", headers={"Connection": "close"}) as asked:
                 assert (asked.status, asked.read_rest(), asked.ended) == (200, b"all", "clean")
     outcomes = {line["outcome"] for line in log_lines(service.output())}

@@ -1,4 +1,4 @@
-"""A server that is told to stop refuses new clients, lets open answers finish, and ends the rest truthfully."""
+"""A shutdown rejects new clients, lets open answers complete, and reports the others as `shutdown`."""
 
 import json
 import signal
@@ -14,8 +14,8 @@ from server import Rill
 from upstream import Answer, Upstream
 from witness import log_lines, probed, refuses_connections, wait_until_all_serve
 
-DRAIN = 3.0
-EXIT = DRAIN + 5.0
+GRACE = 3.0
+EXIT = GRACE + 5.0
 BEGUN = (wire.head(), wire.send(wire.opening(), wire.text("one ")))
 FLOW = (
     *BEGUN,
@@ -26,10 +26,10 @@ SCRIPTS = {
     "short": (*BEGUN, wire.gate("rest"), wire.send(wire.text("two"), wire.stop()), wire.end()),
     "long": FLOW,
     "silent": (*BEGUN, wire.silence()),
-    "unbegun": (wire.silence(),),
+    "not-started": (wire.silence(),),
     "big": (wire.head(), wire.send(wire.opening()), *[wire.send(wire.text("x" * 8000))] * 4000, wire.close()),
 }
-# The name of a stream -> what it asks for, its headers, its version of HTTP.
+# The name of a stream -> its script, its headers, its HTTP version.
 STREAMS = {
     "short-text": ("short", {}, "HTTP/1.1"),
     "short-sse": ("short", SSE, "HTTP/1.1"),
@@ -39,31 +39,31 @@ STREAMS = {
     "silent-text": ("silent", {}, "HTTP/1.1"),
     "silent-sse": ("silent", SSE, "HTTP/1.1"),
     "silent-1.0": ("silent", {}, "HTTP/1.0"),
-    "unbegun-text": ("unbegun", {}, "HTTP/1.1"),
+    "not-started-text": ("not-started", {}, "HTTP/1.1"),
     "never-read": ("big", {}, "HTTP/1.1"),
 }
-ENDS = {"long-text": "cut", "silent-text": "cut", "long-1.0": "reset", "silent-1.0": "reset"}
+ENDED = {"long-text": "cut", "silent-text": "cut", "long-1.0": "reset", "silent-1.0": "reset"}
 
 
-def play_what_is_asked(answer: Answer) -> None:
+def play_named_script(answer: Answer) -> None:
     for step in SCRIPTS[answer.request.json["messages"][0]["content"]]:
         step(answer)
 
 
 def begin(rill: Rill, upstream: Upstream, stack: ExitStack) -> dict[str, Conversation]:
-    """Open all the streams, and see each in the state that it is named for."""
-    upstream.always(play_what_is_asked)
+    """Open all streams, and wait until each is in the state in its name."""
+    upstream.always(play_named_script)
     opened = {}
     for name, (q, headers, version) in STREAMS.items():
         opened[name] = stack.enter_context(ask(rill, headers=headers, name=name, q=q, version=version))
-        if name not in ("unbegun-text", "never-read"):
+        if name not in ("not-started-text", "never-read"):
             assert opened[name].read_until(b"one")
     upstream.wait_for_requests(len(STREAMS))
     return opened
 
 
-def see_the_ends(opened: dict[str, Conversation]) -> None:
-    for name, ended in ENDS.items():
+def check_the_ends(opened: dict[str, Conversation]) -> None:
+    for name, ended in ENDED.items():
         opened[name].read_rest()
         assert (name, opened[name].ended) == (name, ended)
     for name in ("long-sse", "silent-sse"):
@@ -71,13 +71,13 @@ def see_the_ends(opened: dict[str, Conversation]) -> None:
         assert (name, opened[name].ended) == (name, "clean")
         assert json.loads(rest.split(b"event: error\ndata: ")[1])["code"] == "shutdown"
         assert b"[DONE]" not in rest
-    assert opened["unbegun-text"].status == 503
+    assert opened["not-started-text"].status == 503
 
 
-def see_the_log(rill: Rill) -> None:
+def check_the_log(rill: Rill) -> None:
     outcomes = {line["request_id"]: line["outcome"] for line in log_lines(rill.output())}
     assert {name: outcomes.get(name) for name in STREAMS} == {
-        name: {"short": "completed", "unbegun": "shutdown"}.get(q, "shutdown") for name, (q, _, _) in STREAMS.items()
+        name: "completed" if q == "short" else "shutdown" for name, (q, _, _) in STREAMS.items()
     }
     assert "SIGKILL" not in rill.output()
     assert "Traceback" not in rill.output()
@@ -88,9 +88,9 @@ GROUP_SIGNALS = {"SIGTERM to all": (signal.SIGTERM, True), "SIGINT to all": (sig
 
 
 @pytest.mark.parametrize("how", [*SIGNALS, *GROUP_SIGNALS])
-def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream: Upstream, how: str) -> None:
+def test_a_shutdown_completes_short_answers_and_reports_the_others_as_shutdown(upstream: Upstream, how: str) -> None:
     number, everyone = {**SIGNALS, **GROUP_SIGNALS}[how]
-    env = {"RILL_SHUTDOWN_GRACE_SECONDS": str(DRAIN), "RILL_MAX_STREAMS": "50", "WEB_CONCURRENCY": "2"}
+    env = {"RILL_SHUTDOWN_GRACE_SECONDS": str(GRACE), "RILL_MAX_STREAMS": "50", "WEB_CONCURRENCY": "2"}
     with probed(upstream.url, **env) as rill, ExitStack() as stack:
         wait_until_all_serve(rill, 2)
         idle = stack.enter_context(Conversation(rill.port, request_bytes("GET", "/healthz")))
@@ -104,16 +104,18 @@ def test_a_stop_lets_short_answers_finish_and_ends_the_rest_truthfully(upstream:
         upstream.open("rest")
         assert (opened["short-text"].read_rest(), opened["short-text"].ended) == (b"two", "clean")
         assert b"[DONE]" in opened["short-sse"].read_rest()
-        see_the_ends(opened)
-        assert time.monotonic() - begun >= DRAIN
+        check_the_ends(opened)
+        assert time.monotonic() - begun >= GRACE
         assert rill.wait() == 0
         assert time.monotonic() - begun < EXIT
-        see_the_log(rill)
-        upstream.wait_until(lambda: all(each.outcome in ("left", "sent") for each in upstream.answers), "their ends")
+        check_the_log(rill)
+        upstream.wait_until(
+            lambda: all(each.outcome in ("left", "sent") for each in upstream.answers), "the end of all answers"
+        )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_without_answers_takes_less_than_a_second(
+def test_a_shutdown_without_open_answers_takes_less_than_a_second(
     upstream: Upstream, start: Callable[..., Rill], workers: int
 ) -> None:
     measured = []
@@ -131,7 +133,7 @@ def test_a_stop_without_answers_takes_less_than_a_second(
 
 
 def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[..., Rill]) -> None:
-    rill = start(RILL_SHUTDOWN_GRACE_SECONDS=str(DRAIN))
+    rill = start(RILL_SHUTDOWN_GRACE_SECONDS=str(GRACE))
     upstream.script(*SCRIPTS["short"])
     with ask(rill, name="twice") as asked:
         assert asked.read_until(b"one ")
@@ -146,16 +148,16 @@ def test_a_second_signal_changes_nothing(upstream: Upstream, start: Callable[...
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.9])
-def test_a_stop_while_a_worker_boots_is_quick_too(upstream: Upstream, start: Callable[..., Rill], delay: float) -> None:
+def test_a_shutdown_while_a_worker_boots_is_fast(upstream: Upstream, start: Callable[..., Rill], delay: float) -> None:
     rill = start()
     (victim,) = rill.wait_for_workers(1)
     victim.kill()
     wait_until(lambda: [each.pid for each in rill.workers()] not in ([], [victim.pid]), rill.output)
-    time.sleep(delay)  # somewhere in its imports
+    time.sleep(delay)  # while it imports the application
     begun = time.monotonic()
     rill.signal(signal.SIGTERM)
     assert rill.wait() == 0
     assert time.monotonic() - begun < 6
-    # The victim's death alone is told.
+    # Only the victim's SIGKILL is logged.
     assert rill.output().count("SIGKILL") == 1
     assert "Traceback" not in rill.output()

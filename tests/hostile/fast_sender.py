@@ -1,4 +1,4 @@
-"""One client that sends as fast as the server takes it: `python fast.py PORT SENDER SECONDS`.
+"""A client that sends as fast as the server reads: `python fast_sender.py PORT SENDER SECONDS`.
 
 It reads and discards every response, reconnects when the server closes, and stops by itself.
 """
@@ -26,7 +26,7 @@ def _get(path: str, key: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nx-api-key: {key}\r\n\r\n".encode()
 
 
-# A sender -> what it sends once on each connection, and what it repeats without end.
+# A sender -> what it sends once on each connection, and what it repeats endlessly.
 SENDERS = {
     "rejected body in one-byte chunks": (_chunked("/nowhere"), b"1\r\nx\r\n" * 2000),
     "unauthorized body in one-byte chunks": (_chunked("/stream"), b"1\r\nx\r\n" * 2000),
@@ -39,8 +39,8 @@ SENDERS = {
     "pipelined prompts": (b"", _get("/stream?q=fast", KEY) * BURST),
     "600 header lines": (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-Header: value\r\n" * 600 + b"\r\n"),
     "100 long header lines": (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-Header: " + b"v" * 8000 + b"\r\n"),
-    "a head that never ends": (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Header: ", b"v" * 65536),
-    "a request line that never ends": (b"GET /", b"v" * 65536),
+    "an endless head": (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Header: ", b"v" * 65536),
+    "an endless request line": (b"GET /", b"v" * 65536),
     "a body of any length": (
         b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999999\r\n\r\n",
         b"v" * 65536,
@@ -51,25 +51,25 @@ SENDERS = {
 
 
 def send(port: int, name: str, until: float) -> None:
-    """Send on one connection until the server closes it or the time is over (monotonic, seconds)."""
+    """Send on one connection until the server closes it, at most until `until` (monotonic, seconds)."""
     once, again = SENDERS[name]
     pieces = chain([once], cycle([again]) if again else repeat(b""))
     with socket.create_connection(("127.0.0.1", port), 5) as connected:
         connected.setblocking(False)
-        waiting = memoryview(b"")
+        unsent = memoryview(b"")
         while time.monotonic() < until:
-            waiting = waiting or memoryview(next(pieces))
-            readable, writable, _ = select.select([connected], [connected] if waiting else [], [], 0.1)
+            unsent = unsent or memoryview(next(pieces))
+            readable, writable, _ = select.select([connected], [connected] if unsent else [], [], 0.1)
             if readable and not connected.recv(1 << 20):
                 return
             if writable:
-                waiting = waiting[connected.send(waiting) :]
+                unsent = unsent[connected.send(unsent) :]
 
 
 def main() -> None:
-    """Send until the seconds are over."""
+    """Send for the seconds on the command line."""
     port, name, seconds = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    os.nice(10)  # A client's own CPU is not what is measured.
+    os.nice(10)  # The sender's CPU time must not affect the measurement.
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with suppress(OSError):

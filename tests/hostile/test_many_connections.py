@@ -1,4 +1,4 @@
-"""One address that opens as many connections as it can keeps no other client from being served."""
+"""An address that opens as many connections as it can does not prevent service for other clients."""
 
 import resource
 import socket
@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 import psutil
 import pytest
 from conversation import request_bytes
-from raw import Heard, connect, receive_rest, send
+from raw import Received, connect, receive_rest, send
 from server import Rill
 from upstream import Upstream
 
@@ -21,7 +21,7 @@ LATE = 5.0
 
 @pytest.fixture
 def descriptors() -> None:
-    """Raise the limit of open files for the connections of this process."""
+    """Raise the limit of open files of this process; skip if it cannot be raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < CONNECTIONS + 1000:
         pytest.skip(f"at most {hard} open files")
@@ -29,27 +29,27 @@ def descriptors() -> None:
 
 
 def connections(worker: psutil.Process, port: int) -> int:
-    """The clients' connections that the worker holds."""
+    """Return the number of client connections of the worker."""
     return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
 
 
 @pytest.mark.timing
 @pytest.mark.usefixtures("descriptors")
-def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(rill: Rill, upstream: Upstream) -> None:
+def test_five_thousand_incomplete_heads_of_one_address_delay_no_other_client(rill: Rill, upstream: Upstream) -> None:
     (worker,) = rill.workers()
     with ExitStack() as stack:
         begun = time.monotonic()
         for _ in range(CONNECTIONS):
-            half = stack.enter_context(socket.socket())
-            half.setblocking(False)
+            incomplete = stack.enter_context(socket.socket())
+            incomplete.setblocking(False)
             with suppress(BlockingIOError):
-                half.connect(("127.0.0.1", rill.port))
+                incomplete.connect(("127.0.0.1", rill.port))
             with suppress(OSError):
-                half.send(b"GET /str")
+                incomplete.send(b"GET /str")
         with connect(rill.port, "127.0.0.2", timeout=SERVED_SECONDS) as other:
             asked_at = time.monotonic()
             send(other, request_bytes("GET", "/stream?q=other", {"Connection": "close"}))
-            assert Heard(receive_rest(other)).statuses == [200]
+            assert Received(receive_rest(other)).statuses == [200]
             assert time.monotonic() - asked_at < SERVED_SECONDS
         assert connections(worker, rill.port) <= MOST_WAITING + 2
         while connections(worker, rill.port) and time.monotonic() < begun + HEAD_SECONDS + LATE:
@@ -57,20 +57,20 @@ def test_five_thousand_half_heads_of_one_address_keep_no_other_client_waiting(ri
         assert connections(worker, rill.port) == 0
 
 
-def test_an_address_with_too_many_connections_is_told_so_and_loses_the_longest_idle_one_first(
+def test_an_address_with_too_many_connections_gets_a_429_and_loses_its_longest_idle_one_first(
     rill: Rill, upstream: Upstream
 ) -> None:
     with ExitStack() as stack:
         kept = stack.enter_context(rill.ask("GET", "/healthz"))
         assert kept.read_rest() == b"alive\n"
-        half = [stack.enter_context(connect(rill.port)) for _ in range(MOST_WAITING)]
-        for each in half:
+        incomplete = [stack.enter_context(connect(rill.port)) for _ in range(MOST_WAITING)]
+        for each in incomplete:
             each.sendall(b"G")
         assert kept.socket.recv(1) == b""
-        with connect(rill.port) as refused:
-            heard = Heard(receive_rest(refused))
-        assert heard.statuses == [429]
-        assert "too many open connections" in heard.words
+        with connect(rill.port) as rejected:
+            received = Received(receive_rest(rejected))
+        assert received.statuses == [429]
+        assert "too many open connections" in received.last_body
         with connect(rill.port, "127.0.0.2") as other:
             send(other, request_bytes("GET", "/healthz", {"Connection": "close"}))
-            assert Heard(receive_rest(other)).statuses == [200]
+            assert Received(receive_rest(other)).statuses == [200]

@@ -1,0 +1,40 @@
+"""A disconnect closes the upstream connection within 50 ms, in every phase of an answer."""
+
+import time
+
+import pytest
+from asking import ask
+from server import Rill
+from test_client_disconnects import PHASES
+from upstream import Upstream
+
+DISCONNECTS = 100
+MAX_SECONDS = 0.050
+
+
+def disconnect_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> float:
+    """Return the seconds from a client's disconnect until the upstream connection closes."""
+    asked = ask(rill)
+    upstream.wait_for_requests(number)
+    if phase != "no headers":
+        asked.read_until(b"more " if phase == "text flows" else b"one ")
+    disconnected_at = time.monotonic()
+    asked.close() if number % 2 else asked.reset()
+    return upstream.wait_until_left() - disconnected_at
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99) - 1]
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_disconnect_closes_the_upstream_connection_within_50_ms(rill: Rill, upstream: Upstream, phase: str) -> None:
+    measured = []
+    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
+        upstream.clear()
+        upstream.always(*PHASES[phase])
+        measured.append(p99([disconnect_once(rill, upstream, phase, number) for number in range(1, DISCONNECTS + 1)]))
+        if measured[-1] < MAX_SECONDS:
+            return
+    raise AssertionError(f"p99 of {DISCONNECTS} disconnects: {measured} s")
