@@ -19,7 +19,7 @@ import psutil
 import pytest
 import upstream as wire
 from conversation import Conversation
-from server import ROOT, Rill, StartRill, rill_env
+from server import ROOT, START_SECONDS, Rill, StartRill, rill_env
 from upstream import Step, Upstream
 
 from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
@@ -250,7 +250,7 @@ def test_log_lines_on_a_terminal_are_human_readable(upstream: Upstream) -> None:
 
 def wait_for_port(pid: int) -> int:
     """Return the port that gunicorn's master listens on, once a worker runs."""
-    master, deadline = psutil.Process(pid), time.monotonic() + 20
+    master, deadline = psutil.Process(pid), time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         ports = [each.laddr.port for each in master.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]
         if ports and master.children():
