@@ -134,7 +134,7 @@ def test_an_assistants_message_without_content_is_its_refusal_or_omitted() -> No
 
 def test_a_conversation_of_system_messages_only_is_rejected() -> None:
     messages = [{"role": "system", "content": "Be brief."}]
-    assert rejection_of(messages=messages) == "messages: should hold at least one message of the role user."
+    assert rejection_of(messages=messages) == "messages: should have at least one message of the role user."
 
 
 def test_a_reasoning_effort_of_none_is_ignored() -> None:
