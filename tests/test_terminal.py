@@ -206,3 +206,12 @@ def test_log_messages_are_not_in_the_answer(upstream: Upstream) -> None:
     code, written, errors = run(upstream, "hi")
     assert (code, written, len(upstream.requests)) == (0, "first second\n", 2)
     assert_errors(errors, statistics("first second"))
+
+
+def test_the_log_of_a_command_goes_to_stderr() -> None:
+    code = "import click, logging\nwith click.Context(click.Command('ask')): import wsgi\n"
+    code += "logging.getLogger('rill').warning('petrichor')"
+    env = {"PATH": os.environ["PATH"], "ANTHROPIC_API_KEY": "sk-test-key"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout == ""
+    assert "petrichor" in ran.stderr

@@ -47,21 +47,21 @@ def serving(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[str]:
-    """Another origin, which serves examples/."""
+    """Yield another origin, which serves examples/."""
     with serving(ROOT / "examples") as origin:
         yield origin
 
 
 @pytest.fixture(scope="module")
-def open_rill(elsewhere: str, shared_upstream: Upstream) -> Iterator[Rill]:
-    """A server that requires an API key, and allows the page's origin."""
+def cors_rill(elsewhere: str, shared_upstream: Upstream) -> Iterator[Rill]:
+    """Yield a server that requires an API key, and allows the page's origin."""
     env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": shared_upstream.url}
     with Rill({**env, "RILL_API_KEYS": f"alice={API_KEY}", "RILL_CORS_ORIGINS": elsewhere}, forked=True) as running:
         yield running
 
 
 def shown(browser: webdriver.Chrome, id: str) -> str:
-    """The text of an element."""
+    """Return the text of an element."""
     return str(browser.find_element(By.ID, id).get_property("textContent"))
 
 
@@ -107,10 +107,10 @@ def ask(browser: webdriver.Chrome, elsewhere: str, service: Rill, key: str = API
 
 
 def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_sent(
-    browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
+    browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())
-    ask(browser, elsewhere, open_rill)
+    ask(browser, elsewhere, cors_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("second")
     wait_for(browser, "outcome", "Complete.")
@@ -120,10 +120,10 @@ def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_se
 
 @pytest.mark.parametrize("how", TRUNCATIONS)
 def test_the_page_of_another_origin_distinguishes_a_truncated_answer_from_a_complete_one(
-    how: str, browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
+    how: str, browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*truncated_answer(how))
-    ask(browser, elsewhere, open_rill)
+    ask(browser, elsewhere, cors_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("truncate")
     wait_for(browser, "outcome", "Truncated: the answer is incomplete.")
@@ -131,12 +131,12 @@ def test_the_page_of_another_origin_distinguishes_a_truncated_answer_from_a_comp
 
 
 def test_the_page_of_another_origin_shows_the_message_of_a_rejection(
-    browser: webdriver.Chrome, elsewhere: str, open_rill: Rill, upstream: Upstream
+    browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     script_rate_limit(upstream)
-    ask(browser, elsewhere, open_rill)
+    ask(browser, elsewhere, cors_rill)
     wait_for(browser, "outcome", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
-    ask(browser, elsewhere, open_rill, key="another")
+    ask(browser, elsewhere, cors_rill, key="another")
     wait_for(browser, "outcome", "No answer (401): This API key is not valid")
 
 
