@@ -111,16 +111,25 @@ def fork_server() -> ForkServer:
 
 
 def main() -> None:
-    """Fork a server for each task that comes, and report how each of them ends."""
+    """Fork servers until the tests end or are killed; then stop those that still run."""
     sys.path[0] = str(ROOT)
     asked = socket.socket(fileno=int(sys.argv[1]))
+    running: set[int] = set()
+    with contextlib.suppress(ConnectionError):  # of tests that were killed before they read all reports
+        fork_all(asked, running)
+    for pid in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGTERM)
+
+
+def fork_all(asked: socket.socket, running: set[int]) -> None:
+    """Fork a server for each task that comes, and report how each of them ends; return when no more will come."""
     wait = select.select  # as it was before gevent patches it
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     prepare()
-    running: set[int] = set()
     while True:
         readable, _, _ = wait([asked, woken], [], [])
         if woken in readable:
@@ -129,19 +138,17 @@ def main() -> None:
         if asked in readable:
             task, descriptors, _, _ = socket.recv_fds(asked, 1 << 20, 1)
             if not task:
-                break
+                return
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
+                running.clear()  # The others are not its own.
                 for descriptor in (asked.detach(), woken, wake):
                     os.close(descriptor)
                 serve(json.loads(task), descriptors[0])
             os.close(descriptors[0])
             running.add(pid)
             asked.send(json.dumps({"started": pid}).encode())
-    for pid in running:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGTERM)
 
 
 def prepare() -> None:

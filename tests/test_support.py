@@ -6,15 +6,19 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import upstream as wire
+from asking import wait_until
 from conversation import Conversation, raw_request, request_bytes
-from server import Rill, StartFailed
+from server import ROOT, Rill, StartFailed
 from upstream import Upstream
 
 MESSAGES = request_bytes("POST", "/v1/messages", {"Content-Type": "application/json"}, b'{"model":"m"}')
@@ -328,3 +332,21 @@ def test_a_raw_request_reads_nothing(upstream: Upstream) -> None:
     upstream.script(wire.raw(b"anything"), wire.close())
     with raw_request(upstream.port, MESSAGES) as connected:
         assert connected.recv(100) == b"anything"
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path[:0] = sys.argv[1:]
+from server import Rill
+servers = [Rill({"RILL_OFFLINE": "1"}, forked=True).__enter__() for _ in range(2)]
+os.kill(servers[0].pid, signal.SIGKILL)
+time.sleep(1)  # The report of its end is never read.
+print(servers[1].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_forked_server_ends_when_the_tests_are_killed() -> None:
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(ROOT / "tests")]
+    pid = int(subprocess.run(command, capture_output=True, check=False, timeout=100).stdout)
+    wait_until(lambda: not psutil.pid_exists(pid), "the server still runs")
