@@ -40,11 +40,11 @@ from rill.telemetry.rejection_log import RejectionLog
 HEALTH_CHECKS = ("/healthz", "/readyz")
 
 
-def create_app(settings: Settings) -> Flask:
+def create_app(settings: Settings, relays: bool = True) -> Flask:
     """Return the WSGI application; call it in each worker, after the fork."""
     # A command prints its answer to stdout.
     write_logs(sys.stderr if click.get_current_context(silent=True) else sys.stdout)
-    app, routes = build_app(__name__, settings), Routes(settings)
+    app, routes = build_app(__name__, settings), Routes(settings, relays)
     app.before_request(routes.check_host)
     app.register_error_handler(Exception, routes.reject)
     for method, path, view in routes.table():
@@ -56,8 +56,9 @@ def create_app(settings: Settings) -> Flask:
 class Routes:
     """Every route of the service."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, relays: bool) -> None:
         self._settings = settings
+        self._relays = relays
         self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.api_keys or settings.offline))
         self._rejections = RejectionLog()
         slots, _ = fit_open_files(settings.max_streams)
@@ -98,7 +99,8 @@ class Routes:
         connection = connection_of(request)
         admit = connection.admit if connection else None
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset))
+        send = (connection.send_now, connection.sendall) if connection and self._relays else None
+        answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
         return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
 
     def drip(self) -> Response:

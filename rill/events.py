@@ -54,5 +54,8 @@ class Encoder(Protocol):
     def encode(self, event: Event) -> bytes:
         """Return what the event adds to the response; b"" if nothing."""
 
+    def encode_deltas(self, text: str, events: bytes) -> bytes:
+        """Return what a read adds that consists of complete text deltas only: `text`, in the bytes `events`."""
+
     def encode_error(self, problem: Problem) -> bytes | None:
         """Return what reports a truncated answer in the response; None if only an aborted connection can."""

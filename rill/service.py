@@ -38,6 +38,7 @@ class Request(NamedTuple):
     request_id: str
     admit: Callable[[Cancellation], Callable[[], None]] | None = None
     reset: Callable[..., None] | None = None
+    send: tuple[Callable[[bytes], int], Callable[[bytes], None]] | None = None
 
 
 class Reply(NamedTuple):
@@ -115,6 +116,8 @@ class Service:
         dialect.check_beginning(beginning)
         finish = partial(self._finish, record, cancellation, held.pop_all())
         delivery = Delivery(chain([beginning], reads), encoder, cancellation, request.reset, finish)
+        if request.send:
+            answer.relay(delivery.relay(*request.send, chunked=not request.reset))
         return Reply(delivery, media_type, headers)
 
     def _deadlines_of(self, request: Request) -> Deadlines:

@@ -75,6 +75,9 @@ class AnthropicEncoder:
         del self._unfinished[:whole]
         return events
 
+    def encode_deltas(self, text: str, events: bytes) -> bytes:
+        return self.encode(Bytes(events))
+
     def encode_error(self, problem: Problem) -> bytes:
         """Return the API's error event, unless the upstream has sent it already."""
         if problem.is_forwarded:

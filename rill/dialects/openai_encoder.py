@@ -29,14 +29,17 @@ class OpenAIEncoder:
 
     def encode(self, event: Event) -> bytes:
         if isinstance(event, Text):
-            self._keep_alive.note_write()
-            return self._head + json.dumps(event.text).encode() + self._tail
+            return self.encode_deltas(event.text)
         if isinstance(event, Start):
             return self._chunk({"role": "assistant", "content": ""})
         if isinstance(event, End):
             usage = self._data({"choices": [], "usage": usage_of(event)}) if self._include_usage else b""
             return self._chunk({}, finish_reason_of(event)) + usage + b"data: [DONE]\n\n"
         return self._keep_alive.comment()
+
+    def encode_deltas(self, text: str, events: bytes = b"") -> bytes:
+        self._keep_alive.note_write()
+        return self._head + json.dumps(text).encode() + self._tail
 
     def encode_error(self, problem: Problem) -> bytes | None:
         return b"data: " + encode_problem(problem) + b"\n\n"

@@ -29,7 +29,7 @@ class SSEEncoder:
 
     def encode(self, event: Event) -> bytes:
         if isinstance(event, Text):
-            return self._write_text(event.text)
+            return self.encode_deltas(event.text)
         if isinstance(event, Start):
             return b"id: 0\n\n"
         if isinstance(event, End):
@@ -41,7 +41,7 @@ class SSEEncoder:
     def encode_error(self, problem: Problem) -> bytes:
         return self._write("event: error\ndata: " + json.dumps(problem.as_json()))
 
-    def _write_text(self, text: str) -> bytes:
+    def encode_deltas(self, text: str, events: bytes = b"") -> bytes:
         if self._after_cr and text[0] == "\n":
             text = text[1:]  # The second half of a CR LF that was split between two reads.
         self._after_cr = text.endswith("\r")

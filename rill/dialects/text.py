@@ -125,6 +125,9 @@ class TextEncoder:
     def encode(self, event: Event) -> bytes:
         return event.text.encode() if isinstance(event, Text) else b""
 
+    def encode_deltas(self, text: str, events: bytes) -> bytes:
+        return text.encode()
+
     def encode_error(self, problem: Problem) -> None:
         """Return None: anything written would look like text of the answer."""
 

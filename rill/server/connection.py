@@ -121,6 +121,13 @@ class ClientSocket(GeventSocket):
                 self._answer.undelivered = True
             raise
 
+    def send_now(self, data: bytes) -> int:
+        """Send what the kernel takes at once, and return the number of bytes; raise OSError."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+
     def _send_rest(self, data: memoryview, flags: int) -> None:
         answer = self._answer
         if answer:

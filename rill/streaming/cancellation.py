@@ -83,6 +83,12 @@ class Cancellation:
         """Yield the reads as they come, and note each for the deadlines; a ping is no sign of the model's work."""
         return map(self._note, reads)
 
+    def note_text(self) -> None:
+        """Note text that came now."""
+        self._heard = self._worked = time.monotonic()
+        if self.first_text is None:
+            self.first_text = self._heard
+
     def pause_idle_timeout(self) -> None:
         """Stop the idle timeout: a write waits for the client, so nothing is read from the upstream."""
         self._blocked = True

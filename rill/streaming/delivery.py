@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from errno import ECONNRESET
 
 from rill.events import Bytes, Encoder, End, Event, Start, Text
 from rill.problems import Problem
 from rill.streaming.cancellation import Cancellation, Cancelled
+from rill.streaming.relay import Aborted, Relay
 
 # The upstream's problems that are outcomes of their own after the first byte; any other is `upstream_error`.
 UPSTREAM_OUTCOMES = ("upstream_truncated", "idle_timeout")
@@ -15,21 +15,14 @@ UPSTREAM_OUTCOMES = ("upstream_truncated", "idle_timeout")
 log = logging.getLogger(__name__)
 
 
-class Aborted(ConnectionResetError):
-    """Raised to the server to close the connection without the end of the body.
-
-    gunicorn takes an OSError with this number for a disconnect; it logs any other exception as a crash.
-    """
-
-    def __init__(self, outcome: str) -> None:
-        super().__init__(ECONNRESET, f"response aborted: {outcome}")
-
-
 class PassThrough:
     """The encoder of a body that comes whole: its client notices a truncated one by the Content-Length."""
 
     def encode(self, event: Event) -> bytes:
         return event.data if isinstance(event, Bytes) else b""
+
+    def encode_deltas(self, text: str, events: bytes) -> bytes:
+        return b""  # Nothing is read once the body is there.
 
     def encode_error(self, problem: Problem) -> None:
         return None
@@ -54,11 +47,22 @@ class Delivery:
 
     `on_close` is called once, whether or not the body was ever iterated; `outcome` is known then. `reset`, if given,
     resets the connection of a truncated answer, because the client could not tell a close from the end. `bytes_sent`
-    counts what was yielded; `end` is the upstream's last event, or `problem` what prevented it.
+    counts the bytes of the body; `end` is the upstream's last event, or `problem` what prevented it.
     """
 
     # Thousands are open at once; each would have a dict of its own.
-    __slots__ = ("_cancellation", "_chunks", "_on_close", "_reset", "bytes_sent", "end", "outcome", "problem")
+    __slots__ = (
+        "_cancellation",
+        "_chunks",
+        "_encoder",
+        "_on_close",
+        "_relay",
+        "_reset",
+        "_yielded",
+        "end",
+        "outcome",
+        "problem",
+    )
 
     def __init__(
         self,
@@ -68,7 +72,9 @@ class Delivery:
         reset: Callable[..., None] | None,
         on_close: Callable[["Delivery"], None],
     ) -> None:
-        self.bytes_sent = 0
+        self._yielded = 0
+        self._encoder = encoder
+        self._relay: Relay | None = None
         self.outcome = ""
         self.end: End | None = None
         self.problem: Problem | None = None
@@ -76,6 +82,15 @@ class Delivery:
         self._on_close = on_close
         self._reset = reset
         self._chunks = self._deliver(reads, encoder)
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._yielded + (self._relay.bytes_sent if self._relay else 0)
+
+    def relay(self, send: Callable[[bytes], int], send_all: Callable[[bytes], None], chunked: bool) -> Relay:
+        """Return a relay that writes to the client beside the iteration, while that waits for the upstream."""
+        self._relay = Relay(self._encoder, self._cancellation, send, send_all, chunked)
+        return self._relay
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
@@ -95,12 +110,14 @@ class Delivery:
             for events in reads:
                 chunk = b"".join(map(encoder.encode, events))
                 if chunk:
-                    self.bytes_sent += len(chunk)
+                    self._yielded += len(chunk)
                     yield chunk
                 if isinstance(events[-1], End):
                     self.end = events[-1]
             self.outcome = "completed"
             return
+        except Aborted:
+            raise
         except Cancelled:
             self.outcome, problem = self._cancellation.reason or "", self._cancellation.problem()
         except Problem as error:
@@ -115,5 +132,5 @@ class Delivery:
                 with suppress(Cancelled):
                     self._reset()
             raise Aborted(self.outcome)
-        self.bytes_sent += len(last)
+        self._yielded += len(last)
         yield last

@@ -10,7 +10,7 @@ import httpx2
 
 from rill.events import Bytes, End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
-from rill.upstream.body import body_of
+from rill.upstream.body import Relay, body_of
 from rill.upstream.sse_decoder import Decoder
 
 # A message ends at message_stop; the end of the body mostly comes with it, and frees the connection for reuse.
@@ -34,6 +34,7 @@ class Answer:
         "_is_streamed",
         "_is_verbatim",
         "_reads",
+        "_relay",
         "headers",
         "nudge",
         "request_id",
@@ -52,6 +53,7 @@ class Answer:
         self._end_span: Callable[..., None] = observer.end if observer else _end_no_span
         self._break: httpx2.TransportError | None = None
         self._body = body_of(response)
+        self._relay: Relay | None = None
         self.nudge = self._body.nudge
 
     @property
@@ -62,6 +64,10 @@ class Answer:
         """Yield the events of each read, a Heartbeat if it was nudged, and an End last; raise Problem without one."""
         beginning, self._beginning = self._beginning, []
         return chain([beginning], self._reads) if beginning else self._reads
+
+    def relay(self, relay: Relay) -> None:
+        """Offer each further read to the relay first."""
+        self._relay = relay
 
     def begin(self) -> None:
         """Read a streamed answer up to its first event other than a ping; raise Problem if that is an error."""
@@ -127,7 +133,7 @@ class Answer:
 
     def _read(self) -> bytes | None:
         try:
-            return self._body.read()
+            return self._body.read(self._relay if self._decoder.is_between_events else None)
         except httpx2.TransportError as error:
             self._break = error
             raise _problem_of_break(error) from error

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from ssl import SSLWantReadError, SSLWantWriteError
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 import httpx2
@@ -18,7 +18,19 @@ from geventhttpclient.connectionpool import ConnectionPool
 # More than a TLS record holds, so that OpenSSL keeps no decrypted bytes back where no watcher sees them.
 READ_BYTES = 65536
 
-_ARRIVED, _NUDGED, _EXPIRED = object(), object(), object()
+_ARRIVED, _NUDGED, _EXPIRED, _BLOCKED = object(), object(), object(), object()
+
+
+class Relay(Protocol):
+    """A reader within the event loop: `flush` must be called if `unsent` is not empty after `take` has taken a read."""
+
+    unsent: bytes
+
+    def take(self, data: bytes) -> bool:
+        """Take a read of complete chunks and return True, or decline it."""
+
+    def flush(self) -> None:
+        """Send what is unsent; it may wait."""
 
 
 def body_of(response: httpx2.Response) -> "Body":
@@ -36,6 +48,7 @@ class Body(httpx2.SyncByteStream):
 
     # Thousands are open at once; each would have a dict of its own.
     __slots__ = (
+        "_declined",
         "_ends_in_crlf",
         "_has_closed",
         "_hub",
@@ -51,6 +64,7 @@ class Body(httpx2.SyncByteStream):
     )
 
     def __init__(self, connection: Any, pool: ConnectionPool, read_seconds: float) -> None:
+        self._declined: bytes | None = None  # received, but not taken by the relay
         self._ends_in_crlf = False  # whether the bytes that were fed last do
         self._has_closed = False  # whether the upstream closed the connection behind what was received
         self._hub = gevent.get_hub()
@@ -106,15 +120,25 @@ class Body(httpx2.SyncByteStream):
         self._stop_timer()  # It would keep a body alive that is dropped unread.
         return True
 
-    def read(self) -> bytes | None:
-        """Return the next bytes, b"" if nudged, None at the end; raise httpx2.TransportError."""
+    def read(self, relay: Relay | None = None) -> bytes | None:
+        """Return the next bytes, b"" if nudged, None at the end; raise httpx2.TransportError.
+
+        If nothing is parsed in part, `relay` gets each read first; what it takes is not returned.
+        """
         while not self._parser.body:
             if self._parser.is_complete:
                 return None
             # To wait first saves a recv that would fail with EAGAIN.
-            if self._wait() is _NUDGED:
+            reason = self._wait(relay if self.is_between_chunks else None)
+            if reason is _NUDGED:
                 return b""
-            data = self.receive()
+            if reason is _BLOCKED:
+                assert relay
+                relay.flush()
+                continue
+            data, self._declined = self._declined, None
+            if data is None:
+                data = self.receive()
             if data is not None:
                 self.feed(data)
         return self.take()
@@ -182,13 +206,16 @@ class Body(httpx2.SyncByteStream):
                 size += len(data)
         return b"".join(records)
 
-    def _wait(self) -> object:
-        """Wait until bytes arrive, or a nudge, and return which; raise httpx2.ReadTimeout."""
+    def _wait(self, relay: Relay | None = None) -> object:
+        """Wait until bytes arrive that no relay takes, or a nudge, and return which; raise httpx2.ReadTimeout."""
         self._waiting = gevent.getcurrent()
         self._since = time.monotonic()
         if self._timer is None:
             self._start_timer(self._read_seconds)
-        self._watcher.start(self._waiting.switch, _ARRIVED)
+        if relay:
+            self._watcher.start(self._offer, relay)
+        else:
+            self._watcher.start(self._waiting.switch, _ARRIVED)
         try:
             reason: object = self._hub.switch()
         finally:
@@ -197,6 +224,22 @@ class Body(httpx2.SyncByteStream):
         if reason is _EXPIRED:
             raise httpx2.ReadTimeout("The upstream was silent for too long.")
         return reason
+
+    def _offer(self, relay: Relay) -> None:
+        # Called by the event loop for each read: one recv, so that a fast upstream delays no other one.
+        try:
+            data = self.connection.recv(READ_BYTES)
+        except (BlockingIOError, SSLWantReadError, SSLWantWriteError):
+            return
+        except OSError:
+            self._wake(_ARRIVED)  # `receive` meets the same error.
+            return
+        self._since = time.monotonic()
+        if not data or not relay.take(data):
+            self._declined = data
+            self._wake(_ARRIVED)
+        elif relay.unsent:
+            self._wake(_BLOCKED)
 
     def _wake(self, reason: object) -> None:
         if self._waiting:

@@ -107,6 +107,11 @@ class Decoder:
         return events
 
     @property
+    def is_between_events(self) -> bool:
+        """Whether all that was fed has become events."""
+        return not (self._unfinished or self._data or self._high_surrogate)
+
+    @property
     def has_error(self) -> bool:
         """Whether the upstream itself reported the `problem`, in an `error` event."""
         return self.is_error_private or (self.problem is not None and self.problem.is_forwarded)
