@@ -7,6 +7,7 @@ own events rebuild the whole message at every token, which costs seven times as 
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import anthropic
 import gevent
@@ -17,6 +18,7 @@ from rill.problems import UPSTREAM_TYPES, Problem, upstream_problem
 from rill.prompt import Prompt
 from rill.settings import Settings
 from rill.upstream.answer import Answer, visible_headers
+from rill.upstream.direct import DirectClient
 from rill.upstream.proxy import proxy_of_environment
 from rill.upstream.retry import ATTEMPTS, Failure, advice, pause_before_retry, retry_after
 from rill.upstream.transport import GeventTransport, UpstreamClient
@@ -46,19 +48,18 @@ class Upstream:
         # The offline model runs in this process, where no proxy reaches it.
         proxy = None if settings.offline else proxy_of_environment(base_url)
         transport = GeventTransport(httpx2.URL(base_url), streams, proxy)
-        self._client = anthropic.Anthropic(
-            api_key="offline" if settings.offline else settings.anthropic_api_key,
-            auth_token=None if settings.offline or settings.anthropic_api_key else settings.anthropic_auth_token,
-            base_url=base_url,
-            max_retries=0,
-            timeout=httpx2.Timeout(
-                connect=CONNECT_SECONDS,
-                write=WRITE_SECONDS,
-                pool=POOL_SECONDS,
-                read=settings.idle_timeout_seconds + SPARE_SECONDS,
-            ),
-            http_client=UpstreamClient(transport),
-            open_telemetry=None if _is_traced() else False,
+        read_seconds = settings.idle_timeout_seconds + SPARE_SECONDS
+        timeout = httpx2.Timeout(connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=read_seconds)
+        options: dict[str, Any] = {
+            "api_key": "offline" if settings.offline else settings.anthropic_api_key,
+            "auth_token": None if settings.offline or settings.anthropic_api_key else settings.anthropic_auth_token,
+            "base_url": base_url,
+            "http_client": UpstreamClient(transport),
+        }
+        self._client = (
+            anthropic.Anthropic(timeout=timeout, max_retries=0, **options)
+            if _is_traced()
+            else DirectClient(transport, timeout, **options)
         )
 
     def ask(

@@ -126,8 +126,8 @@ def _tls_context(cafile: str | None = None) -> ssl.SSLContext:
     return context
 
 
-def proxy_authorization(proxy: httpx2.URL) -> list[bytes]:
-    """Return the header line with the credentials of the proxy, if it has any."""
+def proxy_authorization(proxy: httpx2.URL) -> bytes:
+    """Return the header line with the credentials for the proxy, b"" if it needs none."""
     if not proxy.username and not proxy.password:
-        return []
-    return [b"Proxy-Authorization: Basic " + b64encode(f"{proxy.username}:{proxy.password}".encode())]
+        return b""
+    return b"Proxy-Authorization: Basic %b\r\n" % b64encode(f"{proxy.username}:{proxy.password}".encode())

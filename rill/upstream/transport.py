@@ -31,31 +31,30 @@ class GeventTransport(httpx2.BaseTransport):
     def __init__(self, url: httpx2.URL, connections: int, proxy: httpx2.URL | None = None) -> None:
         self._pool = open_pool(url, connections, proxy)
         gevent.socket.getaddrinfo("127.0.0.1", 0)  # Load gevent's resolver now; the first request would wait 4 ms.
-        self._proxy_headers: list[bytes] | None = None
+        # A proxy gets requests with the whole URL, unless they go through a tunnel to a TLS upstream.
+        self._origin, self._proxy_head = b"", b""
         if proxy is not None and url.scheme == "http":
-            self._proxy_headers = proxy_authorization(proxy)
+            self._origin, self._proxy_head = b"http://" + url.netloc, proxy_authorization(proxy)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request, once, and return when the response's headers are in; raise httpx2.TransportError."""
-        message = self._serialize(request)
-        timeouts = request.extensions["timeout"]
+        head = b"".join(header_line(name.decode("latin-1"), value) for name, value in request.headers.raw)
+        method, timeouts = request.method.encode("ascii"), request.extensions["timeout"]
+        return self.send(method, request.url.raw_path, head, request.read(), timeouts)
+
+    def send(
+        self, method: bytes, path: bytes, head: bytes, content: bytes, timeouts: dict[str, float]
+    ) -> httpx2.Response:
+        """Send one request, whose header lines are in `head`; otherwise as `handle_request`."""
+        message = b"%b %b%b HTTP/1.1\r\n%b%b\r\n%b" % (method, self._origin, path, head, self._proxy_head, content)
         body = self._exchange(self._connect(timeouts), message, timeouts)
-        return httpx2.Response(body.status, headers=body.headers, stream=body, extensions={"rill.body": body})
+        response = httpx2.Response(body.status, headers=body.headers, stream=body, extensions={"rill.body": body})
+        response.encoding = "utf-8"  # JSON is always UTF-8; the upstream may name an unknown charset.
+        return response
 
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
-
-    def _serialize(self, request: httpx2.Request) -> bytes:
-        through_proxy = self._proxy_headers is not None
-        target = str(request.url).encode("ascii") if through_proxy else request.url.raw_path
-        lines = [request.method.encode("ascii") + b" " + target + b" HTTP/1.1"]
-        lines += [name + b": " + value for name, value in request.headers.raw]
-        lines += self._proxy_headers or []
-        head = b"\r\n".join(lines) + b"\r\n\r\n"
-        if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1 or b"\0" in head:
-            raise httpx2.LocalProtocolError("A header contains a line end or NUL.")
-        return head + request.read()
 
     def _connect(self, timeouts: dict[str, float]) -> gevent.socket.socket:
         self._pool.connection_timeout = timeouts["connect"]
@@ -86,6 +85,14 @@ class GeventTransport(httpx2.BaseTransport):
             body.close()
             raise
         return body
+
+
+def header_line(name: str, value: str | bytes) -> bytes:
+    """Return a header as it is sent; raise httpx2.LocalProtocolError for a value that would end the line."""
+    encoded = value.encode("ascii") if isinstance(value, str) else value
+    if b"\r" in encoded or b"\n" in encoded or b"\0" in encoded:
+        raise httpx2.LocalProtocolError("A header contains a line end or NUL.")
+    return b"%b: %b\r\n" % (name.encode("ascii"), encoded)
 
 
 def _write(connection: gevent.socket.socket, message: bytes, seconds: float) -> None:
@@ -119,7 +126,6 @@ class UpstreamClient(httpx2.Client):
         """Send the request and return the response; read its body unless `stream`."""
         response = self._handle(request)
         response.request = request
-        response.encoding = "utf-8"  # JSON is always UTF-8; the upstream may name an unknown charset.
         if not stream:
             response.read()
         return response
