@@ -13,24 +13,27 @@ class ConcurrencyLimit:
     def __init__(self, total: int, per_client: int) -> None:
         self._total = total
         self._per_client = per_client
-        self._open: Counter[str] = Counter()
+        self._open = 0
+        self._open_of: Counter[str] = Counter()
 
     def check_capacity(self) -> None:
         """Raise Problem if this worker has no free slot."""
-        if self._open.total() >= self._total:
+        if self._open >= self._total:
             raise Problem("at_capacity", retry_after=1)
 
     @contextmanager
     def hold_slot(self, client: str) -> Iterator[None]:
         """Hold one slot for as long as the context lasts; raise Problem if none is free."""
         self.check_capacity()
-        if self._open[client] >= self._per_client:
+        if self._open_of[client] >= self._per_client:
             message = f"At most {self._per_client} concurrent answers for one client."
             raise Problem("rate_limited", message, retry_after=1)
-        self._open[client] += 1
+        self._open += 1
+        self._open_of[client] += 1
         try:
             yield
         finally:
-            self._open[client] -= 1
-            if not self._open[client]:
-                del self._open[client]
+            self._open -= 1
+            self._open_of[client] -= 1
+            if not self._open_of[client]:
+                del self._open_of[client]
