@@ -10,6 +10,9 @@ CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
 	features files sse_decoder)
 
+# The tests of texts and outcomes, which run with the relay and without it.
+BOTH_PATHS := tests/test_stream.py tests/faults/test_upstream_breaks.py tests/faults/test_billing.py tests/faults/test_attribution.py
+
 .PHONY: run test soak check format bench lock
 
 run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the environment
@@ -22,6 +25,7 @@ test: .venv/.dev  ## every test, against real servers and clients; those that me
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
 	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing"
 	$(BIN)/pytest -m "timing and not soak"
+	GENERAL_PATH=1 $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing and not waits" $(BOTH_PATHS)
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak

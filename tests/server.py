@@ -26,6 +26,10 @@ FORKED_APPS = ("wsgi:app", "probe:app", "failing:app")
 BUSY_PORT = "Connection in use"  # gunicorn's message
 
 
+# With GENERAL_PATH in the environment of the tests, their servers have no relay.
+GENERAL_PATH = str(ROOT / "tests" / "general_path") if os.environ.get("GENERAL_PATH") else ""
+
+
 class StartFailed(Exception):
     """The server did not start; `output` is everything that it wrote, `exit_code` None if it was still running."""
 
@@ -66,12 +70,14 @@ class Rill:
         """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
-        self.arguments = arguments
+        self.arguments = without_relay(arguments) if GENERAL_PATH else arguments
         self.root = root
         self.bind = bind
         self.app = app
         self.outputs = outputs
-        self.forked = forked and not outputs and root == ROOT and app in FORKED_APPS and is_read_late(env)
+        self.forked = (
+            forked and not GENERAL_PATH and not outputs and root == ROOT and app in FORKED_APPS and is_read_late(env)
+        )
         self.port = 0
         self._stopped: Stopped | None = None
         self._begun = 0  # offset in bytes of what `output` returns
@@ -254,6 +260,14 @@ class Rill:
 def is_read_late(env: Mapping[str, str]) -> bool:
     """Whether all of the environment is read when the application is made, and nothing when a module is imported."""
     return all(name in SETTINGS or name.startswith("RILL_") for name in env)
+
+
+def without_relay(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return gunicorn's arguments with the folder of a wsgi module that has no relay."""
+    if "--pythonpath" not in arguments:
+        return ("--pythonpath", GENERAL_PATH, *arguments)
+    value = arguments.index("--pythonpath") + 1
+    return (*arguments[:value], f"{arguments[value]},{GENERAL_PATH}", *arguments[value + 1 :])
 
 
 StartRill = Callable[..., Rill]
