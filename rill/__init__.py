@@ -11,8 +11,8 @@ time, such as 60/minute). `service` is the life of one request: admit, ask, stre
 - `server`: the client's side of HTTP: the gunicorn worker, connections, request heads and bodies, responses, `/drip`
 - `admission`: API keys, cross-site checks, rate limit, concurrency
 - `dialects`: the client protocols: how each reads a request, and its encoder; `__init__` has a row for each
-- `streaming`: an answer in progress: `cancellation` (deadlines, disconnects, shutdown), and `delivery` (the bytes, the
-  outcome, and `PassThrough`, the encoder of a body that is sent whole)
+- `streaming`: an answer in progress: `cancellation` (deadlines, disconnects, shutdown), `delivery` (the bytes, the
+  outcome, and `PassThrough`, the encoder of a body that is sent whole), and `relay` (the fast path for text)
 - `upstream`: the Messages API's side: the SDK, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
 - `offline`: a Messages API that needs no key and no network; `cli`: `flask ask`; `page`: the web page at `/`
