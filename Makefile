@@ -11,7 +11,7 @@ PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect 
 	features files sse_decoder)
 
 # The tests of texts and outcomes, which run with the relay and without it.
-BOTH_PATHS := tests/test_stream.py tests/faults/test_upstream_breaks.py tests/faults/test_billing.py tests/faults/test_attribution.py
+BOTH_PATHS := tests/test_stream.py tests/faults/test_upstream_failures.py tests/faults/test_billing.py tests/faults/test_attribution.py
 
 .PHONY: run test soak check format bench lock
 
