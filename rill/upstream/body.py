@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import gevent
 import httpx2
-from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
+from geventhttpclient._parser import HTTPParseError
 from geventhttpclient.connectionpool import ConnectionPool
+
+from rill.upstream.response_parser import ResponseParser
 
 # More than a TLS record holds, so that OpenSSL keeps no decrypted bytes back where no watcher sees them.
 READ_BYTES = 65536
@@ -70,7 +72,7 @@ class Body(httpx2.SyncByteStream):
         self._hub = gevent.get_hub()
         # In a process that gevent has not patched, a TLS socket is of the standard class, not of gevent's.
         self._is_tls = hasattr(connection, "pending")
-        self._parser = _Parser()
+        self._parser = ResponseParser()
         self._pool = pool
         self._read_seconds = read_seconds
         self._since = 0.0  # when the current wait began: monotonic, in seconds
@@ -154,14 +156,12 @@ class Body(httpx2.SyncByteStream):
             return self._receive_records(data) if self._is_tls and data else data
         except (BlockingIOError, SSLWantReadError, SSLWantWriteError):
             return None
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout(str(error)) from error
         except ConnectionResetError as error:
             if not self._parser.has_begun:
                 return b""
-            raise httpx2.ReadError(str(error)) from error
+            raise _transport_error(error) from error
         except OSError as error:
-            raise httpx2.ReadError(str(error)) from error
+            raise _transport_error(error) from error
 
     def feed(self, data: bytes) -> None:
         """Parse what was received; raise httpx2.TransportError."""
@@ -231,8 +231,8 @@ class Body(httpx2.SyncByteStream):
             data = self.connection.recv(READ_BYTES)
         except (BlockingIOError, SSLWantReadError, SSLWantWriteError):
             return
-        except OSError:
-            self._wake(_ARRIVED)  # `receive` meets the same error.
+        except OSError as error:  # The connection reports it only once.
+            self._waiting.throw(_transport_error(error))
             return
         self._since = time.monotonic()
         if not data or not relay.take(data):
@@ -265,56 +265,6 @@ class Body(httpx2.SyncByteStream):
             self._wake(_EXPIRED)
 
 
-class _Parser(HTTPResponseParser):
-    """The parser of one response, which skips the interim ones (1xx) before it; C calls the methods `_on_...`.
-
-    `body` holds the bytes of the body that were not taken yet.
-    """
-
-    __slots__ = ("_headers", "body", "has_begun", "has_headers", "is_chunked", "is_complete")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._headers: list[tuple[str, str | None]] = []
-        self.body = bytearray()
-        self.has_begun = False
-        self.has_headers = False
-        self.is_chunked = False
-        self.is_complete = False
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(name.encode("latin-1"), (value or "").encode("latin-1")) for name, value in self._headers]
-
-    def is_reusable(self) -> bool:
-        """Return whether the connection may carry another response."""
-        return self.is_complete and not self.parser_failed() and self.should_keep_alive()
-
-    def _on_message_begin(self) -> None:
-        if self.is_complete:
-            raise HTTPParseError("Bytes came behind the response.")
-        self.has_begun = True
-        self._headers.clear()
-
-    def _on_status(self, reason: str) -> None:
-        pass
-
-    def _on_header_field(self, part: str) -> None:
-        # A name or a value comes in parts if it is split between two reads.
-        name = ""
-        if self._headers and self._headers[-1][1] is None:
-            name, _ = self._headers.pop()
-        self._headers.append((name + part, None))
-
-    def _on_header_value(self, part: str) -> None:
-        name, value = self._headers.pop()
-        self._headers.append((name, (value or "") + part))
-
-    def _on_headers_complete(self) -> None:
-        self.has_headers = self.get_code() >= 200
-        self.is_chunked = any(name.lower() == "transfer-encoding" for name, _ in self._headers)
-
-    def _on_body(self, data: bytearray) -> None:
-        self.body += data
-
-    def _on_message_complete(self) -> None:
-        self.is_complete = self.get_code() >= 200
+def _transport_error(error: OSError) -> httpx2.TransportError:
+    kind = httpx2.ReadTimeout if isinstance(error, TimeoutError) else httpx2.ReadError
+    return kind(str(error))
