@@ -176,7 +176,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 
 
 @pytest.mark.parametrize("dialect", [TEXT, SSE, ANTHROPIC, OPENAI], ids=lambda dialect: dialect.name)
-@hypothesis_settings(deadline=None, max_examples=150)
+@hypothesis_settings(deadline=None, max_examples=40)
 @given(reads=streams(), capacity=st.sampled_from([1_000_000, 1_000_000, 0, 1, 7]))
 def test_both_paths_write_the_same_bytes_and_report_the_same_outcome(
     dialect: Dialect, reads: list[bytes], capacity: int
