@@ -14,6 +14,7 @@ let conversation = [];
 let running = null;
 let retryWithKey = false;
 let bufferingCheck = null;
+let following = false;
 let storage = {};
 try {
   storage = sessionStorage;
@@ -54,11 +55,8 @@ class Turn {
   }
 
   draw() {
-    // Follow the text only if the reader is at the end of the page.
-    const following = innerHeight + scrollY + 40 > document.body.scrollHeight;
     this.part("answer").append(this.pending);
     this.pending = "";
-    if (following) scrollToEnd();
   }
 
   showStatistics(usage) {
@@ -248,8 +246,17 @@ function announce(message) {
 }
 
 function scrollToEnd() {
-  scrollTo(0, document.body.scrollHeight);
+  following = true;
+  scrollTo(0, document.documentElement.scrollHeight);
 }
+
+// Follow the end of the page, whatever lengthens it, unless the reader scrolls away from it.
+addEventListener("scroll", () => {
+  following = innerHeight + scrollY + 40 > document.documentElement.scrollHeight;
+});
+new ResizeObserver(() => {
+  if (following) scrollToEnd();
+}).observe(document.body);
 
 $("prompt-form").onsubmit = (event) => {
   event.preventDefault();

@@ -26,6 +26,11 @@ class DirectClient(anthropic.Anthropic):
         host = {"Host": self.base_url.netloc.decode("ascii"), "X-Stainless-Retry-Count": "0"}
         self._lines = _lines_of({**host, **self.default_headers})
 
+    @property
+    def user_agent(self) -> str:
+        """The SDK's name for itself, which it makes from the name of its class."""
+        return f"Anthropic/Python {anthropic.__version__}"
+
     def post(  # type: ignore[override]
         self,
         path: str,

@@ -89,7 +89,7 @@ class GeventTransport(httpx2.BaseTransport):
 
 def header_line(name: str, value: str | bytes) -> bytes:
     """Return a header as it is sent; raise httpx2.LocalProtocolError for a value that would end the line."""
-    encoded = value.encode("ascii") if isinstance(value, str) else value
+    encoded = value.encode("latin-1") if isinstance(value, str) else value
     if b"\r" in encoded or b"\n" in encoded or b"\0" in encoded:
         raise httpx2.LocalProtocolError("A header contains a line end or NUL.")
     return b"%b: %b\r\n" % (name.encode("ascii"), encoded)

@@ -64,6 +64,5 @@ def test_thousands_of_random_disconnects_leak_nothing(service: Rill, upstream: U
             with ask(service, q="short", headers={"Connection": "close"}) as asked:
                 assert (asked.status, asked.read_rest(), asked.ended) == (200, b"all", "clean")
     outcomes = {line["outcome"] for line in log_lines(service.output())}
-    assert {"client_disconnected", "completed", "bad_request"} <= outcomes
-    assert "internal_error" not in outcomes
+    assert {"client_disconnected", "completed"} <= outcomes
     assert "internal_error" not in outcomes
