@@ -29,6 +29,7 @@ class Request(NamedTuple):
 
     `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
     connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
+    `send` is the connection's write that never waits, and the one that may; None disables the relay.
     """
 
     prompt: Prompt
