@@ -144,7 +144,9 @@ def test_a_transient_overload_as_the_first_event_is_invisible_to_the_client(
             assert asked.headers["request-id"] == wire.REQUEST_ID
     assert b"here" in body
     assert b"error" not in body
-    assert [each.outcome for each in upstream.answers] == ["left", "sent"]
+    upstream.wait_until(
+        lambda: [each.outcome for each in upstream.answers] == ["left", "sent"], "the end of both answers"
+    )
 
 
 def test_an_error_after_the_first_event_is_not_retried(rill: Rill, upstream: Upstream) -> None:
