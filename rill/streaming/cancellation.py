@@ -80,7 +80,7 @@ class Cancellation:
             self._loop.run_callback(self._throw)
 
     def watch(self, reads: Iterable[list[Event]]) -> Iterator[list[Event]]:
-        """Yield the reads as they come, and note each for the deadlines; a ping is no sign of the model's work."""
+        """Yield the reads as they come, and note each for the deadlines; pings do not count as work of the model."""
         return map(self._note, reads)
 
     def note_text(self) -> None:

@@ -1,4 +1,4 @@
-"""Prompt in, answer out, through the official SDK's `client.messages.stream`; the only importer of anthropic.
+"""Prompt in, answer out, through the official SDK's `client.messages.stream`.
 
 The SDK builds and sends the request and raises its errors. The answer is read from the bytes of the response: the SDK's
 own events rebuild the whole message at every token, which costs seven times as much, and more the longer the answer is.

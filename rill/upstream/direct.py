@@ -28,7 +28,7 @@ class DirectClient(anthropic.Anthropic):
 
     @property
     def user_agent(self) -> str:
-        """The SDK's name for itself, which it makes from the name of its class."""
+        """Return the SDK's user agent, which it would derive from the name of this class."""
         return f"Anthropic/Python {anthropic.__version__}"
 
     def post(  # type: ignore[override]
