@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -113,9 +113,6 @@ ACCOUNT_BLOCKED = re.compile(
 )
 
 
-# Of the statuses in KINDS, only 499 is in no specification.
-REGISTERED = frozenset(HTTPStatus)
-
 # Problems by which Rill itself ends an answer early.
 CANCELLATION_REASONS = (
     "start_timeout",
@@ -126,68 +123,48 @@ CANCELLATION_REASONS = (
     "client_too_slow",
 )
 
-NONE: Mapping[str, str] = MappingProxyType({})
 
-
+@dataclass(eq=False)
 class Problem(Exception):
     """A failure that is reported to the client; it does not change once it is made.
 
-    `detail` replaces the table's message with a closer one; it holds no secret and no prompt. `retry_after` is in
-    seconds. `headers` go with the response. `from_upstream`: the upstream caused it. `upstream_headers` are the
-    upstream's own, for clients of its dialect. `should_retry` is what an SDK is told about a retry: "true", "false", or
-    "" to let it decide. `is_forwarded`: a verbatim answer holds it already, as the upstream's own `error` event.
+    `message` replaces the table's with a closer one; it holds no secret and no prompt. `retry_after` is in seconds.
+    `headers` go with the response. `from_upstream`: the upstream caused it. `upstream_headers` are the upstream's own,
+    for clients of its dialect. `should_retry` is what an SDK is told about a retry: "true", "false", or "" to let it
+    decide. `is_forwarded`: a verbatim answer holds it already, as the upstream's own `error` event.
     """
 
-    def __init__(
-        self,
-        name: str,
-        detail: str | None = None,
-        retry_after: int | None = None,
-        headers: Mapping[str, str] = NONE,
-        from_upstream: bool | None = None,
-        upstream_headers: Mapping[str, str] = NONE,
-        should_retry: str | None = None,
-        is_forwarded: bool = False,
-    ) -> None:
-        kind = KINDS[name]
-        advice = f"Try again in {retry_after} s." if retry_after else "" if detail else kind.advice
-        # An upstream's message may hold a lone surrogate, which cannot be encoded.
-        message = detail.encode("utf-8", "replace").decode() if detail else kind.message
-        self.detail = f"{message} {advice}" if advice else message
+    name: str
+    message: str | None = None
+    retry_after: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    from_upstream: bool | None = None
+    upstream_headers: Mapping[str, str] = field(default_factory=dict)
+    should_retry: str | None = None
+    is_forwarded: bool = False
+
+    def __post_init__(self) -> None:
+        self.status, self.type, message, advice = KINDS[self.name]
+        if self.message:
+            # An upstream's message may hold a lone surrogate, which cannot be encoded.
+            message, advice = self.message.encode("utf-8", "replace").decode(), ""
+        if self.retry_after:
+            advice = f"Try again in {self.retry_after} s."
+        self.detail = f"{message} {advice}".rstrip()
         super().__init__(self.detail)
-        self.name = name
-        self.status = kind.status
-        self.type = kind.type
-        self.retry_after = retry_after
-        self.headers = headers
-        if from_upstream is None:
-            from_upstream = name.startswith("upstream_") or name in ("start_timeout", "idle_timeout")
-        self.from_upstream = from_upstream
-        self.upstream_headers = upstream_headers
-        default = "" if name in RETRYABLE else "false"
-        self.should_retry = default if should_retry is None else should_retry
-        self.is_forwarded = is_forwarded
-        self._message = detail
+        if self.from_upstream is None:
+            self.from_upstream = self.name.startswith("upstream_") or self.name in ("start_timeout", "idle_timeout")
+        if self.should_retry is None:
+            self.should_retry = "" if self.name in RETRYABLE else "false"
 
     def replace(self, **changes: Any) -> "Problem":
-        """Return a copy with these arguments of the constructor changed."""
-        return Problem(
-            **{
-                "name": self.name,
-                "detail": self._message,
-                "retry_after": self.retry_after,
-                "headers": self.headers,
-                "from_upstream": self.from_upstream,
-                "upstream_headers": self.upstream_headers,
-                "should_retry": self.should_retry,
-                "is_forwarded": self.is_forwarded,
-                **changes,
-            }
-        )
+        """Return a copy with these fields changed."""
+        return replace(self, **changes)
 
     def as_json(self) -> dict[str, object]:
         """Return the problem as RFC 9457 defines it; `code` is its name, for programs."""
-        title = HTTPStatus(self.status).phrase if self.status in REGISTERED else "Client Closed Request"
+        # Of all these statuses, only 499 is in no specification.
+        title = "Client Closed Request" if self.status == 499 else HTTPStatus(self.status).phrase
         return {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail, "code": self.name}
 
 
@@ -205,7 +182,9 @@ def upstream_problem(
     from the message, because a relay may repeat what it was sent.
     """
     name = UPSTREAM_TYPES.get(type or "") or UPSTREAM_STATUSES.get(status or 0, "upstream_error")
-    detail = conceal(message, secrets) if message and name in FORWARDED_MESSAGES else None
+    detail = message if name in FORWARDED_MESSAGES else None
+    for secret in secrets:
+        detail = detail and detail.replace(secret, "[key]")
     if name == "bad_request" and ACCOUNT_BLOCKED.match(message or ""):
         name, detail = "upstream_account_blocked", None
     elif type == "not_found_error" and model and "model" in (message or "").lower():
@@ -214,10 +193,3 @@ def upstream_problem(
     if retry_after is None and KINDS[name].status in (429, 503):
         retry_after = 1
     return Problem(name, detail, retry_after, from_upstream=True)
-
-
-def conceal(text: str, secrets: Sequence[str]) -> str:
-    """Return the text without the secrets."""
-    for secret in secrets:
-        text = text.replace(secret, "[key]")
-    return text

@@ -6,11 +6,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 import httpx2
 
-from rill.problems import NONE, Problem
+from rill.problems import Problem
 from rill.upstream.transport import Unanswered
 
 ATTEMPTS = 3
@@ -35,7 +36,7 @@ class Failure(NamedTuple):
 
     problem: Problem
     status: int | None = None
-    headers: Mapping[str, str] = NONE
+    headers: Mapping[str, str] = MappingProxyType({})
     error: BaseException | None = None
 
 
