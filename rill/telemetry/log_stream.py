@@ -4,34 +4,44 @@ The reader of a log may stall or exit; the master would kill a worker that waite
 """
 
 import io
-import json
+import logging
 import os
 import select
 import socket
 import stat
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from gevent.monkey import get_original
 
-Write = Callable[[bytes], int]
+from rill.telemetry.logs import JSONFormatter
+
+# gunicorn's format, for its own lines on stderr.
+LOSS = "%(asctime)s [%(process)d] [%(levelname)s] %(lines)d log lines were dropped: they could not be written"
+LOSS_TIME = "[%Y-%m-%d %H:%M:%S %z]"
 
 
-class LogStream(io.TextIOBase):
+class LogStream(io.TextIOWrapper):
     """A text stream on the file descriptor `fd`; each line is written or dropped as a whole.
 
-    `dropped` counts the dropped lines of this process. The first line after a loss reports the number, as JSON if
-    `json_lines`.
+    The first line after a loss reports the number of dropped lines, as JSON if `json_lines`.
     """
 
-    encoding = "utf-8"
+    def __init__(self, fd: int, json_lines: bool) -> None:
+        self.writer = LineWriter(fd, json_lines)
+        super().__init__(self.writer, "utf-8", "backslashreplace", line_buffering=True)
+
+
+class LineWriter(io.FileIO):
+    """The bytes of a LogStream; `dropped` counts the lines that this process has dropped."""
 
     def __init__(self, fd: int, json_lines: bool) -> None:
-        self._fd = fd
-        self._describe_loss = _loss_as_json if json_lines and not os.isatty(fd) else _loss_as_text
+        super().__init__(fd, "w", closefd=False)
+        as_json = json_lines and not self.isatty()
+        self._formatter = JSONFormatter() if as_json else logging.Formatter(LOSS, LOSS_TIME)
         self._write = _nonblocking_write(fd)
         self._forget()
         # The parent completes its own lines and reports its own losses.
@@ -40,51 +50,29 @@ class LogStream(io.TextIOBase):
     def _forget(self) -> None:
         self.dropped = 0
         self._unreported = 0
-        self._text = ""  # the beginning of a line
         self._rest = b""  # the unwritten end of a line
 
-    def write(self, text: str) -> int:
-        """Write `text` once its line is complete."""
-        line = self._text + text
-        if text[-1:] == "\n":
-            self._text = ""
-            self._write_line(line.encode("utf-8", "backslashreplace"))
-        else:
-            self._text = line
-        return len(text)
-
-    def flush(self) -> None:
-        """Write the beginning of a line."""
-        if self._text:
-            text, self._text = self._text, ""
-            self._write_line(text.encode("utf-8", "backslashreplace"))
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def isatty(self) -> bool:
-        return os.isatty(self._fd)
-
-    def writable(self) -> bool:
-        return True
-
-    def _write_line(self, line: bytes) -> None:
+    def write(self, line: Any) -> int:
+        """Write or drop a line."""
         if self._rest:
             self._begin(self._rest)
-        if self._unreported and not self._rest and self._begin(self._describe_loss(self._unreported)):
+        if self._unreported and not self._rest and self._begin(self._describe_loss()):
             self._unreported = 0
         if self._unreported or self._rest or not self._begin(line):
             self.dropped += 1
             self._unreported += 1
+        return len(line)
 
     def _begin(self, data: bytes) -> bool:
         """Write `data` or its beginning, and keep the rest; return False if nothing could be written."""
-        try:
-            written = self._write(data)
-        except OSError:
-            return False
-        self._rest = data[written:] if written < len(data) else b""
-        return written > 0
+        with suppress(OSError):
+            self._rest = data[self._write(data) :]
+            return True
+        return False
+
+    def _describe_loss(self) -> bytes:
+        fields = {"levelname": "WARNING", "msg": "log lines dropped", "lines": self._unreported}
+        return f"{self._formatter.format(logging.makeLogRecord(fields))}\n".encode()
 
 
 def keep_logs_from_blocking() -> None:
@@ -97,14 +85,10 @@ def keep_logs_from_blocking() -> None:
 
 def count_dropped_lines() -> int:
     """Return how many lines this process has dropped, on stdout and stderr."""
-    dropped = 0
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, LogStream):
-            dropped += stream.dropped
-    return dropped
+    return sum(each.writer.dropped for each in (sys.stdout, sys.stderr) if isinstance(each, LogStream))
 
 
-def _nonblocking_write(fd: int) -> Write:
+def _nonblocking_write(fd: int) -> Callable[[bytes], int]:
     """Return a function that writes to `fd` without blocking, and without O_NONBLOCK for processes that share it."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
@@ -126,16 +110,3 @@ def _write_if_ready(ready: select.poll, fd: int, data: bytes) -> int:
         raise BlockingIOError
     # A pipe that is ready takes at least this much.
     return os.write(fd, data[: select.PIPE_BUF])
-
-
-def _loss_as_json(lines: int) -> bytes:
-    now = time.time()
-    timestamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1e6):06}Z"
-    loss = {"event": "log lines dropped", "lines": lines, "level": "warning", "timestamp": timestamp}
-    return json.dumps(loss).encode() + b"\n"
-
-
-def _loss_as_text(lines: int) -> bytes:
-    """Return a line in gunicorn's format."""
-    now = time.strftime("[%Y-%m-%d %H:%M:%S %z]")
-    return f"{now} [{os.getpid()}] [WARNING] {lines} log lines were dropped: they could not be written\n".encode()

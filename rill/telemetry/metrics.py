@@ -2,23 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    disable_created_metrics,
-    generate_latest,
-    values,
-)
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
 from rill.problems import Problem
 from rill.telemetry import metrics_files
@@ -56,31 +46,24 @@ class Telemetry:
         self._rendering = BoundedSemaphore(1)
         self._named = named
         self._models = frozenset(models)
-        self._registry = registry = CollectorRegistry()
-        labels = ["client", "dialect", "model", "outcome"]
-        self._answers = Counter("rill_requests", "Answers, by outcome", labels, registry=registry)
-        self._open = Gauge("rill_streams_active", "Open answers", multiprocess_mode="livesum", registry=registry)
+        counter, timer = partial(Counter, registry=None), partial(Histogram, labelnames=["dialect"], registry=None)
+        self._answers = counter("rill_requests", "Answers, by outcome", ["client", "dialect", "model", "outcome"])
+        self._open = Gauge("rill_streams_active", "Open answers", multiprocess_mode="livesum", registry=None)
         self._open.set(0)  # The files may hold the number of a worker that was killed.
-
-        def timed(name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"rill_{name}_seconds", meaning, ["dialect"], buckets=buckets, registry=registry)
-
-        self._ttft = timed("time_to_first_token", "From the request to the model's first text", TTFT_SECONDS)
-        self._duration = timed("request_duration", "From the request to the end of its answer", DURATION_SECONDS)
+        meaning = "From the request to the model's first text"
+        self._ttft = timer("rill_time_to_first_token_seconds", meaning, buckets=TTFT_SECONDS)
+        meaning = "From the request to the end of its answer"
+        self._duration = timer("rill_request_duration_seconds", meaning, buckets=DURATION_SECONDS)
         meaning = "Tokens as the upstream counted them, also of truncated answers"
-        self._tokens = Counter("rill_tokens", meaning, ["client", "model", "type"], registry=registry)
-        self._bytes = Counter("rill_response_bytes", "Bytes of answers", ["dialect"], registry=registry)
-        meaning = "Errors of the upstream, by type"
-        self._upstream_errors = Counter("rill_upstream_errors", meaning, ["type"], registry=registry)
-        self._rejections = Counter(
-            "rill_requests_rejected",
-            "Requests that were rejected before an answer, by reason",
-            ["reason"],
-            registry=registry,
-        )
+        self._tokens = counter("rill_tokens", meaning, ["client", "model", "type"])
+        self._bytes = counter("rill_response_bytes", "Bytes of answers", ["dialect"])
+        self._upstream_errors = counter("rill_upstream_errors", "Errors of the upstream, by type", ["type"])
+        meaning = "Requests that were rejected before an answer, by reason"
+        self._rejections = counter("rill_requests_rejected", meaning, ["reason"])
         meaning = "Log lines that were dropped, because a write would have blocked"
-        self._lines_dropped = Counter("rill_log_lines_dropped", meaning, registry=registry)
+        self._lines_dropped = counter("rill_log_lines_dropped", meaning)
         self._lines_dropped_before = 0
+        self._metrics = [each for each in vars(self).values() if isinstance(each, Counter | Gauge | Histogram)]
 
     def begin(self) -> None:
         """Count an answer as open, until `end`."""
@@ -106,11 +89,12 @@ class Telemetry:
         with self._rendering:
             self._count_dropped_lines()
             if metrics_files.directory:
-                rendered: bytes = gevent.get_hub().threadpool.apply(_render_files, (metrics_files.directory,))
+                files = MultiProcessCollector(None, metrics_files.directory)  # type: ignore[no-untyped-call]
+                rendered: bytes = gevent.get_hub().threadpool.apply(generate_latest, (files,))
                 return rendered
             parts = []
-            for metric in self._registry.collect():
-                parts.append(generate_latest(Collected([metric])))
+            for metric in self._metrics:
+                parts.append(generate_latest(metric))
                 gevent.sleep(0)
             return b"".join(parts)
 
@@ -145,16 +129,6 @@ class Telemetry:
         return self._tokens.labels(client, model, type)
 
 
-class Collected(Collector):
-    """A collector of metrics that were collected before."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
-
-
 def _choose_values() -> None:
     """Make prometheus_client count in this worker's files, or in memory if it has none.
 
@@ -166,8 +140,3 @@ def _choose_values() -> None:
         values.ValueClass = values.MutexValue
     else:
         values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
-
-
-def _render_files(directory: str) -> bytes:
-    collector = MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
-    return generate_latest(Collected(collector.collect()))  # type: ignore[no-untyped-call]

@@ -82,16 +82,10 @@ def counter_file() -> str | None:
 
 
 def _allocate(path: str, size: int) -> None:
-    unfinished = f"{path}.new"
-    opened = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.posix_fallocate(opened, 0, size)
-        os.rename(unfinished, path)
-    except OSError:
-        os.unlink(unfinished)
-        raise
-    finally:
-        os.close(opened)
+    unfinished = f"{path}.new"  # A scrape would read it otherwise.
+    with open(unfinished, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    os.rename(unfinished, path)
 
 
 def _path_of(parent: str, kind: str, number: int) -> str:

@@ -32,17 +32,14 @@ class SeriesBudget:
         """
         for name in (client, OTHER):
             labels = (name, model, *others)
-            if labels in self._known or self._admit(labels, series):
+            cost = series * _bytes_of(labels)
+            if labels in self._known:
+                return name, model
+            if cost <= self._free:
+                self._free -= cost
+                self._known.add(labels)
                 return name, model
         return OTHER, OTHER
-
-    def _admit(self, labels: tuple[str, ...], series: int) -> bool:
-        cost = series * _bytes_of(labels)
-        if cost > self._free:
-            return False
-        self._free -= cost
-        self._known.add(labels)
-        return True
 
     def _read(self, path: str) -> None:
         values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]

@@ -250,7 +250,7 @@ def test_a_partially_written_line_is_completed_before_the_next(ends: Callable[[C
     first, report, *rest = got.decode().splitlines()
     assert first == "a" * 10_000
     dropped = json.loads(report)["lines"]
-    assert dropped == stream.dropped > 0
+    assert dropped == stream.writer.dropped > 0
     assert rest == [f"line {number}" for number in range(dropped, 10)]
 
 
@@ -261,11 +261,11 @@ def test_a_child_process_neither_completes_nor_reports_its_parents_lines(
     stream = LogStream(write, json_lines=True)
     stream.write("a" * 10_000 + "\n")
     stream.write("lost\n")
-    assert stream.dropped == 1
+    assert stream.writer.dropped == 1
     assert read_available(read) == b"a" * SMALL
     if (child := os.fork()) == 0:
         stream.write("of the child\n")
-        os._exit(stream.dropped)
+        os._exit(stream.writer.dropped)
     assert os.waitpid(child, 0)[1] == 0
     assert read_available(read) == b"of the child\n"
 
