@@ -1,6 +1,6 @@
 """One open answer of the upstream: bytes of its body in, the events of each read out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -24,22 +24,6 @@ class Answer:
     upstream has counted so far, in tokens. `nudge` wakes a read that waits.
     """
 
-    # Thousands are open at once; each would have a dict of its own.
-    __slots__ = (
-        "_beginning",
-        "_body",
-        "_break",
-        "_decoder",
-        "_end_span",
-        "_is_streamed",
-        "_is_verbatim",
-        "_reads",
-        "_relay",
-        "headers",
-        "nudge",
-        "request_id",
-    )
-
     def __init__(self, response: httpx2.Response, is_streamed: bool, is_verbatim: bool, secrets: Sequence[str]) -> None:
         self.headers = visible_headers(response, secrets)
         self.request_id = self.headers.get("request-id")
@@ -49,8 +33,7 @@ class Answer:
         self._reads = self._read_stream() if is_streamed else self._read_whole()
         self._decoder = Decoder(secrets)
         # The SDK ends its span of the call when it has read the body, which it never does here.
-        observer = getattr(response.stream, "stream_observer", None)
-        self._end_span: Callable[..., None] = observer.end if observer else _end_no_span
+        self._span: Any = getattr(response.stream, "stream_observer", None)
         self._break: httpx2.TransportError | None = None
         self._body = body_of(response)
         self._relay: Relay | None = None
@@ -79,10 +62,10 @@ class Answer:
 
     def close(self) -> None:
         self._body.close()
-        if problem := self._break or self._decoder.problem:
-            self._end_span("failed", problem)
-        else:
-            self._end_span("read" if self._decoder.ended else "closed")
+        if self._span and (problem := self._break or self._decoder.problem):
+            self._span.end("failed", problem)
+        elif self._span:
+            self._span.end("read" if self._decoder.ended else "closed")
 
     def _read_stream(self) -> Iterator[list[Event]]:
         decoder = self._decoder
@@ -108,28 +91,24 @@ class Answer:
 
     def _read_whole(self) -> Iterator[list[Event]]:
         chunks: list[bytes] = []
+        broken: Exception | None = None
         try:
             while (data := self._read()) is not None:
                 chunks.append(data)
                 yield [Heartbeat(working=bool(data))]
-            end = self._decoder.read_message(b"".join(chunks))
-        except Exception:
-            # Whatever ended the wait for the last bytes, a complete message was billed.
-            complete = self._complete_end(b"".join(chunks))
-            if complete is None:
+        except Exception as error:
+            broken = error
+        body = b"".join(chunks)
+        try:
+            end = self._decoder.read_message(body)
+        except Problem:
+            if broken is None:
                 raise
-            end = complete
-        yield [Bytes(b"".join(chunks)), end]
-
-    def _complete_end(self, body: bytes) -> End | None:
-        """Return the end of the message in `body`, None if it is not complete."""
-        decoder = Decoder()
-        with suppress(Problem):
-            end = decoder.read_message(body)
-            self._decoder.usage.update(decoder.usage)
-            self._break, self._decoder.ended = None, True
-            return end
-        return None
+            self._decoder.problem = None
+            raise broken from broken.__cause__
+        # Whatever ended the wait for the last bytes, a complete message was billed.
+        self._break = None
+        yield [Bytes(body), end]
 
     def _read(self) -> bytes | None:
         try:
@@ -154,10 +133,6 @@ def visible_headers(response: httpx2.Response, secrets: Sequence[str]) -> dict[s
         and value.isascii()
         and not any(secret in value for secret in secrets)
     }
-
-
-def _end_no_span(how: str, error: Exception | None = None) -> None:
-    pass
 
 
 def _problem_of_break(error: httpx2.TransportError) -> Problem:

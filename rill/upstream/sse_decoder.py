@@ -25,34 +25,15 @@ class Decoder:
     operator's account.
     """
 
-    # Thousands are open at once; each would have a dict of its own.
-    __slots__ = (
-        "_data",
-        "_data_bytes",
-        "_high_surrogate",
-        "_secrets",
-        "_stop",
-        "_surrogates",
-        "_text",
-        "_unfinished",
-        "_unfinished_bytes",
-        "_working",
-        "ended",
-        "is_error_private",
-        "problem",
-        "usage",
-    )
-
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secrets = secrets
         self.usage: dict[str, Any] = {}
         self.ended = False
         self.is_error_private = False
         self.problem: Problem | None = None
-        self._unfinished: list[bytes] = []
-        self._unfinished_bytes = 0
-        self._data: list[bytes] = []
-        self._data_bytes = 0
+        self._unfinished = bytearray()  # a line without its end
+        self._data: list[bytes] = []  # the lines of an event without its end
+        self._size = 0  # of that event so far, in bytes
         self._text = ""
         self._working = False
         self._stop: dict[str, Any] = {}
@@ -66,17 +47,21 @@ class Decoder:
         """
         events: list[Event] = []
         self._working = False
+        self._size += len(data)
         try:
             for line in self._split_lines(data):
                 if line.startswith(b"data:"):
-                    self._add_data(line[5:])
-                elif not line and self._data:
-                    event = self._take(self._parse_data())
+                    self._data.append(line[5:])
+                elif not line:
+                    self._size = 0
+                    event = self._take(self._parse_data()) if self._data else None
                     if event:
                         events += self._take_text()
                         events.append(event)
                     if self.ended:
                         return events
+            if self._size > MAX_EVENT_BYTES:
+                raise Problem("upstream_error")
         except Problem as problem:
             self.problem = problem
         events += self._take_text()
@@ -118,12 +103,11 @@ class Decoder:
 
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
-            self._keep(data)
+            self._unfinished += data
             return []
         if self._unfinished:
-            data = b"".join(self._unfinished) + data
+            data = bytes(self._unfinished) + data
             self._unfinished.clear()
-            self._unfinished_bytes = 0
         pending = b""
         if b"\r" in data:
             # CR LF is one line end, even if a read ends between the two: a CR at the end waits for its LF.
@@ -131,28 +115,12 @@ class Decoder:
                 data, pending = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
-        rest = lines.pop() + pending
-        if rest:
-            self._keep(rest)
+        self._unfinished += lines.pop() + pending
         return lines
-
-    def _keep(self, data: bytes) -> None:
-        """Keep an unfinished line in pieces, so that a long one is joined once."""
-        self._unfinished.append(data)
-        self._unfinished_bytes += len(data)
-        if self._unfinished_bytes > MAX_EVENT_BYTES:
-            raise Problem("upstream_error")
-
-    def _add_data(self, data: bytes) -> None:
-        self._data.append(data)
-        self._data_bytes += len(data)
-        if self._data_bytes > MAX_EVENT_BYTES:
-            raise Problem("upstream_error")
 
     def _parse_data(self) -> dict[str, Any]:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
-        self._data_bytes = 0
         if not data or data.isspace():
             return {}  # Not an event, by the specification.
         try:
@@ -170,28 +138,26 @@ class Decoder:
         return message
 
     def _take(self, message: dict[str, Any]) -> Start | End | None:
-        kind = message.get("type")
+        kind, event = message.get("type"), None
         if kind == "content_block_delta":
-            self._working = True
             delta = message.get("delta")
             if isinstance(delta, dict) and delta.get("type") == "text_delta":
                 text = delta.get("text")
                 self._text += text if isinstance(text, str) else ""
-        elif kind == "content_block_start" or kind == "content_block_stop":
-            self._working = True
         elif kind == "message_start":
-            self._working = True
             self._count(_mapping(message.get("message")).get("usage"))
-            return Start()
+            event = Start()
         elif kind == "message_delta":
-            self._working = True
             self._stop = _mapping(message.get("delta"))
             self._count(message.get("usage"))
         elif kind == "message_stop":
             return self._end()
         elif kind == "error":
             raise self._problem_in(message)
-        return None
+        elif kind not in ("content_block_start", "content_block_stop"):
+            return None
+        self._working = True
+        return event
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
         error = _mapping(message.get("error"))
