@@ -70,11 +70,6 @@ class _Dialer(ConnectionPool):
         if time.monotonic() >= self._resolved_until:
             self._resolved = super()._resolve()
             self._resolved_until = time.monotonic() + RESOLVED_SECONDS
-            self._failed_until = {
-                address: until for address, until in self._failed_until.items() if self._is_failed(address)
-            }
-        if not self._failed_until:
-            return self._resolved
         return sorted(self._resolved, key=lambda found: self._is_failed(found[-1]))
 
     def _is_failed(self, address: Any) -> bool:

@@ -115,7 +115,8 @@ class Decoder:
                 data, pending = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
-        self._unfinished += lines.pop() + pending
+        if rest := lines.pop() + pending:
+            self._unfinished += rest
         return lines
 
     def _parse_data(self) -> dict[str, Any]:

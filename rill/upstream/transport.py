@@ -4,6 +4,7 @@ The SDK's requests come in; out goes an httpx2.Response once its headers are in,
 """
 
 import time
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import gevent
@@ -108,24 +109,8 @@ def _write(connection: gevent.socket.socket, message: bytes, seconds: float) -> 
 
 
 class UpstreamClient(httpx2.Client):
-    """The part of an httpx2 client that the SDK uses: its requests and the responses pass unchanged.
-
-    httpx2's own handles cookies, redirects, credentials and hooks for 80 µs a request; none of them is used here.
-    """
+    """The SDK's HTTP client over a transport; it ignores the environment, and the upstream's cookies."""
 
     def __init__(self, transport: httpx2.BaseTransport, **options: Any) -> None:
-        super().__init__(transport=transport, trust_env=False, **options)
-        self._handle = transport.handle_request
-
-    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        """Return the request with its timeouts."""
-        extensions = {"timeout": httpx2.Timeout(options.pop("timeout", self.timeout)).as_dict()}
-        return httpx2.Request(method, url, **{**options, "extensions": extensions})
-
-    def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-        """Send the request and return the response; read its body unless `stream`."""
-        response = self._handle(request)
-        response.request = request
-        if not stream:
-            response.read()
-        return response
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        super().__init__(transport=transport, trust_env=False, cookies=no_cookies, **options)
