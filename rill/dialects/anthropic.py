@@ -5,7 +5,6 @@ https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/doc
 
 import json
 from collections.abc import Iterable, Mapping
-from itertools import chain
 
 from rill.dialects.features import check_features
 from rill.dialects.keep_alive import KeepAlive
@@ -92,13 +91,10 @@ class AnthropicEncoder:
 
 def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
     """Return the message as the upstream wrote it, and its end; raise what the reads raise."""
-    body, end = b"", End(None, {})
-    for event in chain.from_iterable(reads):
-        if isinstance(event, Bytes):
-            body = event.data
-        elif isinstance(event, End):
-            end = event
-    return body, end
+    *_, (body, end) = reads
+    assert isinstance(body, Bytes)
+    assert isinstance(end, End)
+    return body.data, end
 
 
 def encode_problem(problem: Problem, request_id: str) -> bytes:

@@ -9,17 +9,9 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rill.dialects.validation import (
-    LIST_TAG,
-    MAX_MESSAGES,
-    TEXT_OR_LIST,
-    TEXT_TAG,
-    bad_field,
-    read_json_object,
-    reject_fields,
-)
+from rill.dialects.validation import MAX_MESSAGES, TextOrList, bad_field, read_json_object, reject_fields
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
@@ -78,16 +70,11 @@ class Part(BaseModel):
         raise Problem("bad_request", f"{where}.image_url.url: should be an http(s) URL or data:image/...;base64,...")
 
 
-Content = Annotated[
-    Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Part], Field(fail_fast=True), Tag(LIST_TAG)], TEXT_OR_LIST
-]
-
-
 class Message(BaseModel):
     """A message of a role that has a counterpart in the Messages API."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = None
+    content: TextOrList[Part] | None = None
     refusal: str | None = None
 
     def as_content(self, where: str) -> str | list[dict[str, Any]]:
@@ -125,12 +112,7 @@ class CompletionRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None  # Not a field of OpenAI's, but many of its clients can send it.
-    stop: (
-        Annotated[
-            Annotated[str, Tag(TEXT_TAG)] | Annotated[list[str], Field(fail_fast=True), Tag(LIST_TAG)], TEXT_OR_LIST
-        ]
-        | None
-    ) = None
+    stop: TextOrList[str] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -199,8 +181,6 @@ def _reject_unsupported(fields: dict[str, Any]) -> None:
         raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
     if fields.get("modalities") not in (None, [], ["text"]):
         raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
-    if fields.get("n") not in (None, 1):
-        raise Problem("bad_request", "n: should be 1; send a request for each answer.")
     _reject_tools(fields.get("messages"))
     unknown = [name for name in fields if name not in KNOWN and fields[name]]
     if unknown:

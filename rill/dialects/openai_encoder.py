@@ -53,12 +53,9 @@ class OpenAIEncoder:
 
 def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
     """Return the answer as one completion, and its end; raise what the reads raise."""
-    text, end = "", End(None, {})
-    for event in chain.from_iterable(reads):
-        if isinstance(event, Text):
-            text += event.text
-        elif isinstance(event, End):
-            end = event
+    *events, end = chain.from_iterable(reads)
+    assert isinstance(end, End)
+    text = "".join(event.text for event in events if isinstance(event, Text))
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason_of(end)}
     fields = {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}

@@ -4,34 +4,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, Tag, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rill.dialects.parts import content_of
-from rill.dialects.validation import (
-    LIST_TAG,
-    MAX_MESSAGES,
-    TEXT_OR_LIST,
-    TEXT_TAG,
-    bad_field,
-    read_json_object,
-    reject_fields,
-)
+from rill.dialects.validation import MAX_MESSAGES, TextOrList, bad_field, read_json_object, reject_fields
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
-
-# Stop at the first error: to collect a million of them would delay other clients.
-Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
-Content = Annotated[Annotated[str, Tag(TEXT_TAG)] | Annotated[Blocks, Tag(LIST_TAG)], TEXT_OR_LIST]
 
 
 class Message(BaseModel):
     """A message in the Messages API's shape (`content`) or in the AI SDK's (`parts`)."""
 
     role: Literal["user", "assistant", "system"]
-    content: Content | None = None
-    parts: Blocks | None = None
+    content: TextOrList[dict[str, Any]] | None = None
+    parts: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     experimental_attachments: list[Any] | None = None
 
     def as_content(self, where: str) -> str | list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Reading requests, for all dialects: JSON, and the message about a wrong field."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import jiter
-from pydantic import Discriminator, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from rill.problems import Problem
 
@@ -12,8 +12,9 @@ MAX_MESSAGES = 10_000
 MAX_JSON_DEPTH = 200  # jiter's own limit
 # The two forms of a content. pydantic adds these tags to the path of a wrong field; the client's JSON has none.
 TEXT_TAG, LIST_TAG = "<text>", "<list>"
-# The messages for fields with two bounds; pydantic names only the one that was exceeded.
-RANGES = {
+# The messages for fields of which pydantic's would not say all.
+MESSAGES = {
+    "n": "should be 1; send a request for each answer",
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",
     "top_p": "should be a number from 0 to 1",
 }
@@ -23,10 +24,13 @@ def _tag_of(value: Any) -> str | None:
     return TEXT_TAG if isinstance(value, str) else LIST_TAG if isinstance(value, list) else None
 
 
-# For Annotated[str, Tag(TEXT_TAG)] | Annotated[list[...], Tag(LIST_TAG)]: only the form that was sent is validated.
-TEXT_OR_LIST = Discriminator(
-    _tag_of, custom_error_type="text_or_list", custom_error_message="Input should be a string or a list"
-)
+Item = TypeVar("Item")
+# A string or a list; only the form that was sent is validated. A list ends at its first error: to collect a million of
+# them would delay other clients.
+TextOrList = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Item], Field(fail_fast=True), Tag(LIST_TAG)],
+    Discriminator(_tag_of, custom_error_type="text_or_list", custom_error_message="Input should be a string or a list"),
+]
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def bad_field(error: ValidationError) -> Problem:
     """Return the problem of the first wrong field, with its name and allowed values."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"] if part not in (TEXT_TAG, LIST_TAG))
-    return Problem("bad_request", f"{field}: {RANGES.get(field, first['msg'])}.")
+    return Problem("bad_request", f"{field}: {MESSAGES.get(field, first['msg'])}.")
 
 
 def reject_fields(fields: Mapping[str, Any], instead: Mapping[str, str]) -> None:
