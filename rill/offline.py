@@ -1,18 +1,16 @@
-"""A Messages API that needs no key and no network: POST /v1/messages in, an answer about the prompt out.
+"""A Messages API that needs no key and no network: Rill's requests in, an answer about the prompt out.
 
 The wire format is the real one, streamed or whole; fields that this model does not need are ignored. The same request
 always gets the same bytes. In the last user text, `tokens=N` makes the answer exactly N tokens long (if `max_tokens`
 allows), and `rate=R` sets the tokens per second, 0 for no pause.
 """
 
-import argparse
 import hashlib
 import json
 import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import chain, cycle, islice
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -45,23 +43,18 @@ def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplicat
     """
 
     def offline(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # A chunked body has no length; a server that sets this flag ends the read at the end of the body.
-        size = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
-        body = environ["wsgi.input"].read(size)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         identity = f"offline_{hashlib.sha256(body).hexdigest()[:24]}"
         headers = [("content-type", "application/json"), ("request-id", f"req_{identity}")]
-        if (environ["REQUEST_METHOD"], environ["PATH_INFO"]) != ("POST", "/v1/messages"):
-            start_response("404 Not Found", headers)
-            error = _error("not_found_error", "Only POST /v1/messages is served.", identity)
-            return [] if environ["REQUEST_METHOD"] == "HEAD" else [error]
         try:
             request = json.loads(body)
             prompt = next(_text(each["content"]) for each in reversed(request["messages"]) if each["role"] == "user")
             tokens, message = _compose(request, prompt, f"msg_{identity}")
             whole = _encode(message)
-        except Exception:  # Rill's own requests are valid; no other needs a diagnosis.
+        except Exception:  # A client of the Messages API may send anything as a message.
             start_response("400 Bad Request", headers)
-            return [_error("invalid_request_error", "The request is not valid.", identity)]
+            error = {"type": "invalid_request_error", "message": "The request is not valid."}
+            return [_encode({"type": "error", "error": error, "request_id": f"req_{identity}"})]
         rate = _steered("rate", prompt, tokens_per_second)
         pause = 1 / rate if rate else 0.0
         if request.get("stream"):
@@ -72,10 +65,6 @@ def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplicat
         return [whole]
 
     return offline
-
-
-def _error(kind: str, text: str, identity: str) -> bytes:
-    return _encode({"type": "error", "error": {"type": kind, "message": text}, "request_id": f"req_{identity}"})
 
 
 def _steered(name: str, prompt: str, default: float) -> float:
@@ -143,20 +132,3 @@ def serve(host: str, port: int, tokens_per_second: float = TOKENS_PER_SECOND) ->
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.start()
     return server
-
-
-def main() -> None:
-    """Serve the app alone on 127.0.0.1 until interrupted."""
-    parser = argparse.ArgumentParser("python -m rill.offline", description="A Messages API with no network.")
-    parser.add_argument("--port", type=int, default=8001, help="0 is a free one; default %(default)s")
-    parser.add_argument("--rate", type=float, default=TOKENS_PER_SECOND, help="tokens per second; default %(default)s")
-    options = parser.parse_args()
-    server = serve("127.0.0.1", options.port, options.rate)
-    url = f"http://127.0.0.1:{server.server_port}"
-    print(f"offline model: export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=offline", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()

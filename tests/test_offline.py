@@ -205,22 +205,6 @@ def ask(body: bytes) -> tuple[str, bytes]:
     return statuses[0], answer
 
 
-def test_other_paths_and_methods_get_404(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.NotFoundError, match="POST /v1/messages"):
-        client.models.list()
-    with pytest.raises(anthropic.NotFoundError, match="POST /v1/messages"):
-        client.get("/v1/messages", cast_to=object)
-
-
-def test_a_head_request_gets_no_body_and_keeps_the_connection_usable(base_url: str) -> None:
-    port = int(base_url.rpartition(":")[2])
-    ask = "{} / HTTP/1.1\r\nHost: localhost\r\nConnection: {}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall((ask.format("HEAD", "keep-alive") + ask.format("GET", "close")).encode())
-        raw = connection.makefile("rb").read()
-    assert [line for line in raw.split(b"\r\n") if b"HTTP/1.1" in line] == [b"HTTP/1.1 404 Not Found"] * 2
-
-
 def test_each_token_is_sent_in_its_own_chunk(base_url: str) -> None:
     port, body = int(base_url.rpartition(":")[2]), json.dumps(question("tokens=40", stream=True))
     head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
@@ -238,13 +222,6 @@ def test_tokens_arrive_at_the_rate_that_the_prompt_requests(client: anthropic.An
         arrivals = [time.monotonic() - begun for _ in stream.text_stream]
     assert all(arrival >= count / 100 for count, arrival in enumerate(arrivals, 1))
     assert arrivals[-1] < 2.0
-
-
-def test_a_chunked_request_body_is_read_completely(base_url: str) -> None:
-    body = json.dumps(question("in two parts")).encode()
-    request = urllib.request.Request(base_url + "/v1/messages", iter([body[:30], body[30:]]))
-    with urllib.request.urlopen(request) as response:
-        assert "in two parts" in json.load(response)["content"][0]["text"]
 
 
 def test_closing_an_answer_ends_it_without_waiting() -> None:

@@ -56,7 +56,9 @@ def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) ->
     for where, definition in _tools_of(fields):
         _check(where, _type_of(where, definition), HARMLESS_TOOLS, enabled)
         _check_nested(definition, settings)
-    for where, edit in _objects_of("context_management.edits", _edits_of(fields)):
+    given = fields.get("context_management")
+    _, management = _object_of("context_management", {} if given is None else given)
+    for where, edit in _objects_of("context_management.edits", management.get("edits")):
         _check(where, _type_of(where, edit), HARMLESS_EDITS, enabled)
     for beta in filter(None, map(str.strip, betas.split(","))):
         _check("anthropic-beta", beta, HARMLESS_BETAS, enabled)
@@ -99,11 +101,6 @@ def _tools_of(fields: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
                 tool = block.get("tool")
                 if isinstance(tool, dict) and "definition" in tool:
                     yield _object_of(f"messages.{number}.content.{position}", tool["definition"])
-
-
-def _edits_of(fields: Mapping[str, Any]) -> Any:
-    management = fields.get("context_management")
-    return _object_of("context_management", management)[1].get("edits") if management is not None else None
 
 
 def _objects_of(where: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
