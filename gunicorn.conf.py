@@ -1,6 +1,5 @@
 """The configuration of gunicorn, each setting with its reason. `gunicorn wsgi:app` reads this file by default."""
 
-import atexit
 import gc
 import importlib
 import os
@@ -76,8 +75,6 @@ def on_starting(server):
             "rill: does not speak TLS itself: put a proxy in front (docs/deploy.md), without --certfile and --keyfile"
         )
     os.environ.pop(METRICS_DIRECTORY, None)  # It may be inherited, for example from the master that started this one.
-    if server.cfg.workers > 1:
-        _share_metrics(server)
     _import_application()
 
 
@@ -103,16 +100,26 @@ def child_exit(server, worker):
 
 
 def when_ready(server):
-    """Log what a new operator needs to know."""
+    """Share the metrics of several workers, and log what a new operator needs to know."""
+    if server.cfg.workers > 1:
+        try:
+            os.environ[METRICS_DIRECTORY] = metrics_files.make_directory()
+        except OSError as error:
+            server.log.warning("Each worker's /metrics counts for that worker alone: %s", error)
     if _settings.offline:
         server.log.info("Offline: a small model of Rill's own answers. For Claude's answers set ANTHROPIC_API_KEY.")
-
     if _streams < _settings.max_streams:
         server.log.warning(
             "RILL_MAX_STREAMS=%d does not fit: the hard limit of open files admits %d answers; raise `ulimit -Hn`.",
             _settings.max_streams,
             _streams,
         )
+
+
+def on_exit(server):
+    """Remove the shared metrics."""
+    if METRICS_DIRECTORY in os.environ:
+        shutil.rmtree(os.environ[METRICS_DIRECTORY], ignore_errors=True)
 
 
 def pre_request(worker, req):
@@ -135,22 +142,6 @@ def post_worker_init(worker):
     gc.freeze()
     gc.set_threshold(20_000, 50, 1000)
     gc.enable()
-
-
-def _share_metrics(server):
-    """Make the directory in which workers share their metrics, and name it in prometheus_client's variable."""
-    try:
-        os.environ[METRICS_DIRECTORY] = directory = metrics_files.make_directory()
-    except OSError as error:
-        server.log.warning("Each worker's /metrics counts for that worker alone: %s", error)
-    else:
-        atexit.register(_remove_at_exit_of, os.getpid(), directory)
-
-
-def _remove_at_exit_of(pid, directory):
-    """Remove the shared metrics when the master ends; the workers inherit this call and do nothing."""
-    if os.getpid() == pid:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _import_application():

@@ -93,19 +93,20 @@ def check_head(req: Any) -> None:
 
     https://www.rfc-editor.org/rfc/rfc9112#section-11.2
     """
-    _check_target(req)
+    target = TARGET.fullmatch(req.uri)
+    is_valid = target and (target[1] is None or _is_host(target[1]))
+    # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.4
+    if not is_valid or (req.uri == "*" and req.method != "OPTIONS"):
+        raise InvalidRequestLine("the request target")
     req.path = req.path or "/"  # The target may be http://host
-    fields: dict[str, list[str]] = {}
-    for name, value in req.headers:
-        fields.setdefault(name, []).append(value)
-    hosts = fields.get("HOST", [] if req.version >= (1, 1) else ["none"])
-    if len(hosts) != 1 or not _is_host(hosts[0]):
+    hosts = _values_of(req, "HOST")
+    if not all(map(_is_host, hosts)) or (not hosts and req.version >= (1, 1)):
         raise InvalidHeader("HOST")
-    if [coding.lower() for coding in fields.get("TRANSFER-ENCODING", ["chunked"])] != ["chunked"]:
+    if [coding.lower() for coding in _values_of(req, "TRANSFER-ENCODING")] not in ([], ["chunked"]):
         raise UnsupportedTransferCoding("TRANSFER-ENCODING")
     if sum(len(name) + len(value) for name, value in req.headers) > MAX_HEADER_BYTES:
         raise LimitRequestHeaders("all header lines together")
-    if "close" in [option.strip(" \t").lower() for option in ",".join(fields.get("CONNECTION", [])).split(",")]:
+    if "close" in [option.strip(" \t").lower() for option in ",".join(_values_of(req, "CONNECTION")).split(",")]:
         req.force_close()
 
 
@@ -115,19 +116,13 @@ def check_expectation(req: Any, max_body_bytes: int) -> None:
     The application then answers 413, and the connection is closed, because the client may send the body or not.
     https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
     """
-    lengths = [value for name, value in req.headers if name == "CONTENT-LENGTH"]
-    if req._expected_100_continue and lengths and int(lengths[0]) > max_body_bytes:
+    if req._expected_100_continue and any(int(each) > max_body_bytes for each in _values_of(req, "CONTENT-LENGTH")):
         req._expected_100_continue = False
         req.force_close()
 
 
-def _check_target(req: Any) -> None:
-    target = TARGET.fullmatch(req.uri)
-    if not target or (target[1] is not None and not _is_host(target[1])):
-        raise InvalidRequestLine("the request target")
-    # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.4
-    if req.uri == "*" and req.method != "OPTIONS":
-        raise InvalidRequestLine("the request target")
+def _values_of(req: Any, name: str) -> list[str]:
+    return [value for each, value in req.headers if each == name]
 
 
 def _is_host(authority: str) -> bool:

@@ -50,8 +50,7 @@ def build_app(name: str, settings: Settings) -> Flask:
     app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without an error.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes + 1
-    app.before_request(_name_request)
-    app.before_request(_answer_asterisk)
+    app.before_request(_begin)
     app.after_request(_complete_headers)
     if settings.cors_origins:
         app.after_request(partial(_allow_origin, frozenset(map(str.lower, settings.cors_origins))))
@@ -122,12 +121,12 @@ def _headers_of(problem: Problem) -> dict[str, str]:
     return {**headers, **problem.headers}
 
 
-def _name_request() -> None:
+def _begin() -> Response | None:
+    """Name the request, and answer `OPTIONS *`, which asks about the server.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-9.3.7
+    """
     g.request_id = id_of(request)
-
-
-def _answer_asterisk() -> Response | None:
-    """Answer `OPTIONS *`, which asks about the server: https://www.rfc-editor.org/rfc/rfc9110#section-9.3.7"""
     if request.environ.get("RAW_URI") != "*":
         return None
     return Response(status=204, headers={"Allow": "GET, HEAD, OPTIONS, POST"})
