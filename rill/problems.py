@@ -71,33 +71,24 @@ KINDS = {
 # Problems for which an SDK may retry: the same request may succeed later, and nothing was billed.
 RETRYABLE = {"request_timeout", "rate_limited", "at_capacity", "shutdown"}
 
-# The `type` of an upstream's error, before the stream or as an `error` event within it -> the problem.
+# The status and the `type` of an upstream's error, before the stream or as an `error` event within it -> the problem.
 # https://docs.anthropic.com/en/api/errors
-UPSTREAM_TYPES = {
-    "invalid_request_error": "bad_request",
-    "authentication_error": "upstream_rejected",
-    "permission_error": "upstream_rejected",
-    "billing_error": "upstream_account_blocked",
-    "not_found_error": "upstream_rejected",
-    "request_too_large": "content_too_large",
-    "rate_limit_error": "upstream_rate_limited",
-    "overloaded_error": "upstream_overloaded",
-    "timeout_error": "upstream_timeout",
-}
-
-# The upstream's status -> the problem, if its body has no known type.
-UPSTREAM_STATUSES = {
-    400: "bad_request",
-    401: "upstream_rejected",
-    402: "upstream_account_blocked",
-    403: "upstream_rejected",
-    404: "upstream_rejected",
-    413: "content_too_large",
+UPSTREAM_ERRORS = [
+    (400, "invalid_request_error", "bad_request"),
+    (401, "authentication_error", "upstream_rejected"),
+    (402, "billing_error", "upstream_account_blocked"),
+    (403, "permission_error", "upstream_rejected"),
+    (404, "not_found_error", "upstream_rejected"),
+    (413, "request_too_large", "content_too_large"),
+    (429, "rate_limit_error", "upstream_rate_limited"),
+    (504, "timeout_error", "upstream_timeout"),
+    (529, "overloaded_error", "upstream_overloaded"),
+]
+UPSTREAM_TYPES = {type: name for _, type, name in UPSTREAM_ERRORS}
+# If the body of the error has no known type; a relay may send further ones.
+UPSTREAM_STATUSES = {status: name for status, _, name in UPSTREAM_ERRORS} | {
     422: "bad_request",
-    429: "upstream_rate_limited",
     503: "upstream_overloaded",
-    504: "upstream_timeout",
-    529: "upstream_overloaded",
 }
 
 # Problems that the client can fix: the upstream's own message is passed on. Other messages are about the operator's key

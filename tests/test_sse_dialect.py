@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.dialects import SSE
-from rill.dialects.keep_alive import COMMENT_SECONDS
+from rill.dialects.base import COMMENT_SECONDS
 from rill.dialects.sse import SSEEncoder
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem

@@ -6,8 +6,8 @@ https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/doc
 import json
 from collections.abc import Iterable, Mapping
 
+from rill.dialects.base import KeepAlive
 from rill.dialects.features import check_features
-from rill.dialects.keep_alive import KeepAlive
 from rill.dialects.validation import MAX_MESSAGES, read_json_object
 from rill.events import Bytes, End, Event
 from rill.problems import Problem

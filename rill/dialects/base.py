@@ -1,5 +1,6 @@
 """What makes a dialect: how an answer and a problem are written for one client protocol."""
 
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from rill.problems import Problem
 from rill.prompt import ReplyFormat
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+# At most one keep-alive comment in this time, however many pings and thinking deltas the upstream sends.
+COMMENT_SECONDS = 5.0
 
 
 def accept_any(beginning: list[Event]) -> None:
@@ -31,3 +34,26 @@ class Dialect(NamedTuple):
     is_verbatim: bool = False
     encode_whole: Callable[[Iterable[list[Event]], str, str], tuple[bytes, End]] | None = None
     encode_problem: Callable[[Problem, str], bytes] | None = None
+
+
+class KeepAlive:
+    """The time since the last write of an event stream.
+
+    Its clients ignore a comment, and proxies see a connection that is in use.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
+    """
+
+    def __init__(self) -> None:
+        self._wrote = time.monotonic()
+
+    def note_write(self) -> None:
+        """Restart the time: something is written now."""
+        self._wrote = time.monotonic()
+
+    def comment(self) -> bytes:
+        """Return a comment if nothing was written for COMMENT_SECONDS, else b""."""
+        now = time.monotonic()
+        if now - self._wrote < COMMENT_SECONDS:
+            return b""
+        self._wrote = now
+        return b":\n\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from rill.dialects.keep_alive import KeepAlive
+from rill.dialects.base import KeepAlive
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import ReplyFormat

@@ -9,7 +9,7 @@ import json
 import re
 import time
 
-from rill.dialects.keep_alive import KeepAlive
+from rill.dialects.base import KeepAlive
 from rill.events import End, Event, Start, Text
 from rill.problems import Problem
 from rill.prompt import ReplyFormat

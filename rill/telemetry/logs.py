@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import sys
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -13,12 +11,9 @@ VERBOSE_LIBRARIES = ("anthropic", "httpx2", "httpcore2")
 # The attributes of every log record; any other one is an `extra` field.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
-# C0 and C1 controls and DEL, which steer a terminal; bidirectional controls, which reorder what it shows; line
-# separators; surrogates, which cannot be encoded. https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def write_logs(stream: Any = sys.stdout, level: int = logging.INFO) -> None:
+def write_logs(stream: Any) -> None:
     """Write the service's own log to `stream`."""
     # Nothing uses a thread's name, and to ask for it costs the greenlet of each answer a dummy thread.
     logging.logThreads = False
@@ -28,7 +23,7 @@ def write_logs(stream: Any = sys.stdout, level: int = logging.INFO) -> None:
     handler.setFormatter(TerminalFormatter() if stream.isatty() else JSONFormatter())
     root = logging.getLogger("rill")
     root.handlers = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     root.propagate = False
 
 
@@ -62,4 +57,5 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _escape(value: Any) -> str:
-    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
+    # What is not printable steers a terminal, reorders what it shows, ends a line, or cannot be encoded.
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in str(value))

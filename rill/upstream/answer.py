@@ -32,16 +32,13 @@ class Answer:
         self._beginning: list[Event] = []
         self._reads = self._read_stream() if is_streamed else self._read_whole()
         self._decoder = Decoder(secrets)
+        self.usage = self._decoder.usage
         # The SDK ends its span of the call when it has read the body, which it never does here.
         self._span: Any = getattr(response.stream, "stream_observer", None)
         self._break: httpx2.TransportError | None = None
         self._body = body_of(response)
         self._relay: Relay | None = None
         self.nudge = self._body.nudge
-
-    @property
-    def usage(self) -> dict[str, Any]:
-        return self._decoder.usage
 
     def __iter__(self) -> Iterator[list[Event]]:
         """Yield the events of each read, a Heartbeat if it was nudged, and an End last; raise Problem without one."""
