@@ -29,8 +29,7 @@ class Answer:
         self.request_id = self.headers.get("request-id")
         self._is_streamed = is_streamed
         self._is_verbatim = is_verbatim
-        self._beginning: list[Event] = []
-        self._reads = self._read_stream() if is_streamed else self._read_whole()
+        self._reads: Iterator[list[Event]] = self._read_stream() if is_streamed else self._read_whole()
         self._decoder = Decoder(secrets)
         self.usage = self._decoder.usage
         # The SDK ends its span of the call when it has read the body, which it never does here.
@@ -42,8 +41,7 @@ class Answer:
 
     def __iter__(self) -> Iterator[list[Event]]:
         """Yield the events of each read, a Heartbeat if it was nudged, and an End last; raise Problem without one."""
-        beginning, self._beginning = self._beginning, []
-        return chain([beginning], self._reads) if beginning else self._reads
+        return self._reads
 
     def relay(self, relay: Relay) -> None:
         """Offer each further read to the relay first."""
@@ -51,11 +49,14 @@ class Answer:
 
     def begin(self) -> None:
         """Read a streamed answer up to its first event other than a ping; raise Problem if that is an error."""
-        while self._is_streamed and not any(isinstance(event, Start | Text | End) for event in self._beginning):
+        beginning: list[Event] = []
+        while self._is_streamed and not any(isinstance(event, Start | Text | End) for event in beginning):
             events = next(self._reads)
-            self._beginning += events
+            beginning += events
             if isinstance(events[-1], Heartbeat) and events[-1].working:
                 break
+        if beginning:
+            self._reads = chain([beginning], self._reads)
 
     def close(self) -> None:
         self._body.close()
