@@ -94,31 +94,24 @@ def problem_of(error: Exception) -> Problem:
 def send_problem(problem: Problem) -> Response:
     """Return a problem in its dialect's shape, as JSON (RFC 9457) where that is preferred, or as plain text."""
     dialect = dialect_of(request.path, "anthropic-version" in request.headers)
-    headers: dict[str, str] = {}
     if request.path.startswith("/v1/") and dialect.encode_problem:
+        response = Response(dialect.encode_problem(problem, g.request_id), content_type="application/json")
         if dialect is ANTHROPIC:
-            headers = {**problem.upstream_headers}
+            response.headers.update(problem.upstream_headers)
         if problem.should_retry:
-            headers["x-should-retry"] = problem.should_retry
-        response = send_json(None)
-        response.data = dialect.encode_problem(problem, g.request_id)
+            response.headers["x-should-retry"] = problem.should_retry
     elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
         response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")
     else:
         response = Response(f"{problem.detail}\n", content_type="text/plain; charset=utf-8")
     response.status_code = problem.status
-    response.headers.update({**headers, **_headers_of(problem)})
+    if problem.retry_after is not None:
+        response.headers["Retry-After"] = str(problem.retry_after)
+    if problem.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
+    response.headers.update(problem.headers)
     response.vary.add("anthropic-version" if request.path == "/v1/models" else "Accept")
     return response
-
-
-def _headers_of(problem: Problem) -> dict[str, str]:
-    headers = {}
-    if problem.retry_after is not None:
-        headers["Retry-After"] = str(problem.retry_after)
-    if problem.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
-    return {**headers, **problem.headers}
 
 
 def _begin() -> Response | None:
