@@ -9,8 +9,6 @@ class ResponseParser(HTTPResponseParser):
     `body` holds the bytes of the body that were not taken yet.
     """
 
-    __slots__ = ("_headers", "body", "has_begun", "has_headers", "is_chunked", "is_complete")
-
     def __init__(self) -> None:
         super().__init__()
         self._headers: list[tuple[str, str | None]] = []
