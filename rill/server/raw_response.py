@@ -11,29 +11,28 @@ from gunicorn.http.errors import (
 )
 
 # The first class that matches the error counts.
-REJECTIONS = {
-    LimitRequestLine: (
-        "414 URI Too Long",
-        "The URL is too long: at most about 8,000 bytes. Send the prompt as the body of a POST.",
-    ),
-    ExpectationFailed: ("417 Expectation Failed", "Expectation Failed."),
-    LimitRequestHeaders: (
-        "431 Request Header Fields Too Large",
-        "Send at most 100 headers, of at most 8,190 bytes each and 65,536 in total.",
-    ),
-    UnsupportedTransferCoding: ("501 Not Implemented", "Not Implemented."),
-    ParseException: (
-        "400 Bad Request",
+STATUSES = {
+    LimitRequestLine: "414 URI Too Long",
+    ExpectationFailed: "417 Expectation Failed",
+    LimitRequestHeaders: "431 Request Header Fields Too Large",
+    UnsupportedTransferCoding: "501 Not Implemented",
+    ParseException: "400 Bad Request",
+}
+MESSAGES = {
+    "400 Bad Request": (
         "This is not a valid HTTP request. In a URL, percent-encode everything that is not plain ASCII "
-        "(curl: --get --data-urlencode 'q=...'), or send the prompt as the body of a POST.",
+        "(curl: --get --data-urlencode 'q=...'), or send the prompt as the body of a POST."
     ),
-    BaseException: ("500 Internal Server Error", "Internal Server Error."),
+    "414 URI Too Long": "The URL is too long: at most about 8,000 bytes. Send the prompt as the body of a POST.",
+    "431 Request Header Fields Too Large": "Send at most 100 headers, of at most 8,190 bytes each and 65,536 in total.",
 }
 
 
 def rejection_of(error: BaseException) -> bytes:
     """Return the response to a request that could not be parsed or served."""
-    return raw_response(*next(rejection for kind, rejection in REJECTIONS.items() if isinstance(error, kind)))
+    statuses = (status for kind, status in STATUSES.items() if isinstance(error, kind))
+    status = next(statuses, "500 Internal Server Error")
+    return raw_response(status, MESSAGES.get(status, f"{status[4:]}."))
 
 
 def raw_response(status: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
