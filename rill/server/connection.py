@@ -32,9 +32,8 @@ SEND_BUFFER_BYTES = 65536 // 2
 # gunicorn's parser reads this much if it does not know the size; at most TURN_BYTES of it are parsed in one turn.
 PARSER_BYTES = 8192
 TURN_BYTES = 4096
-# After its last response a client has this long to read it; up to LINGER_BYTES of what it still sends are discarded.
+# After its last response a client has this long to read it; what it still sends meanwhile is discarded.
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1 << 20
 
 _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info is the connection's state
 
@@ -166,13 +165,12 @@ class ClientSocket(GeventSocket):
         queued: int = struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]
         return queued
 
-    def linger(self) -> None:
-        """Send FIN, and discard what still comes: to close at once could lose the response by a reset."""
+    def linger(self, size: int) -> None:
+        """Send FIN, and discard up to `size` bytes of what still comes: a reset could make the response unreadable."""
         with suppress(OSError), gevent.Timeout(LINGER_SECONDS, OSError):
             self.shutdown(socket.SHUT_WR)
-            left = LINGER_BYTES
-            while left > 0 and (data := self.recv(65536)):
-                left -= len(data)
+            while size > 0 and (data := self.recv(65536)):
+                size -= len(data)
 
     def reset(self, flush_seconds: float = FLUSH_SECONDS) -> None:
         """Make the next close a reset, once all that was sent is acknowledged, or after `flush_seconds`."""

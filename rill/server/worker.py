@@ -41,6 +41,8 @@ HEARTBEAT_SECONDS = 1.0
 # How long cancelled answers have to report that to their clients.
 END_SECONDS = 1.0
 DRAIN_POLL_SECONDS = 0.05
+# At least this much is discarded of what a client sends beyond a rejected request.
+MIN_LINGER_BYTES = 1 << 20
 # During a reload, a connection that is idle for this long is closed; one that is in use closes after its next response.
 RELOAD_IDLE_SECONDS = 5.0
 # The errors of a connection that its client closed.
@@ -65,6 +67,8 @@ class Worker(GeventWorker):
         settings = read_settings()
         self._drain_seconds = settings.shutdown_grace_seconds
         self._max_body = settings.max_body_bytes
+        # A client that sends a body somewhat above the limit, and all of it before it reads, can still read why not.
+        self._linger_bytes = max(MIN_LINGER_BYTES, 2 * self._max_body)
         # Behind proxies, all clients have a few addresses, so connections per address are not limited.
         self._limited = settings.trusted_proxies == 0
         super().init_process()
@@ -129,7 +133,7 @@ class Worker(GeventWorker):
         while read_head(client, parser.unreader, idle_seconds, head_seconds):
             request = next(parser)
             if not self.handle_request(name, request, client, addr):
-                client.linger()
+                client.linger(self._linger_bytes)
                 return
             idle_seconds = self.cfg.keepalive
 
@@ -159,7 +163,7 @@ class Worker(GeventWorker):
             self.log.warning("A request could not be read: %s", type(exc).__name__)
         with suppress(OSError):
             client.sendall(rejection_of(exc))
-            client.linger()
+            client.linger(self._linger_bytes)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         """Drain and stop (SIGTERM); a worker that does not serve yet stops at once."""
