@@ -101,6 +101,8 @@ class Routes:
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         send = (connection.send_now, connection.sendall) if connection and self._relays else None
         answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
+        if connection and answer.body.beginning:
+            connection.hold_next()
         return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
 
     def drip(self) -> Response:

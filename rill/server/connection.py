@@ -59,6 +59,7 @@ class ClientSocket(GeventSocket):
         self._turns = turns
         self._answer: Cancellation | None = None
         self._watcher: Any = None
+        self._held: bytes | None = None  # b"" to hold the next write
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes, in the client's turn: processing it takes time."""
@@ -107,6 +108,11 @@ class ClientSocket(GeventSocket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send all; raise OSError, also if the answer is cancelled while this waits for the client."""
+        if self._held is not None:
+            if not self._held:
+                self._held = data
+                return
+            data, self._held = self._held + data, None
         try:
             # A token needs one plain send; gevent's sendall asks for SO_SNDBUF first, each time.
             try:
@@ -119,6 +125,10 @@ class ClientSocket(GeventSocket):
             if self._answer:
                 self._answer.undelivered = True
             raise
+
+    def hold_next(self) -> None:
+        """Send the next write together with the one after it: the head of a response with the beginning of its body."""
+        self._held = b""
 
     def send_now(self, data: bytes) -> int:
         """Send what the kernel takes at once, and return the number of bytes; raise OSError."""
