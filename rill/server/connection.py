@@ -63,12 +63,21 @@ class ClientSocket(GeventSocket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes, in the client's turn: processing it takes time."""
-        data = super().recv(min(size, TURN_BYTES) if size <= PARSER_BYTES else size, flags)
+        data = self.receive(min(size, TURN_BYTES) if size <= PARSER_BYTES else size, flags)
         self._turns.wait()
         return data
 
+    def receive(self, size: int, flags: int = 0) -> bytes:
+        """Return what has arrived, at most `size` bytes; what costs time takes a turn before."""
+        return super().recv(size, flags)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the worker does not keep up with its clients."""
+        return self._turns.overloaded
+
     def take_turn(self) -> None:
-        """Return in the client's turn: a request that was received already waits for it too."""
+        """Return in the client's turn."""
         self._turns.wait()
 
     def admit(self, answer: Cancellation) -> Callable[[], None]:

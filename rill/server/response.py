@@ -42,6 +42,15 @@ class Response(flask.Response):
 
     default_mimetype = "text/plain"
 
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Start the response. One that is streamed releases the request, which would be kept as long as it is open."""
+        body = super().__call__(environ, start_response)
+        if self.direct_passthrough:
+            used_by_gunicorn = environ["wsgi.file_wrapper"]
+            environ.clear()
+            environ["wsgi.file_wrapper"] = used_by_gunicorn
+        return body
+
 
 def build_app(name: str, settings: Settings) -> Flask:
     """Return a Flask application without routes, whose responses carry what every response carries."""
