@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -34,14 +35,9 @@ def process_tree(root: int) -> list[int]:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system CPU seconds that the processes have used, their reaped children's included."""
-    ticks = 0
-    for pid in pids:
-        try:
-            ticks += sum(int(field) for field in stat_fields(pid)[11:15])
-        except OSError:
-            continue  # it ended: its parent, which is in the list too, has its time
-    return ticks / TICKS_PER_SECOND
+    """Return the CPU seconds of the processes with all threads; raise OSError if one has ended."""
+    # Linux derives the id of a process' CPU clock from its pid: clock_getcpuclockid(3).
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
 def machine_cpu_seconds() -> float:
