@@ -13,10 +13,11 @@ import random
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from measure import memory_kib, raise_descriptor_limit
+from measure import memory_kib, raise_descriptor_limit, take_priority
 from poller import Poller
 from stream import Stream, microseconds
 from window import Window
@@ -34,7 +35,7 @@ class Load:
         # One buffer for all: allocating a large buffer for each read would cost more than the read.
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.streams: dict[int, Stream] = {}
-        self.lost = 0
+        self.lost: Counter[str] = Counter()  # by reason
         self.idle_memory_kib = 0
         self.open_windows: list[Window] = []
         self.windows = [Window(window, plan["server"], plan["upstream"]) for window in plan["windows"]]
@@ -69,7 +70,7 @@ class Load:
             self.turn()
         return {
             "idle_memory_kib": self.idle_memory_kib,
-            "lost": self.lost + len(self.streams),
+            "lost": {**self.lost, **({"not ended in time": len(self.streams)} if self.streams else {})},
             "windows": [window.report() for window in self.windows],
         }
 
@@ -96,21 +97,27 @@ class Load:
         for window in stream.windows:
             window.first_bytes.append(stream.first - stream.started - int(stream.group["delay"] * 1e6))
 
-    def finish(self, stream: Stream, complete: bool) -> None:
-        """Close a stream that has ended, and replace it."""
+    def finish(self, stream: Stream, problem: str) -> None:
+        """Close a stream that has ended, completely or with a problem, and replace it."""
         for window in self.open_windows:
-            window.completed += complete
-        self.lost += not (complete or stream.group["warm_up"])
+            window.completed += not problem
+        self.lose(stream, problem)
         self.close(stream)
-        self.replace(stream.group, 0.0 if complete else RETRY_SECONDS)
+        self.replace(stream.group, RETRY_SECONDS if problem else 0.0)
 
     def reject(self, stream: Stream, retry_after: float) -> None:
         """Close a stream that the server answered with 503, and ask again after the time that it named."""
         for window in self.open_windows:
             window.rejections.append(microseconds() - stream.started)
-        self.lost += not stream.group["replace"]
+        if not stream.group["replace"]:
+            self.lose(stream, "503")
         self.close(stream)
         self.replace(stream.group, retry_after * random.uniform(1, 2))
+
+    def lose(self, stream: Stream, reason: str) -> None:
+        """Count a lost stream, if there is a reason."""
+        if reason and not stream.group["warm_up"]:
+            self.lost[reason] += 1
 
     def replace(self, group: dict[str, Any], after: float) -> None:
         """Start a new stream after so many seconds, if the group's number of streams is constant."""
@@ -145,6 +152,7 @@ class Load:
 def main() -> None:
     """Run the plan on standard input."""
     raise_descriptor_limit()
+    take_priority()
     plan = json.load(sys.stdin)
     gc.disable()  # a run is short, and a collection would add latency
     json.dump(Load(plan).run(), sys.stdout)

@@ -14,6 +14,7 @@ FIGURES = {
     "p99": "added p99 ms",
     "tokens_per_second": "tokens/s",
     "answers_per_second": "answers/s",
+    "streams": "open streams",
     "rejected": "rejected/s",
     "rejected_p99": "rejection p99 ms",
     "kb_per_stream": "KB/stream",
@@ -36,11 +37,12 @@ def rows_of(scenario: Scenario, result: dict) -> dict[str, Row]:
             "start_cpu": None,
             "tokens_per_second": window["tokens_per_second"],
             "answers_per_second": window["answers_per_second"],
+            "streams": window["streams_open"],
             "rejected": window["rejected"] / (planned.end - planned.start),
             "rejected_p99": window["rejected_ms"]["p99"],
             "kb_per_stream": 1.024 * grown / window["streams_open"] if memory and window["streams_open"] else None,
             "mb": 1.024e-3 * memory if memory else None,
-            "lost": result["lost"],
+            "lost": sum(result["lost"].values()),
             "late_p99": window["lateness_ms"]["p99"],
         }
         if planned.beside:

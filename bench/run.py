@@ -87,7 +87,9 @@ def measure(server: servers.Server, scenario: scenarios.Scenario) -> dict[str, r
             try:
                 with servers.serving(server, task) as pids:
                     plan = {**scenario.plan(), "port": port, "server": pids, "upstream": [upstream_pid]}
-                    return report.rows_of(scenario, generate_load(plan))
+                    result = generate_load(plan)
+                    print(f" {result['lost'] or ''}", end="", file=sys.stderr)
+                    return report.rows_of(scenario, result)
             except (RuntimeError, subprocess.SubprocessError) as problem:
                 raise Skipped(str(problem)) from None
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 IDLE_AT = 1.2
 BEGIN = 1.4
-AFTER = 1.0  # from the end of the last window to the end of the streams
+AFTER = 2.0  # from the end of the last window to the end of the streams
 LATENCY = ("cpu", "p50", "p99", "lost")  # figures of report.FIGURES
 FIRST_BYTE = ("first_p50", "first_p99")
-OVERLOAD = ("tokens_per_second", "p99", "rejected", "rejected_p99", "lost")
+OVERLOAD = ("tokens_per_second", "streams", "p99", "rejected", "rejected_p99", "lost")
 GRACE = 15.0  # after the last stream should have ended; what is still open then counts as lost
 
 
@@ -86,7 +86,9 @@ def replaced(
     ramp = max(1.0, streams / 250)
     start = BEGIN + ramp + delay + 1.0
     end = start + seconds
-    group = Group("replaced", rate, BEGIN, end + AFTER, streams, streams / ramp, tokens, replace=True, delay=delay)
+    group = Group(
+        "replaced", rate, BEGIN, end + AFTER + delay, streams, streams / ramp, tokens, replace=True, delay=delay
+    )
     return Scenario(name, (group,), (Window(name, start, end, figures),))
 
 

@@ -107,11 +107,11 @@ class Stream:
             return
         except Rejected as rejection:
             self.load.reject(self, rejection.args[0])
-        except (OSError, ValueError):
-            self.load.finish(self, complete=False)
+        except (OSError, ValueError) as problem:
+            self.load.finish(self, str(problem))
         else:
             if self.chunks.ended:
-                self.load.finish(self, complete=self.tokens == self.expected)
+                self.load.finish(self, "" if self.tokens == self.expected else "incomplete")
 
     def after_head(self, data: bytes) -> bytes:
         """Return what follows the response head; raise Rejected after a 503, ValueError unless it is a chunked 200."""
@@ -123,7 +123,7 @@ class Stream:
             seconds = RETRY_AFTER.search(head)
             raise Rejected(float(seconds[1]) if seconds else 1.0)
         if head[8:13] != b" 200 " or b"chunked" not in head.lower():
-            raise ValueError("not a stream")
+            raise ValueError(head.partition(b"\r\n")[0].decode("latin-1"))
         self.head = None
         return body
 

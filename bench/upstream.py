@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from measure import raise_descriptor_limit
+from measure import raise_descriptor_limit, take_priority
 from poller import Poller
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--certificate", help="PEM file of certificate and key: serve TLS")
     options = parser.parse_args()
     raise_descriptor_limit()
+    take_priority()
     tls = None
     if options.certificate:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
