@@ -86,6 +86,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
+def targets_of(row: str, figure: str, busy: bool) -> list[Target]:
+    """Return the targets of a figure of a row."""
+    return [each for each in TARGETS if (each.row, each.figure) == (row, figure) and each.busy in (None, busy)]
+
+
 def verdict(target: Target, results: Results, titles: dict[str, str]) -> str:
     """Return a target with whether it is met; empty if its figures were not measured."""
     relative = bool(target.server or target.row_of)
@@ -110,10 +115,9 @@ def table(scenarios: list[Scenario], results: Results, titles: dict[str, str], b
     for window in (window for scenario in scenarios for window in scenario.windows):
         for figure in window.figures:
             values = [results.figure(window.name, figure, server) for server in servers]
-            if all(value is None for value in values):
+            verdicts = [verdict(each, results, titles) for each in targets_of(window.name, figure, busy)]
+            if all(value is None for value in values) or (figure == "lost" and not any(values) and not verdicts):
                 continue
-            targets = [each for each in TARGETS if (each.row, each.figure) == (window.name, figure)]
-            verdicts = [verdict(each, results, titles) for each in targets if each.busy in (None, busy)]
             cells = [number(value) for value in (*values, results.ratio(window.name, figure, "go"))]
             lines.append([window.name, FIGURES[figure], *cells, "; ".join(filter(None, verdicts))])
     return aligned(lines)

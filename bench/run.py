@@ -88,7 +88,8 @@ def measure(server: servers.Server, scenario: scenarios.Scenario) -> dict[str, r
                 with servers.serving(server, task) as pids:
                     plan = {**scenario.plan(), "port": port, "server": pids, "upstream": [upstream_pid]}
                     result = generate_load(plan)
-                    print(f" {result['lost'] or ''}", end="", file=sys.stderr)
+                    if result["lost"]:
+                        print(f", lost: {result['lost']}", end="", file=sys.stderr)
                     return report.rows_of(scenario, result)
             except (RuntimeError, subprocess.SubprocessError) as problem:
                 raise Skipped(str(problem)) from None
@@ -98,7 +99,7 @@ def run(chosen: argparse.Namespace, selected: list[scenarios.Scenario]) -> tuple
     """Run each scenario, its servers in turn; return the results, and what was skipped for which reason."""
     results, skipped = report.Results(), dict[str, None]()
     for scenario in selected:
-        wanted = chosen.only if chosen.only and not scenario.rill_only else scenario.servers
+        wanted = [name for name in chosen.only or scenario.servers if name == "rill" or not scenario.rill_only]
         for repeat in range(1, chosen.repeat + 1):
             for server in (server for server in servers.SERVERS if server.name in wanted):
                 print(f"{scenario.name}, {server.title}, {repeat}/{chosen.repeat}", end="", file=sys.stderr, flush=True)
