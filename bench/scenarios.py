@@ -11,7 +11,7 @@ BEGIN = 1.4
 AFTER = 2.0  # from the end of the last window to the end of the streams
 LATENCY = ("cpu", "p50", "p99", "lost")  # figures of report.FIGURES
 FIRST_BYTE = ("first_p50", "first_p99")
-OVERLOAD = ("tokens_per_second", "streams", "p99", "rejected", "rejected_p99", "lost")
+OVERLOAD = ("tokens_per_second", "streams", "first_p99", "p99", "rejected", "rejected_p99", "lost")
 GRACE = 15.0  # after the last stream should have ended; what is still open then counts as lost
 
 

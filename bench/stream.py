@@ -1,5 +1,6 @@
 """One request of the load generator, and its answer."""
 
+import itertools
 import json
 import re
 import select
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 STAMP = re.compile(rb"~([0-9a-f]{18})")
 STAMP_BYTES = 19
+IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>
+# Clients have addresses of their own: a server may limit the connections of one.
+ADDRESSES = itertools.cycle(f"127.1.{third}.{fourth}" for third in range(16) for fourth in range(1, 255))
 LATENESS_BITS = 24
 RETRY_AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 
@@ -85,6 +89,8 @@ class Stream:
         self.started = microseconds()
         self.sock = socket.socket()
         self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # the port is chosen by connect
+        self.sock.bind((next(ADDRESSES), 0))
         self.sock.connect_ex(("127.0.0.1", load.port))
         load.poller.register(self.sock.fileno(), select.EPOLLOUT)
 
