@@ -105,7 +105,7 @@ class Stream:
             data = self.load.read(self.sock)
             now = microseconds()
             if not data:
-                raise ValueError("truncated")
+                raise ValueError("closed without a response" if self.head is not None else "truncated")
             if self.head is not None:
                 data = self.after_head(data)
             self.count(self.chunks.feed(data), now)
