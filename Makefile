@@ -42,8 +42,8 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: .venv/.run  ## Rill and six other servers in one table; QUICK=1 takes about a minute
-	$(BIN)/python bench/run.py $(if $(QUICK),--quick)
+bench: .venv/.run  ## Rill and a Go handler in one table; QUICK=1 takes a minute, BUSY=2 adds two busy loops
+	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(if $(BUSY),--busy $(BUSY))
 
 lock: .venv/.dev  ## renew both lock files from requirements.in and requirements-dev.in
 	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt

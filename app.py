@@ -18,6 +18,7 @@ from rill.events import Event
 from rill.problems import Problem
 from rill.server.drip import drip
 from rill.server.open_files import fit_open_files
+from rill.server.overload import RETRY_SECONDS
 from rill.server.request import (
     ReadPrompt,
     address_of,
@@ -49,6 +50,7 @@ def create_app(settings: Settings, relays: bool = True) -> Flask:
     app.register_error_handler(Exception, routes.reject)
     for method, path, view in routes.table():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
+    app.extensions["rill"] = routes.telemetry
     app.cli.add_command(cli.ask_command(routes.read_answer))
     return app
 
@@ -63,6 +65,7 @@ class Routes:
         self._rejections = RejectionLog()
         slots, _ = fit_open_files(settings.max_streams)
         self._service = Service(settings, slots)
+        self.telemetry = self._service.telemetry
 
     def table(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
@@ -101,6 +104,8 @@ class Routes:
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         send = (connection.send_now, connection.sendall) if connection and self._relays else None
         answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
+        if connection and answer.body.beginning:
+            connection.hold_next()
         return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
 
     def drip(self) -> Response:
@@ -123,6 +128,9 @@ class Routes:
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""
+        connection = connection_of(request)
+        if connection and connection.overloaded:
+            raise Problem("overloaded", retry_after=RETRY_SECONDS)
         self.check_open()
         self._service.slots.check_capacity()
         return Response("ready\n")
@@ -130,12 +138,12 @@ class Routes:
     def show_metrics(self) -> Response:
         """Return the metrics in Prometheus' format."""
         self.identify()
-        return Response(self._service.telemetry.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(self.telemetry.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def reject(self, error: Exception) -> Response:
         """Return the response to a request that failed."""
         problem = problem_of(error)
-        self._service.telemetry.count_rejection(problem)
+        self.telemetry.count_rejection(problem)
         if problem.name in ("unauthorized", "not_found"):
             self._rejections.write(problem, request.path, request_id=g.request_id, address=self._address())
         return send_problem(problem)

@@ -1,191 +1,153 @@
-"""Make a Markdown table of the rows, medians of repeats, and the table of Rill's targets."""
+"""Make the Markdown table of all rows, with ratios and targets, and the list of disturbed runs."""
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
 
-COLUMNS = [
-    ("CPU µs/token", "cpu"),
-    ("added p50 ms", "p50"),
-    ("p99 ms", "p99"),
-    ("max ms", "max"),
-    ("first byte p50 ms", "first_p50"),
-    ("p99 ms", "first_p99"),
-    ("KB/stream", "kb_per_stream"),
-    ("MB", "mb"),
-    ("tokens/s", "tokens_per_second"),
-    ("lost", "lost"),
-    ("upstream µs/token", "upstream_cpu"),
-    ("load µs/token", "load_cpu"),
-    ("others' CPU %", "other_cpu"),
-]
-MIN_STREAMS = 100  # with fewer, memory per stream is meaningless
+from scenarios import Scenario
+from targets import TARGETS, Target
+
+FIGURES = {
+    "cpu": "CPU µs/token",
+    "start_cpu": "CPU ms/start",
+    "first_p50": "first byte p50 ms",
+    "first_p99": "first byte p99 ms",
+    "p50": "added p50 ms",
+    "p99": "added p99 ms",
+    "tokens_per_second": "tokens/s",
+    "answers_per_second": "answers/s",
+    "streams": "open streams",
+    "rejected": "rejected/s",
+    "rejected_p99": "rejection p99 ms",
+    "kb_per_stream": "KB/stream",
+    "mb": "MB",
+    "lost": "lost",
+}
+MAX_SHARE, MAX_OTHERS, MAX_LATE_MS = 0.85, 0.1, 1.0  # of a core, of a core, p99: beyond them a run is disturbed
+
+Row = dict[str, float | None]
 
 
-def rows_of(scenario: str, server: str, result: dict) -> list[dict]:
-    """Return one row for each window of a run; KB are 1,000 bytes, MB 1,000,000."""
-    rows = []
-    for window in result["windows"]:
+def rows_of(scenario: Scenario, result: dict) -> dict[str, Row]:
+    """Return the figures of each window of a run; KB are 1,000 bytes, MB 1,000,000."""
+    rows: dict[str, Row] = {}
+    cores = {window["name"]: window["server_core"] for window in result["windows"]}
+    for planned, window in zip(scenario.windows, result["windows"], strict=True):
         memory, grown = window["memory_kib"], window["memory_kib"] - result["idle_memory_kib"]
-        latency, open_now = window["latency_ms"], window["streams_open"]
-        paced = scenario != "unpaced"  # in unpaced, tokens wait in buffers by design
-        row = {
-            "scenario": window["name"],
-            "server": server,
-            "cpu": window["cpu_us"]["server"] if memory else None,
-            "first_p50": window["first_ms"]["p50"],
-            "first_p99": window["first_ms"]["p99"],
-            "kb_per_stream": 1.024 * grown / open_now if memory and open_now >= MIN_STREAMS else None,
-            "mb": 1.024e-3 * memory if memory else None,
+        row: Row = {
+            "cpu": window["cpu_us"] if memory else None,
+            "start_cpu": None,
             "tokens_per_second": window["tokens_per_second"],
-            "lost": result["lost"],
-            "upstream_cpu": window["cpu_us"]["upstream"],
-            "load_cpu": window["cpu_us"]["load"],
-            "other_cpu": window["other_cpu_percent"],
+            "answers_per_second": window["answers_per_second"],
+            "streams": window["streams_open"],
+            "rejected": window["rejected"] / (planned.end - planned.start),
+            "rejected_p99": window["rejected_ms"]["p99"],
+            "kb_per_stream": 1.024 * grown / window["streams_open"] if memory and window["streams_open"] else None,
+            "mb": 1.024e-3 * memory if memory else None,
+            "lost": sum(result["lost"].values()),
+            "late_p99": window["lateness_ms"]["p99"],
         }
-        row |= {name: latency[name] if paced else None for name in ("p50", "p99", "max")}
-        rows.append(row)
+        if planned.beside:
+            row["start_cpu"] = 1e3 * (cores[planned.name] - cores[planned.beside]) / planned.starts_per_second
+        row |= {name: window["latency_ms"][name] for name in ("p50", "p99", "max")}
+        row |= {f"first_{name}": window["first_ms"][name] for name in ("p50", "p99")}
+        row |= {name: window[name] for name in ("upstream_core", "load_core", "other_core")}
+        rows[planned.name] = row
     return rows
 
 
-def medians(rows: list[dict]) -> list[dict]:
-    """Return one row for each scenario and server, each figure the median of its repeats."""
-    repeats: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        repeats.setdefault((row["scenario"], row["server"]), []).append(row)
-    merged = []
-    for (scenario, server), same in repeats.items():
-        middle = {"scenario": scenario, "server": server}
-        for _, field in COLUMNS:
-            values = [row[field] for row in same if row[field] is not None]
-            middle[field] = statistics.median(values) if values else None
-        merged.append(middle)
-    order = list(dict.fromkeys(row["scenario"] for row in merged))
-    return sorted(merged, key=lambda row: order.index(row["scenario"]))
+class Results:
+    """The rows of all runs; a figure is the median of its repeats, a ratio the median of the ratios of each repeat."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[str, str], dict[int, Row]] = {}
+
+    def add(self, server: str, repeat: int, rows: dict[str, Row]) -> None:
+        """Add the rows of one run."""
+        for name, row in rows.items():
+            self.runs.setdefault((name, server), {})[repeat] = row
+
+    def figure(self, row: str, figure: str, server: str) -> float | None:
+        """Return one figure, None if it was not measured."""
+        values = [run[figure] for run in self.runs.get((row, server), {}).values()]
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+    def ratio(self, row: str, figure: str, server: str = "", row_of: str = "") -> float | None:
+        """Return Rill's figure relative to that of another server or of another row."""
+        ours, theirs = self.runs.get((row, "rill"), {}), self.runs.get((row_of or row, server or "rill"), {})
+        both = [(ours[repeat][figure], theirs[repeat][figure]) for repeat in ours.keys() & theirs.keys()]
+        ratios = [mine / other for mine, other in both if mine is not None and other]
+        return statistics.median(ratios) if ratios else None
 
 
-def figure(value: float | None) -> str:
-    """Format a figure with at least two digits; a dash if there is none."""
+def number(value: float | None) -> str:
+    """Format a figure with three digits; a dash if there is none."""
     if value is None:
         return "-"
-    if value >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def targets_of(row: str, figure: str, busy: bool) -> list[Target]:
+    """Return the targets of a figure of a row."""
+    return [each for each in TARGETS if (each.row, each.figure) == (row, figure) and each.busy in (None, busy)]
+
+
+def verdict(target: Target, results: Results, titles: dict[str, str]) -> str:
+    """Return a target with whether it is met; empty if its figures were not measured."""
+    relative = bool(target.server or target.row_of)
+    if relative:
+        value = results.ratio(target.row, target.figure, target.server, target.row_of)
+    else:
+        value = results.figure(target.row, target.figure, "rill")
+    if value is None:
+        return ""
+    met = value >= target.limit if target.at_least else value <= target.limit
+    limit = f"{'≥' if target.at_least else '≤'} {target.limit:g}"
+    of = f" of {titles.get(target.server, target.row_of)}" if relative else ""
+    # The ratio to Go has its own column.
+    measured = f", is {number(value)}" if relative and target.server != "go" else ""
+    return f"{limit}{of}{measured}: {'met' if met else 'NOT met'}"
+
+
+def table(scenarios: list[Scenario], results: Results, titles: dict[str, str], busy: bool) -> str:
+    """Return the table: for each row its figures, with a column for each server that was measured."""
+    servers = [name for name in titles if any(server == name for _, server in results.runs)]
+    lines = [["scenario", "figure", *(titles[name] for name in servers), "Rill / Go", "target"]]
+    for window in (window for scenario in scenarios for window in scenario.windows):
+        for figure in window.figures:
+            values = [results.figure(window.name, figure, server) for server in servers]
+            verdicts = [verdict(each, results, titles) for each in targets_of(window.name, figure, busy)]
+            if all(value is None for value in values) or (figure == "lost" and not any(values) and not verdicts):
+                continue
+            cells = [number(value) for value in (*values, results.ratio(window.name, figure, "go"))]
+            lines.append([window.name, FIGURES[figure], *cells, "; ".join(filter(None, verdicts))])
+    return aligned(lines)
 
 
 def aligned(lines: list[list[str]]) -> str:
-    """Return a Markdown table, with the first two columns aligned left and the figures right."""
+    """Return a Markdown table, with the figures aligned right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * width if at < 2 else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
+    text = {0, 1, len(widths) - 1}
+    rule = ["-" * width if at in text else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
     padded = [
-        [
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
+        [cell.ljust(widths[at]) if at in text else cell.rjust(widths[at]) for at, cell in enumerate(line)]
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def table(rows: list[dict], titles: dict[str, str]) -> str:
-    """Return the table of all rows."""
-    head = ["scenario", "server", *(title for title, _ in COLUMNS)]
-    body = [
-        [
-            row["scenario"],
-            titles[row["server"]],
-            *(figure(row[field]) for _, field in COLUMNS),
-        ]
-        for row in rows
-    ]
-    return aligned([head, *body])
+def measurement(row: Row) -> str:
+    """Return how busy and how late the measuring processes were."""
+    shares = ", ".join(f"{name} {row[f'{name}_core'] or 0:.0%}" for name in ("upstream", "load", "other"))
+    return f"{shares} of a core; upstream's lateness p99 {number(row['late_p99'])} ms"
 
 
-@dataclass(frozen=True)
-class Target:
-    """A target for Rill: `value` is at most `limit`, or at least, if `at_least`."""
-
-    name: str
-    value: Callable[["Rows"], float]
-    limit: float
-    at_least: bool = False
-
-
-class Rows:
-    """Find a figure by scenario, server and field; raise LookupError if it was not measured."""
-
-    def __init__(self, rows: list[dict]) -> None:
-        self.rows = {(row["scenario"], row["server"]): row for row in rows}
-
-    def get(self, scenario: str, field: str, server: str = "rill") -> float:
-        """Return one figure of the table."""
-        value = self.rows[scenario, server][field]
-        if value is None:
-            raise LookupError(field)
-        return value
-
-    def ratio(self, scenario: str, field: str, server: str) -> float:
-        """Return Rill's figure divided by another server's."""
-        return self.get(scenario, field) / self.get(scenario, field, server)
-
-
-def at_most(scenario: str, field: str, name: str, limit: float) -> Target:
-    """Return a target for one of Rill's figures."""
-    return Target(f"{scenario}: {name}", lambda rows: rows.get(scenario, field), limit)
-
-
-def cpu_ratio(scenario: str, server: str, limit: float) -> Target:
-    """Return a target for Rill's CPU per token relative to another server's."""
-    name = f"{scenario}: CPU per token / {server}'s"
-    return Target(name, lambda rows: rows.ratio(scenario, "cpu", server), limit)
-
-
-TARGETS = [
-    cpu_ratio("steady200", "go", 1.4),
-    cpu_ratio("steady200", "flask", 0.35),
-    cpu_ratio("steady1000", "go", 1.6),
-    cpu_ratio("steady1000", "flask", 0.35),
-    cpu_ratio("starts1000", "go", 1.6),
-    cpu_ratio("starts1000", "flask", 0.35),
-    at_most("starts1000", "p99", "added latency p99, ms", 20),
-    at_most("starts1000", "max", "added latency max, ms", 100),
-    at_most("starts1000", "first_p50", "first byte p50, ms", 5),
-    at_most("starts1000", "first_p99", "first byte p99, ms", 40),
-    at_most("open5000", "kb_per_stream", "memory per stream, KB", 45),
-    at_most("two_workers10k", "mb", "memory of all processes, MB", 512),
-    at_most("two_workers10k", "lost", "streams lost", 0),
-    *(
-        Target(
-            f"{dialect}: CPU per token / plain text's",
-            lambda rows, row=f"200 x 20/s, {dialect}": rows.get(row, "cpu") / rows.get("200 x 20/s, text", "cpu"),
-            limit,
-        )
-        for dialect, limit in (("sse", 1.3), ("openai", 1.3), ("anthropic", 1.1))
-    ),
-    Target(
-        "long64k: CPU per token / short200's",
-        lambda rows: rows.get("long64k", "cpu") / rows.get("short200", "cpu"),
-        1.10,
-    ),
-    Target(
-        "unpaced: tokens a second / flask's",
-        lambda rows: rows.ratio("unpaced", "tokens_per_second", "flask"),
-        10,
-        at_least=True,
-    ),
-]
-
-
-def targets(rows: list[dict]) -> str:
-    """Return the table of the targets whose figures were measured."""
-    found = Rows(rows)
-    lines = [["target", "", "measured", "limit"]]
-    for target in TARGETS:
-        try:
-            value = target.value(found)
-        except (LookupError, ZeroDivisionError):
-            continue
-        met = value >= target.limit if target.at_least else value <= target.limit
-        limit = f"{'≥' if target.at_least else '≤'} {target.limit:g}"
-        lines.append([target.name, "met" if met else "NOT met", f"{value:.3g}", limit])
-    return aligned(lines) if len(lines) > 1 else ""
+def disturbed(results: Results, busy: bool) -> list[str]:
+    """Return a line for each run that something other than the server may have slowed down."""
+    lines = []
+    for (name, server), runs in results.runs.items():
+        for repeat, row in runs.items():
+            late = (row["late_p99"] or 0) > MAX_LATE_MS
+            full = max(row["upstream_core"] or 0, row["load_core"] or 0) > MAX_SHARE
+            if not busy and (late or full or (row["other_core"] or 0) > MAX_OTHERS):
+                lines.append(f"disturbed: {name}, {server}, run {repeat}: {measurement(row)}")
+    return lines

@@ -87,13 +87,13 @@ def nginx(task: Task) -> list[str]:
 
 SERVERS = [
     Server("rill", "Rill", prepare.rill, rill, prepare.HERE.parent),
-    Server("go", "Go net/http handler", prepare.go_handler, lambda _: [str(prepare.GO_HANDLER)]),
-    Server("nginx", "nginx, raw relay (lower bound)", prepare.nginx, nginx),
-    Server("node", "Node, official SDK", prepare.node_peers, lambda _: ["node", "node_sdk.mjs"]),
-    Server("ai_sdk", "Node, AI SDK streamText", prepare.node_peers, lambda _: ["node", "ai_sdk.mjs"]),
-    Server("flask", "Flask + text_stream, gunicorn gevent", prepare.python_peers, flask),
-    Server("fastapi", "FastAPI + AsyncAnthropic, uvicorn", prepare.python_peers, fastapi),
-    Server("none", "no server: load straight to upstream", prepare.nothing, lambda _: []),
+    Server("go", "Go", prepare.go_handler, lambda _: [str(prepare.GO_HANDLER)]),
+    Server("nginx", "nginx", prepare.nginx, nginx),
+    Server("node", "Node SDK", prepare.node_peers, lambda _: ["node", "node_sdk.mjs"]),
+    Server("ai_sdk", "AI SDK", prepare.node_peers, lambda _: ["node", "ai_sdk.mjs"]),
+    Server("flask", "Flask", prepare.python_peers, flask),
+    Server("fastapi", "FastAPI", prepare.python_peers, fastapi),
+    Server("none", "no server", prepare.nothing, lambda _: []),
 ]
 
 
@@ -192,3 +192,23 @@ def upstream(certificate: Path | None) -> Iterator[tuple[int, int]]:
         yield process.pid, int(process.stdout.readline())
     finally:
         stop(process)
+
+
+BUSY_LOOP = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    sum(range(1_000_000))
+"""
+
+
+@contextlib.contextmanager
+def busy_loops(number: int) -> Iterator[None]:
+    """Run so many processes that each keep a core busy; they also end with this process."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

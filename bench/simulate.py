@@ -11,9 +11,9 @@ from heapq import heappop, heappush
 from random import Random
 from statistics import fmean
 
-# Measured: docs/performance.md, by row and column. Seconds of a core, and MB of 1,000,000 bytes.
+# Measured: docs/performance.md, by scenario and figure. Seconds of a core, and MB of 1,000,000 bytes.
 TOKEN_CPU = 30.1e-6  # steady1000, CPU µs/token
-START_CPU = 2.6e-3  # below the table: what the starts add
+START_CPU = 2.6e-3  # starts1000, CPU ms/start
 STREAM_MB = 0.0297  # open5000, KB/stream
 REST_MB = 502 - 10_000 * STREAM_MB  # two_workers10k, MB, without its streams
 # Measured: docs/scaling.md, "TLS and Redis".

@@ -1,15 +1,18 @@
-"""A Messages API that costs next to nothing: one epoll loop, ready-made bytes, the real wire format.
+"""A fake Messages API with the real wire format: one event loop and prepared bytes, to use little CPU.
 
-`POST /v1/messages` (or `GET /stream?q=`, for a raw relay) with `tokens=200 rate=20 delay=0` anywhere in the
-prompt answers 200 tokens, 20 a second, the first after `delay` seconds; `rate=0` sends as fast as the reader
-takes them. A token's text is 20 bytes and carries the CLOCK_MONOTONIC microsecond of its send in hexadecimal:
-`~0123456789ab token `.
+`POST /v1/messages` (or `GET /stream?q=`, for a raw relay) with `tokens=200 rate=20 delay=0` anywhere in the prompt
+answers 200 tokens, 20 per second, the first after `delay` seconds. Each answer has its own phase and each token its
+own jitter, so that tokens of different answers are independent; each is sent separately, at its own time. `rate=0`
+sends as fast as the reader takes them. A token has 20 bytes: `~`, 12 hexadecimal digits with the CLOCK_MONOTONIC
+microsecond of its send, 6 with its lateness in microseconds, and a space.
 """
 
 import argparse
+import functools
 import gc
 import heapq
 import itertools
+import random
 import re
 import select
 import socket
@@ -19,7 +22,8 @@ import time
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from measure import raise_descriptor_limit
+from measure import raise_descriptor_limit, take_priority
+from poller import Poller
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import messages_api as wire
@@ -28,8 +32,8 @@ PACE = re.compile(rb"tokens=(\d+)[ +]rate=([\d.]+)(?:[ +]delay=([\d.]+))?")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CREDENTIALS = re.compile(rb"\r\n(?:authorization: *bearer|x-api-key:) *\S", re.IGNORECASE)
 
-# Successive multiples of the golden ratio, modulo 1, fill the unit interval evenly at any count.
-GOLDEN_RATIO = 0.6180339887498949
+JITTER = 0.5  # of the period: the pause between two tokens of an answer is 0.5 to 1.5 periods
+MAX_LATENESS = 0xFFFFFF  # microseconds
 TOKENS_PER_WRITE = 128  # of an unpaced answer: 18 KB, so that this process is never the slowest
 
 
@@ -43,14 +47,15 @@ OPENING = (
     b"Request-Id: req_bench\r\nTransfer-Encoding: chunked\r\n\r\n"
     + frame(wire.start("bench"), wire.block_start(), wire.ping())
 )
-BEFORE_STAMP, AFTER_STAMP = frame(wire.text("~------------ token ")).split(b"-" * 12)
+TOKEN = frame(wire.text("~------------------ ")).replace(b"%", b"%%").replace(b"-" * 18, b"%012x%06x")
 
 
-def token_now() -> bytes:
-    """A text delta that carries the present microsecond."""
-    return b"%b%012x%b" % (BEFORE_STAMP, time.monotonic_ns() // 1000, AFTER_STAMP)
+def token_now(lateness: float = 0.0) -> bytes:
+    """Return a text delta with the present microsecond, which is so many seconds late."""
+    return TOKEN % (time.monotonic_ns() // 1000, min(int(lateness * 1e6), MAX_LATENESS))
 
 
+@functools.cache
 def closing(tokens: int) -> bytes:
     """Return the events that end an answer of so many tokens, and the terminating chunk."""
     return frame(wire.block_stop(), wire.message_delta(output_tokens=tokens), wire.message_stop()) + b"0\r\n\r\n"
@@ -69,6 +74,7 @@ class Connection:
     __slots__ = (
         "inbox",
         "left",
+        "next_due",
         "number",
         "outbox",
         "period",
@@ -84,7 +90,7 @@ class Connection:
         self.upstream, self.sock, self.secured = upstream, sock, secured
         self.inbox = self.outbox = b""
         self.number = self.tokens = self.left = 0
-        self.period, self.unpaced = 0.0, False
+        self.period, self.next_due, self.unpaced = 0.0, 0.0, False
         self.watched = select.EPOLLIN
 
     def on_event(self, mask: int) -> None:
@@ -132,24 +138,26 @@ class Connection:
             rate = float(pace[2])
             self.unpaced, self.period = rate == 0, 1 / rate if rate else 0.0
             self.number = next(self.upstream.numbers)
+            self.next_due = time.monotonic() + float(pace[3] or 0)
             self.write(OPENING)
-            self.upstream.schedule(time.monotonic() + float(pace[3] or 0), self)
+            self.upstream.schedule(self.next_due, self)
 
-    def send_due(self) -> float | None:
-        """Send the next token; return the seconds from it to the next one, None after the last."""
+    def send_due(self, due: float) -> float | None:
+        """Send the token that was due at `due`; return when the next one is due, None after the last."""
         if self.unpaced:
             self.watch(select.EPOLLIN | select.EPOLLOUT)
             return None
         if not self.left:
             return None
         first = self.left == self.tokens
-        self.write(token_now())
+        self.write(token_now(time.monotonic() - due))
         self.left -= 1
         if not self.left:
             self.write(closing(self.tokens))
             return None
-        # The first gap is cut short, to another share of the period for each answer: that spreads them.
-        return self.period * (self.number * GOLDEN_RATIO % 1) if first else self.period
+        # The jitter does not accumulate, so the answer keeps its rate; the first pause sets its phase.
+        self.next_due += self.period * (random.random() if first else 1.0)
+        return self.next_due + self.period * JITTER * random.random()
 
     def on_writable(self) -> None:
         """Send what waited, then more of an unpaced answer."""
@@ -183,7 +191,7 @@ class Connection:
         """Tell epoll which events matter from now on."""
         if mask != self.watched and self.sock.fileno() >= 0:
             self.watched = mask
-            self.upstream.epoll.modify(self.sock.fileno(), mask)
+            self.upstream.poller.modify(self.sock.fileno(), mask)
 
     def close(self) -> None:
         """Forget the connection; what is still due on it is skipped."""
@@ -198,21 +206,21 @@ class Upstream:
 
     def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         self.listener, self.tls = listener, tls
-        self.epoll = select.epoll()
-        self.epoll.register(listener.fileno(), select.EPOLLIN)
+        self.poller = Poller()
+        self.poller.register(listener.fileno(), select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
         self.due: list[tuple[float, int, Connection]] = []
         self.numbers = itertools.count(1)
 
     def schedule(self, when: float, connection: Connection) -> None:
-        """Have the connection's next token sent at a moment of time.monotonic(), in seconds."""
+        """Schedule the connection's next token at a time of time.monotonic(), in seconds."""
         heapq.heappush(self.due, (when, connection.number, connection))
 
     def run(self) -> None:
         """Serve until the process is ended."""
         while True:
-            wait = max(0.0, self.due[0][0] - time.monotonic()) if self.due else -1
-            for descriptor, mask in self.epoll.poll(wait):
+            wait = self.due[0][0] - time.monotonic() if self.due else None
+            for descriptor, mask in self.poller.ready(wait):
                 if descriptor == self.listener.fileno():
                     self.accept()
                 elif connection := self.connections.get(descriptor):
@@ -231,18 +239,18 @@ class Upstream:
             if self.tls:
                 sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             self.connections[sock.fileno()] = Connection(self, sock, secured=not self.tls)
-            self.epoll.register(sock.fileno(), select.EPOLLIN)
+            self.poller.register(sock.fileno(), select.EPOLLIN)
 
     def send_all_due(self) -> None:
-        """Send every token whose moment has come, once round."""
+        """Send every token that is due now, each with a send of its own."""
         due, now = self.due, time.monotonic()
         while due and due[0][0] <= now:
             when, number, connection = due[0]
-            gap = connection.send_due() if number == connection.number else None
-            if gap is None:
+            following = connection.send_due(when) if number == connection.number else None
+            if following is None:
                 heapq.heappop(due)
             else:
-                heapq.heapreplace(due, (when + gap, number, connection))
+                heapq.heapreplace(due, (following, number, connection))
 
 
 def main() -> None:
@@ -251,6 +259,7 @@ def main() -> None:
     parser.add_argument("--certificate", help="PEM file of certificate and key: serve TLS")
     options = parser.parse_args()
     raise_descriptor_limit()
+    take_priority()
     tls = None
     if options.certificate:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

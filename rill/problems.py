@@ -60,6 +60,7 @@ KINDS = {
     "upstream_unreachable": Kind(502, "api_error", "The model's API cannot be reached.", "Try again later."),
     "upstream_truncated": Kind(502, "api_error", "The model's API closed before the answer was complete."),
     "at_capacity": Kind(503, "overloaded_error", "This server is at capacity.", "Try again in a moment."),
+    "overloaded": Kind(503, "overloaded_error", "This server is overloaded.", "Try again in a few seconds."),
     "shutdown": Kind(503, "overloaded_error", "This server is shutting down.", "Try again in a moment."),
     "upstream_overloaded": Kind(503, "overloaded_error", "The model is overloaded.", "Try again in a moment."),
     "upstream_timeout": Kind(504, "timeout_error", "The model's API reports a timeout.", "Try again."),
@@ -69,7 +70,7 @@ KINDS = {
 }
 
 # Problems for which an SDK may retry: the same request may succeed later, and nothing was billed.
-RETRYABLE = {"request_timeout", "rate_limited", "at_capacity", "shutdown"}
+RETRYABLE = {"request_timeout", "rate_limited", "at_capacity", "overloaded", "shutdown"}
 
 # The status and the `type` of an upstream's error, before the stream or as an `error` event within it -> the problem.
 # https://docs.anthropic.com/en/api/errors

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 from rill import offline
@@ -115,8 +114,10 @@ class Service:
         except Cancelled:
             raise cancellation.problem() from None
         dialect.check_beginning(beginning)
-        finish = partial(self._finish, record, cancellation, held.pop_all())
-        delivery = Delivery(chain([beginning], reads), encoder, cancellation, request.reset, finish)
+        release = ExitStack()
+        finish = partial(self._finish, record, cancellation, release)
+        delivery = Delivery(beginning, reads, encoder, cancellation, request.reset, finish)
+        release.enter_context(held.pop_all())
         if request.send:
             answer.relay(delivery.relay(*request.send, chunked=not request.reset))
         return Reply(delivery, media_type, headers)

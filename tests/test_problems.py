@@ -26,6 +26,7 @@ STATUSES = {
     "upstream_account_blocked": 502,
     "upstream_unreachable": 502,
     "at_capacity": 503,
+    "overloaded": 503,
     "shutdown": 503,
     "upstream_overloaded": 503,
     "upstream_timeout": 504,

@@ -91,7 +91,7 @@ def deliver(reads: list[bytes], dialect: Dialect, client: Client, relayed: bool)
         answer = Answer(response, True, dialect.is_verbatim, [])
         cancellation = Cancellation(Deadlines(30, 30, 30))
         encoder = dialect.open_encoder("m", ReplyFormat(include_usage=True), "r")
-        delivery = Delivery(cancellation.watch(answer), encoder, cancellation, None, lambda delivery: None)
+        delivery = Delivery([], cancellation.watch(answer), encoder, cancellation, None, lambda delivery: None)
         if relayed:
             answer.relay(delivery.relay(client.send, client.send_all, chunked=True))
         feeder = gevent.spawn(feed, far, near, reads)

@@ -263,7 +263,8 @@ def test_every_recorded_answer_has_its_expectation() -> None:
 def root(tmp_path: Path) -> Path:
     """Return a folder with a small WSGI application, for tests that do not need the service."""
     (tmp_path / "wsgi.py").write_text(WSGI)
-    (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
+    # gunicorn's own workers ignore a SIGTERM that comes before they have booted; it ends them after this timeout.
+    (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True\ngraceful_timeout = 3")
     return tmp_path
 
 

@@ -32,9 +32,8 @@ SEND_BUFFER_BYTES = 65536 // 2
 # gunicorn's parser reads this much if it does not know the size; at most TURN_BYTES of it are parsed in one turn.
 PARSER_BYTES = 8192
 TURN_BYTES = 4096
-# After its last response a client has this long to read it; up to LINGER_BYTES of what it still sends are discarded.
+# After its last response a client has this long to read it; what it still sends meanwhile is discarded.
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1 << 20
 
 _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info is the connection's state
 
@@ -60,15 +59,25 @@ class ClientSocket(GeventSocket):
         self._turns = turns
         self._answer: Cancellation | None = None
         self._watcher: Any = None
+        self._held: bytes | None = None  # b"" to hold the next write
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes, in the client's turn: processing it takes time."""
-        data = super().recv(min(size, TURN_BYTES) if size <= PARSER_BYTES else size, flags)
+        data = self.receive(min(size, TURN_BYTES) if size <= PARSER_BYTES else size, flags)
         self._turns.wait()
         return data
 
+    def receive(self, size: int, flags: int = 0) -> bytes:
+        """Return what has arrived, at most `size` bytes; what costs time takes a turn before."""
+        return super().recv(size, flags)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the worker does not keep up with its clients."""
+        return self._turns.overloaded
+
     def take_turn(self) -> None:
-        """Return in the client's turn: a request that was received already waits for it too."""
+        """Return in the client's turn."""
         self._turns.wait()
 
     def admit(self, answer: Cancellation) -> Callable[[], None]:
@@ -108,6 +117,11 @@ class ClientSocket(GeventSocket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send all; raise OSError, also if the answer is cancelled while this waits for the client."""
+        if self._held is not None:
+            if not self._held:
+                self._held = data
+                return
+            data, self._held = self._held + data, None
         try:
             # A token needs one plain send; gevent's sendall asks for SO_SNDBUF first, each time.
             try:
@@ -120,6 +134,10 @@ class ClientSocket(GeventSocket):
             if self._answer:
                 self._answer.undelivered = True
             raise
+
+    def hold_next(self) -> None:
+        """Send the next write together with the one after it: the head of a response with the beginning of its body."""
+        self._held = b""
 
     def send_now(self, data: bytes) -> int:
         """Send what the kernel takes at once, and return the number of bytes; raise OSError."""
@@ -166,13 +184,12 @@ class ClientSocket(GeventSocket):
         queued: int = struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]
         return queued
 
-    def linger(self) -> None:
-        """Send FIN, and discard what still comes: to close at once could lose the response by a reset."""
+    def linger(self, size: int) -> None:
+        """Send FIN, and discard up to `size` bytes of what still comes: a reset could make the response unreadable."""
         with suppress(OSError), gevent.Timeout(LINGER_SECONDS, OSError):
             self.shutdown(socket.SHUT_WR)
-            left = LINGER_BYTES
-            while left > 0 and (data := self.recv(65536)):
-                left -= len(data)
+            while size > 0 and (data := self.recv(65536)):
+                size -= len(data)
 
     def reset(self, flush_seconds: float = FLUSH_SECONDS) -> None:
         """Make the next close a reset, once all that was sent is acknowledged, or after `flush_seconds`."""

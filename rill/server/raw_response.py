@@ -32,12 +32,11 @@ def rejection_of(error: BaseException) -> bytes:
     """Return the response to a request that could not be parsed or served."""
     statuses = (status for kind, status in STATUSES.items() if isinstance(error, kind))
     status = next(statuses, "500 Internal Server Error")
-    return raw_response(status, MESSAGES.get(status, f"{status[4:]}."))
+    return raw_response(status, f"{MESSAGES.get(status, f'{status[4:]}.')}\n".encode())
 
 
-def raw_response(status: str, message: str, headers: Mapping[str, str] | None = None) -> bytes:
-    """Return a whole response in plain text, after which the connection is closed."""
-    body = f"{message}\n".encode()
+def raw_response(status: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    """Return a whole response, in plain text by default, after which the connection is closed."""
     fields = {
         "Connection": "close",
         "Content-Type": "text/plain; charset=utf-8",
@@ -51,5 +50,5 @@ def raw_response(status: str, message: str, headers: Mapping[str, str] | None = 
 
 
 TOO_MANY_CONNECTIONS = raw_response(
-    "429 Too Many Requests", "This address has too many open connections. Reuse one.", {"Retry-After": "15"}
+    "429 Too Many Requests", b"This address has too many open connections. Reuse one.\n", {"Retry-After": "15"}
 )

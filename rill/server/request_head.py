@@ -1,6 +1,7 @@
 """The head of a request: read within limits of size and time, and checked for what proxies might parse differently."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -47,18 +48,26 @@ class ClientRequestParser(RequestParser):
     mesg_class = ClientRequest
 
 
-def read_head(client: ClientSocket, unreader: Unreader, idle_seconds: float, head_seconds: float) -> bool:
+def read_head(
+    client: ClientSocket,
+    unreader: Unreader,
+    idle_seconds: float,
+    head_seconds: float,
+    check_load: Callable[[bytearray], None],
+) -> bool:
     """Buffer the head of the next request in `unreader`; return False if the client closes instead.
 
     The head has to begin within `idle_seconds`, and to end within another `head_seconds`. Raise NoMoreData after that,
-    and ParseException for a head that is too long. gunicorn alone would search the whole head again after each piece.
+    ParseException for a head that is too long, and what `check_load` raises for the first bytes, before the client's
+    turn. gunicorn alone would search the whole head again after each piece.
     """
     head = bytearray(unreader.take_buffered())
-    if head:
-        client.take_turn()
-    else:
+    if not head:
         with gevent.Timeout(idle_seconds, NoMoreData):
-            head += client.recv(READ_BYTES)
+            head += client.receive(READ_BYTES)
+    if head:
+        check_load(head)
+        client.take_turn()
     whole = bool(head) and (_is_whole(head, 0) or _read_rest(client, head, head_seconds))
     unreader.unread(head)
     return whole

@@ -16,12 +16,12 @@ from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
 from rill.settings import Settings
 
-HEADERS = {
-    "Cache-Control": "no-store, no-transform",
-    "X-Accel-Buffering": "no",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+HEADERS = [
+    ("Cache-Control", "no-store, no-transform"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+]
 # No response may be shown as a page or load anything; the page loads its own files and asks its own origin.
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = (
@@ -42,10 +42,24 @@ class Response(flask.Response):
 
     default_mimetype = "text/plain"
 
+    def get_wsgi_headers(self, environ: Any) -> Any:
+        # A stream has no Location, and its length is known to whoever made it.
+        return self.headers if self.direct_passthrough else super().get_wsgi_headers(environ)
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Start the response. One that is streamed releases the request, which would be kept as long as it is open."""
+        body = super().__call__(environ, start_response)
+        if self.direct_passthrough:
+            used_by_gunicorn = environ["wsgi.file_wrapper"]
+            environ.clear()
+            environ["wsgi.file_wrapper"] = used_by_gunicorn
+        return body
+
 
 def build_app(name: str, settings: Settings) -> Flask:
     """Return a Flask application without routes, whose responses carry what every response carries."""
     app = Flask(name, static_folder=None)
+    app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # No view is a coroutine function.
     app.response_class = Response
     app.url_map.merge_slashes = False
     # One more than is allowed: of a chunked body that is longer, werkzeug returns this much without an error.
@@ -127,9 +141,11 @@ def _begin() -> Response | None:
 
 def _complete_headers(response: Response) -> Response:
     """Forbid proxies and browsers on the way to store, buffer, compress or guess."""
-    response.headers.update(HEADERS)
-    response.headers.setdefault("Content-Security-Policy", POLICY)
-    response.headers["X-Request-Id"] = g.request_id
+    headers = response.headers
+    headers.remove("Cache-Control")  # of a file
+    headers.extend([*HEADERS, ("X-Request-Id", g.request_id)])  # `update` would search all headers for each of these.
+    if "Content-Security-Policy" not in headers:
+        headers.add("Content-Security-Policy", POLICY)
     if request.path == "/stream":
         response.vary.add("Accept")
     return response

@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from errno import ECONNRESET, ENOTCONN, EPIPE
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from rill.admission.auth import network_of
 from rill.server import request_body
 from rill.server.connection import ClientSocket
 from rill.server.connections import Connections
+from rill.server.overload import Overload, Overloaded
 from rill.server.raw_response import TOO_MANY_CONNECTIONS, rejection_of
 from rill.server.request_head import ClientRequestParser, check_expectation, check_head, read_head
 from rill.server.turns import Turns
@@ -41,6 +41,8 @@ HEARTBEAT_SECONDS = 1.0
 # How long cancelled answers have to report that to their clients.
 END_SECONDS = 1.0
 DRAIN_POLL_SECONDS = 0.05
+# At least this much is discarded of what a client sends beyond a rejected request.
+MIN_LINGER_BYTES = 1 << 20
 # During a reload, a connection that is idle for this long is closed; one that is in use closes after its next response.
 RELOAD_IDLE_SECONDS = 5.0
 # The errors of a connection that its client closed.
@@ -65,6 +67,9 @@ class Worker(GeventWorker):
         settings = read_settings()
         self._drain_seconds = settings.shutdown_grace_seconds
         self._max_body = settings.max_body_bytes
+        # A client that sends a body somewhat above the limit, and all of it before it reads, can still read why not.
+        self._linger_bytes = max(MIN_LINGER_BYTES, 2 * self._max_body)
+        self._cors_origins = settings.cors_origins
         # Behind proxies, all clients have a few addresses, so connections per address are not limited.
         self._limited = settings.trusted_proxies == 0
         super().init_process()
@@ -80,6 +85,8 @@ class Worker(GeventWorker):
         self._stopped = Event()
         self._turns = Turns()
         self._connections = Connections(Drain())
+        app: Any = self.wsgi
+        self._overload = Overload(self._cors_origins, app.extensions["rill"].count_rejection)
         self._inodes = {f"socket:[{os.fstat(each.fileno()).st_ino}]" for each in self.sockets}
         self._servers = [self._listen(each) for each in self.sockets]
         while self.alive:
@@ -104,34 +111,39 @@ class Worker(GeventWorker):
             if not self._connections.add(client):
                 client.sendall(TOO_MANY_CONNECTIONS)
                 return
-            with self._reporting(client, addr):
-                self._serve(client, listener, addr)
+            self._serve(client, listener, addr)
+        except StopIteration:
+            pass
+        except Overloaded as rejected:
+            self._reject(client, rejected.response)
         except OSError as error:
             if error.errno not in DISCONNECTED and not isinstance(error, NoMoreData):
                 self.log.exception("A connection failed")
+        except BaseException as error:
+            self.handle_error(None, client, addr, error)
         finally:
             self._connections.discard(client)
             client.close()
 
-    @contextmanager
-    def _reporting(self, client: ClientSocket, addr: Any) -> Iterator[None]:
-        """Report an error to the client, unless it closed the connection."""
-        try:
-            yield
-        except (StopIteration, OSError):
-            raise
-        except BaseException as error:
-            self.handle_error(None, client, addr, error)
-
     def _serve(self, client: ClientSocket, name: Any, addr: Any) -> None:
         parser = ClientRequestParser(self.cfg, client, addr)
         idle_seconds = head_seconds = min(HEAD_SECONDS, self.cfg.keepalive)
-        while read_head(client, parser.unreader, idle_seconds, head_seconds):
+        while read_head(client, parser.unreader, idle_seconds, head_seconds, self._check_load):
             request = next(parser)
             if not self.handle_request(name, request, client, addr):
-                client.linger()
+                client.linger(self._linger_bytes)
                 return
             idle_seconds = self.cfg.keepalive
+
+    def _check_load(self, head: bytearray) -> None:
+        """Raise Overloaded for a request that the worker has no time for."""
+        if self._turns.overloaded and (response := self._overload.rejection(head)):
+            raise Overloaded(response)
+
+    def _reject(self, client: ClientSocket, response: bytes) -> None:
+        with suppress(OSError):
+            client.sendall(response)
+            client.linger(self._linger_bytes)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
         """Answer one request; return whether another one may follow."""
@@ -157,9 +169,7 @@ class Worker(GeventWorker):
             log.error("a request failed outside the application's own error handling", exc_info=exc)
         else:
             self.log.warning("A request could not be read: %s", type(exc).__name__)
-        with suppress(OSError):
-            client.sendall(rejection_of(exc))
-            client.linger()
+        self._reject(client, rejection_of(exc))
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         """Drain and stop (SIGTERM); a worker that does not serve yet stops at once."""

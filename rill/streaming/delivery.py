@@ -46,8 +46,9 @@ class Delivery:
     """The body of a response, which the server iterates and closes.
 
     `on_close` is called once, whether or not the body was ever iterated; `outcome` is known then. `reset`, if given,
-    resets the connection of a truncated answer, because the client could not tell a close from the end. `bytes_sent`
-    counts the bytes of the body; `end` is the upstream's last event, or `problem` what prevented it.
+    resets the connection of a truncated answer, because the client could not tell a close from the end. `beginning` is
+    the first chunk, which is sent with the headers; if it is empty, they are sent alone. `bytes_sent` counts the bytes
+    of the body; `end` is the upstream's last event, or `problem` what prevented it.
     """
 
     # Thousands are open at once; each would have a dict of its own.
@@ -59,6 +60,7 @@ class Delivery:
         "_relay",
         "_reset",
         "_yielded",
+        "beginning",
         "end",
         "outcome",
         "problem",
@@ -66,6 +68,7 @@ class Delivery:
 
     def __init__(
         self,
+        beginning: list[Event],
         reads: Iterable[list[Event]],
         encoder: Encoder,
         cancellation: Cancellation,
@@ -81,7 +84,8 @@ class Delivery:
         self._cancellation = cancellation
         self._on_close = on_close
         self._reset = reset
-        self._chunks = self._deliver(reads, encoder)
+        self.beginning = self._encode(beginning)
+        self._chunks = self._deliver(reads)
 
     @property
     def bytes_sent(self) -> int:
@@ -104,16 +108,21 @@ class Delivery:
                 self._reset(flush_seconds=0.0)
         self._on_close(self)
 
-    def _deliver(self, reads: Iterable[list[Event]], encoder: Encoder) -> Generator[bytes, None, None]:
-        yield b""  # Send the headers before there is a body.
+    def _encode(self, events: list[Event]) -> bytes:
+        chunk = b"".join(map(self._encoder.encode, events))
+        if events and isinstance(events[-1], End):
+            self.end = events[-1]
+        return chunk
+
+    def _deliver(self, reads: Iterable[list[Event]]) -> Generator[bytes, None, None]:
+        beginning, self.beginning = self.beginning, b""
+        self._yielded += len(beginning)
+        yield beginning
         try:
             for events in reads:
-                chunk = b"".join(map(encoder.encode, events))
-                if chunk:
+                if chunk := self._encode(events):
                     self._yielded += len(chunk)
                     yield chunk
-                if isinstance(events[-1], End):
-                    self.end = events[-1]
             self.outcome = "completed"
             return
         except Aborted:
@@ -126,7 +135,7 @@ class Delivery:
             log.exception("an answer failed")
             self.outcome, problem = "internal_error", Problem("internal_error")
         self.problem = problem
-        last = encoder.encode_error(problem)
+        last = self._encoder.encode_error(problem)
         if last is None:
             if self._reset:
                 with suppress(Cancelled):

@@ -1,6 +1,7 @@
 """Oversized input is rejected in about a second with a message that names the limit, and never reaches the upstream."""
 
 import json
+import socket
 import time
 from base64 import b64encode
 
@@ -123,6 +124,12 @@ def test_oversized_input_is_rejected_quickly_with_a_message_that_names_the_limit
     assert received.statuses[0] in statuses
     assert limit in received.data.decode()
     assert upstream.requests == []
+
+
+def test_a_client_that_reads_only_after_it_has_sent_a_too_long_body_gets_the_413(rill: Rill) -> None:
+    with socket.create_connection(("127.0.0.1", rill.port), timeout=20) as client:
+        client.sendall(post(TEXT, "text/plain", b"a" * (MAX_BODY * 3 // 2)))
+        assert client.makefile("rb").readline().startswith(b"HTTP/1.1 413 ")
 
 
 DIGITS = "9" * 5000
