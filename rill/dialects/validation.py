@@ -12,7 +12,7 @@ MAX_MESSAGES = 10_000
 MAX_JSON_DEPTH = 200  # jiter's own limit
 # The two forms of a content. pydantic adds these tags to the path of a wrong field; the client's JSON has none.
 TEXT_TAG, LIST_TAG = "<text>", "<list>"
-# The messages for fields of which pydantic's would not say all.
+# Messages in place of pydantic's, which name one bound only and give no advice.
 MESSAGES = {
     "n": "should be 1; send a request for each answer",
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",

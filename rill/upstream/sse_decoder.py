@@ -21,14 +21,15 @@ class Decoder:
     """Decodes what is fed to it; `usage` is what the upstream has counted so far, in tokens.
 
     `ended` is set once the message is complete, `problem` once it cannot become so; then nothing more may be fed.
-    `is_error_private`: an `error` event must not be forwarded, because it repeats one of the `secrets` or is about the
-    operator's account.
+    `has_error`: the upstream itself reported the `problem`, in an `error` event. `is_error_private`: that event must
+    not be forwarded, because it repeats one of the `secrets` or is about the operator's account.
     """
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secrets = secrets
         self.usage: dict[str, Any] = {}
         self.ended = False
+        self.has_error = False
         self.is_error_private = False
         self.problem: Problem | None = None
         self._unfinished = bytearray()  # a line without its end
@@ -96,11 +97,6 @@ class Decoder:
         """Whether all that was fed has become events."""
         return not (self._unfinished or self._data or self._high_surrogate)
 
-    @property
-    def has_error(self) -> bool:
-        """Whether the upstream itself reported the `problem`, in an `error` event."""
-        return self.is_error_private or (self.problem is not None and self.problem.is_forwarded)
-
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
             self._unfinished += data
@@ -161,6 +157,7 @@ class Decoder:
         return event
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
+        self.has_error = True
         error = _mapping(message.get("error"))
         found = upstream_problem(_string(error.get("type")), _string(error.get("message")), secrets=self._secrets)
         # The upstream's message about the operator's account is not passed on.
