@@ -12,8 +12,9 @@ MAX_MESSAGES = 10_000
 MAX_JSON_DEPTH = 200  # jiter's own limit
 # The two forms of a content. pydantic adds these tags to the path of a wrong field; the client's JSON has none.
 TEXT_TAG, LIST_TAG = "<text>", "<list>"
-# The messages for fields with two bounds; pydantic names only the one that was exceeded.
+# Messages that are closer than pydantic's, which names only the bound that was exceeded.
 RANGES = {
+    "fallback": "should be true or false",
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",
     "top_p": "should be a number from 0 to 1",
 }

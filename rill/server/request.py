@@ -3,6 +3,7 @@
 import re
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import gevent
@@ -78,6 +79,16 @@ def check_range(request: Request) -> None:
     """
     if RESUMES.match(request.headers.get("Range", "")):
         raise Problem("not_resumable")
+
+
+def apply_fallback_header(request: Request, prompt: Prompt) -> Prompt:
+    """Return the prompt, without fallbacks if the header X-Rill-Fallback is false; raise Problem."""
+    value = request.headers.get("X-Rill-Fallback")
+    if value is None:
+        return prompt
+    if value.lower() not in ("true", "false"):
+        raise Problem("bad_request", "X-Rill-Fallback: should be true or false.")
+    return replace(prompt, allows_fallback=prompt.allows_fallback and value.lower() == "true")
 
 
 def read_query(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
