@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, Tag, ValidationError
 
 from rill.dialects.parts import content_of
 from rill.dialects.validation import (
@@ -14,6 +14,7 @@ from rill.dialects.validation import (
     TEXT_TAG,
     bad_field,
     read_json_object,
+    read_switch,
     reject_fields,
 )
 from rill.events import End, Event, Text
@@ -63,7 +64,7 @@ class StreamRequest(BaseModel):
     model: Annotated[str, Field(min_length=1)] | None = None
     max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    fallback: bool | None = None
+    fallback: Annotated[StrictBool | None, BeforeValidator(read_switch)] = None
 
 
 # The fields that may hold the prompt.

@@ -30,6 +30,11 @@ TEXT_OR_LIST = Discriminator(
 )
 
 
+def read_switch(value: Any) -> Any:
+    """Return True or False for their names, as a query, a form or a header has them, and any other value as it is."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 def read_json_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body; raise Problem."""
     try:

@@ -16,6 +16,7 @@ from werkzeug.wrappers import Request
 from rill.admission import auth
 from rill.dialects import SSE, TEXT, anthropic, openai, text
 from rill.dialects.base import Dialect
+from rill.dialects.validation import read_switch
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.server.connection import ClientSocket
@@ -83,12 +84,10 @@ def check_range(request: Request) -> None:
 
 def apply_fallback_header(request: Request, prompt: Prompt) -> Prompt:
     """Return the prompt, without fallbacks if the header X-Rill-Fallback is false; raise Problem."""
-    value = request.headers.get("X-Rill-Fallback")
-    if value is None:
-        return prompt
-    if value.lower() not in ("true", "false"):
+    value = read_switch(request.headers.get("X-Rill-Fallback", "true"))
+    if not isinstance(value, bool):
         raise Problem("bad_request", "X-Rill-Fallback: should be true or false.")
-    return replace(prompt, allows_fallback=prompt.allows_fallback and value.lower() == "true")
+    return prompt if value else replace(prompt, allows_fallback=False)
 
 
 def read_query(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
