@@ -27,7 +27,7 @@ from rill.upstream.retry import (
 # An attempt that the start timeout ended counts as a failure if it had at least this part of it.
 SLOW_SHARE = 0.5
 # The cancellation's clock begins a moment before the one of the search.
-CLOCK_SECONDS = 0.1
+CLOCK_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
