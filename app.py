@@ -23,6 +23,7 @@ from rill.server.request import (
     ReadPrompt,
     address_of,
     api_key_of,
+    apply_fallback_header,
     check_range,
     connection_of,
     preferred_dialect,
@@ -98,6 +99,7 @@ class Routes:
         client = self.identify()
         self._service.rate_limit.count(client)
         prompt, reply = read_prompt(request, self._settings)
+        prompt = apply_fallback_header(request, prompt)
         self.check_open()
         connection = connection_of(request)
         admit = connection.admit if connection else None

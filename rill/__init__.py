@@ -13,7 +13,7 @@ time, such as 60/minute). `service` is the life of one request: admit, ask, stre
 - `dialects`: the client protocols: how each reads a request, and its encoder; `__init__` has a row for each
 - `streaming`: an answer in progress: `cancellation` (deadlines, disconnects, shutdown), `delivery` (the bytes, the
   outcome, and `PassThrough`, the encoder of a body that is sent whole), and `relay` (the fast path for text)
-- `upstream`: the Messages API's side: the SDK, the SSE decoder, the HTTP transport and its pool
+- `upstream`: the Messages API's side: the SDK, fallbacks, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
 - `offline`: a Messages API that needs no key and no network; `cli`: `flask ask`; `page`: the web page at `/`
 

@@ -83,7 +83,9 @@ def _text(content: Any) -> str:
 def _compose(request: dict[str, Any], prompt: str, identity: str) -> tuple[list[str], dict[str, Any]]:
     """Return the tokens of the answer, and the message that they make; raise any exception for a bad request."""
     model, limit, messages = request["model"], request["max_tokens"], request["messages"]
-    if not 1 <= limit <= MAX_TOKENS or any(not each["content"] and each["role"] == "user" for each in messages):
+    if not 1 <= limit <= MAX_TOKENS:
+        raise ValueError
+    if not all(each["role"] == "assistant" or (each["role"] == "user" and each["content"]) for each in messages):
         raise ValueError
     contents = [request.get("system", ""), *(each["content"] for each in messages)]
     count = sum(len(TOKEN.findall(_text(content))) for content in contents)

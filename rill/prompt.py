@@ -11,6 +11,7 @@ class Prompt:
 
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
     `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
+    `allows_fallback`: another model or upstream may answer.
     """
 
     model: str
@@ -20,6 +21,7 @@ class Prompt:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     default_model: bool = False
+    allows_fallback: bool = True
 
     @property
     def is_streamed(self) -> bool:

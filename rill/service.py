@@ -20,7 +20,7 @@ from rill.streaming.delivery import Delivery, PassThrough, await_beginning
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
 from rill.upstream.answer import Answer
-from rill.upstream.client import Upstream
+from rill.upstream.fallback import answer_headers, connect
 
 
 class Request(NamedTuple):
@@ -53,7 +53,8 @@ class Service:
     """What all requests of a worker share: limits, metrics, and the upstream."""
 
     def __init__(self, settings: Settings, slots: int) -> None:
-        self.telemetry = Telemetry(bool(settings.api_keys), settings.known_models())
+        models = (*settings.known_models(), *settings.fallback_models)
+        self.telemetry = Telemetry(bool(settings.api_keys), models, settings.has_fallbacks())
         self.api_keys = ApiKeys(settings.api_keys)
         self.rate_limit = RateLimit(settings.rate_limit, settings.redis_url)
         self.slots = ConcurrencyLimit(slots, settings.max_streams_per_client)
@@ -63,7 +64,8 @@ class Service:
         base_url = settings.anthropic_base_url
         if settings.offline:
             base_url = f"http://127.0.0.1:{offline.serve('127.0.0.1', 0).server_port}"
-        self._upstream = Upstream(settings, base_url, slots, self.telemetry.count_upstream_error)
+        self._upstream = connect(settings, base_url, slots, self.telemetry)
+        self._names_who_answered = settings.has_fallbacks()
 
     def answer(self, request: Request) -> Reply:
         """Return once the response has started; raise Problem if it does not."""
@@ -97,19 +99,21 @@ class Service:
             held.callback(request.admit(cancellation))
         note = partial(_note_answer, record, cancellation)
         try:
-            answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note)
+            answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note, record.note_attempt)
             held.enter_context(closing(answer))
             reads = cancellation.watch(answer)
             headers = answer.headers if dialect.is_verbatim else {}
+            if self._names_who_answered:
+                headers = {**headers, **answer_headers(record.upstream, record.model)}
             media_type = dialect.media_type
             encoder: Encoder
             if dialect.encode_whole and not request.reply.streamed:
-                body, end = dialect.encode_whole(reads, prompt.model, request.request_id)
+                body, end = dialect.encode_whole(reads, record.model, request.request_id)
                 beginning: list[Event] = [Bytes(body), end]
                 encoder, media_type = PassThrough(), "application/json"
                 headers = {**headers, "Content-Length": str(len(body))}
             else:
-                encoder = dialect.open_encoder(prompt.model, request.reply, request.request_id)
+                encoder = dialect.open_encoder(record.model, request.reply, request.request_id)
                 beginning = await_beginning(reads, cancellation, dialect.wants_text)
         except Cancelled:
             raise cancellation.problem() from None

@@ -56,6 +56,13 @@ class Settings(BaseSettings):
         (),
         "exactly the models that may be asked for, comma-separated, `*` any; `RILL_DEFAULT_MODEL`",
     )
+    fallback_models: Names = _setting(
+        "RILL_FALLBACK_MODELS", (), "models to try in turn if the requested one is overloaded or unavailable"
+    )
+    fallback_base_url: str | None = _setting(
+        "RILL_FALLBACK_BASE_URL", None, "a second upstream, for when the first fails"
+    )
+    fallback_api_key: str | None = _setting("RILL_FALLBACK_API_KEY", None, "key of the second upstream", repr=False)
     default_max_tokens: int = _setting(
         "RILL_DEFAULT_MAX_TOKENS", 4096, "tokens of an answer when the request names none", ge=1
     )
@@ -93,14 +100,18 @@ class Settings(BaseSettings):
         "RILL_SHUTDOWN_GRACE_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0
     )
 
-    @field_validator("allowed_models", "cors_origins", "allowed_hosts", "upstream_features", mode="before")
+    @field_validator(
+        *("allowed_models", "fallback_models", "cors_origins", "allowed_hosts", "upstream_features"), mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("anthropic_base_url")
+    @field_validator("anthropic_base_url", "fallback_base_url")
     @classmethod
-    def _check_url(cls, value: str) -> str:
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         try:
             url = urlsplit(value)
             host = url.hostname or ""
@@ -186,6 +197,10 @@ class Settings(BaseSettings):
             raise ValueError("RILL_DEFAULT_MAX_TOKENS should be at most RILL_MAX_TOKENS")
         if not (self.offline or self.anthropic_api_key or self.anthropic_auth_token):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
+        if bool(self.fallback_base_url) != bool(self.fallback_api_key):
+            raise ValueError("RILL_FALLBACK_BASE_URL and RILL_FALLBACK_API_KEY should be set together")
+        if "*" in self.fallback_models:
+            raise ValueError("RILL_FALLBACK_MODELS should be names of models; * is none")
         return self
 
     def enabled_models(self) -> tuple[str, ...]:
@@ -195,6 +210,10 @@ class Settings(BaseSettings):
     def known_models(self) -> tuple[str, ...]:
         """Return the models that have a name here, the default first; `*` stands for any other."""
         return tuple(dict.fromkeys((self.default_model, *self.allowed_models)))
+
+    def has_fallbacks(self) -> bool:
+        """Return whether another model or upstream may answer; the offline model never fails."""
+        return not self.offline and bool(self.fallback_models or self.fallback_base_url)
 
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
         """Return the model and max_tokens, by default those of the settings; raise Problem if they are not allowed."""

@@ -26,7 +26,7 @@ TEXTS = re.compile(rb'"(?:text|thinking|partial_json|message)": ?"((?:[^"\\]|\\.
 CREDENTIALS = re.compile(rb"^(?:authorization:[ \t]*(bearer|basic)|(x-api-key):)[ \t]*([^\r\n]*)", re.I | re.M)
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 # Values that clients choose and that a log line may contain.
-CHOSEN = re.compile(r'"(?:request_id|model)": "(?:[^"\\]|\\.)*"')
+CHOSEN = re.compile(r'"(?:request_id|requested_model|model)": "(?:[^"\\]|\\.)*"')
 
 
 class Leak(AssertionError):
@@ -95,7 +95,8 @@ def strings_in(value: Any) -> Iterator[str]:
 
 def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
     """Return the secrets in the environment of a server, each with its kind."""
-    found = {env.get("ANTHROPIC_API_KEY", ""): "upstream key", env.get("ANTHROPIC_AUTH_TOKEN", ""): "upstream key"}
+    keys = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "RILL_FALLBACK_API_KEY")
+    found = {env.get(name, ""): "upstream key" for name in keys}
     for entry in env.get("RILL_API_KEYS", "").split(","):
         found[entry.partition("=")[2] or entry] = "client's API key"
     with suppress(ValueError):
@@ -107,8 +108,9 @@ def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
 def forbidden_at(port: int, env: Mapping[str, str]) -> dict[str, str]:
     """Return every secret that the server at `port`, with this environment, must not write, each with its kind."""
     ports = [port]
-    with suppress(ValueError):  # the port may be invalid
-        ports.append(urlsplit(env.get("ANTHROPIC_BASE_URL", "")).port or 0)
+    for name in ("ANTHROPIC_BASE_URL", "RILL_FALLBACK_BASE_URL"):
+        with suppress(ValueError):  # the port may be invalid
+            ports.append(urlsplit(env.get(name, "")).port or 0)
     is_text = [item for each in ports if each in WIRE_SECRETS for item in list(WIRE_SECRETS[each].kinds.items())]
     return {**dict(is_text), **secrets_of(env)}
 

@@ -520,7 +520,7 @@ def test_the_metrics_table_matches_the_service(rill: Rill, upstream: Upstream) -
     served: dict[str, set[str]] = {}
     for name, labels in labels_by_name(rill, upstream).items():
         served.setdefault(metric_of(name), set()).update(labels - {"le"})
-    section = MONITORING.split("## Metrics")[1].split("\n## ")[0]
+    section = MONITORING.split("## Metrics")[1].split("| fallback metric |")[0]
     rows = re.findall(r"^\| `(rill_\w+)` \|([^|]*)\|", section, re.MULTILINE)
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == served
 

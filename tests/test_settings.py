@@ -33,6 +33,9 @@ DEFAULTS = {
     "trusted_proxies": 0,
     "allowed_hosts": (),
     "upstream_features": (),
+    "fallback_models": (),
+    "fallback_base_url": None,
+    "fallback_api_key": None,
     "start_timeout_seconds": 25,
     "idle_timeout_seconds": 120,
     "total_timeout_seconds": 900,
@@ -103,6 +106,7 @@ def test_an_empty_variable_is_treated_as_unset(read: Any) -> None:
         ("RILL_SHUTDOWN_GRACE_SECONDS", "0", "shutdown_grace_seconds", 0),
         ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9000/relay", "anthropic_base_url", "http://127.0.0.1:9000/relay"),
         ("RILL_ALLOWED_MODELS", "a, b ,,c", "allowed_models", ("a", "b", "c")),
+        ("RILL_FALLBACK_MODELS", "a, b ,,c", "fallback_models", ("a", "b", "c")),
         ("RILL_ALLOWED_HOSTS", "a.example, [::2]", "allowed_hosts", ("a.example", "[::2]")),
         ("RILL_UPSTREAM_FEATURES", "web_search,context-1m", "upstream_features", ("web_search", "context-1m")),
     ],
@@ -234,6 +238,9 @@ BAD_VALUES = {
         *("api.anthropic.com", "ftp://x", "http://", "https:///v1", "http://[bad", "http://x:99999"),
         *("http://256.1.1.1", "http://a..b", f"http://{'a' * 64}.example", "https://name:hidden@relay.example"),
     ],
+    "RILL_FALLBACK_MODELS": ["*", "a,*"],
+    "RILL_FALLBACK_BASE_URL": ["api.anthropic.com", "https://name:hidden@relay.example", "https://alone.example"],
+    "RILL_FALLBACK_API_KEY": ["hidden"],
     "RILL_API_KEYS": [
         "alice=",
         "=secret",
@@ -274,6 +281,22 @@ def test_without_an_upstream_key_the_message_states_what_to_set(read: Any) -> No
 @pytest.mark.parametrize("env", [{"RILL_OFFLINE": "1"}, {"ANTHROPIC_AUTH_TOKEN": "t"}, KEY])
 def test_an_api_key_an_auth_token_or_offline_mode_is_sufficient(read: Any, env: dict[str, str]) -> None:
     read(**env)
+
+
+def test_a_second_upstream_has_its_own_key(read: Any) -> None:
+    second = {"RILL_FALLBACK_BASE_URL": "https://relay.example", "RILL_FALLBACK_API_KEY": "sk-hidden"}
+    settings = read(**KEY, **second)
+    assert (settings.fallback_base_url, settings.fallback_api_key) == tuple(second.values())
+    assert settings.has_fallbacks()
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [({}, False), ({"RILL_FALLBACK_MODELS": "b"}, True), ({"RILL_FALLBACK_MODELS": "b", "RILL_OFFLINE": "1"}, False)],
+)
+def test_only_real_models_have_fallbacks(read: Any, env: dict[str, str], expected: bool) -> None:
+    assert read(**KEY, **env).has_fallbacks() is expected
 
 
 def test_several_bad_values_are_all_named_in_one_line(read: Any) -> None:

@@ -74,6 +74,13 @@ def test_a_plain_body_takes_its_options_from_the_query() -> None:
     assert (prompt.model, prompt.max_tokens, prompt.messages) == ("large", 9, one_message(PROMPT))
 
 
+@pytest.mark.parametrize(
+    ("fallback", "allowed"), [(None, True), (True, True), ("true", True), (False, False), ("false", False)]
+)
+def test_a_request_may_disable_fallbacks(fallback: bool | str | None, allowed: bool) -> None:
+    assert read_fields({"q": PROMPT, "fallback": fallback}, SETTINGS).allows_fallback is allowed
+
+
 def test_unknown_fields_are_ignored() -> None:
     body = {"q": PROMPT, "stream": True, "id": "x", "trigger": "submit-message", "messageId": None}
     assert read_json(json.dumps(body).encode(), SETTINGS) == read_fields({"q": PROMPT}, SETTINGS)
@@ -174,6 +181,8 @@ REJECTIONS: list[tuple[Any, list[str]]] = [
     ({"q": "a", "max_tokens": 10**400}, ["max_tokens:"]),
     ({"q": "a", "temperature": -0.1}, ["temperature:", "0"]),
     ({"q": "a", "temperature": 1.1}, ["temperature:", "1"]),
+    ({"q": "a", "fallback": "no"}, ["fallback:", "true or false"]),
+    ({"q": "a", "fallback": 0}, ["fallback:", "true or false"]),
     ({"q": "a", "temperature": "hot"}, ["temperature:", "number"]),
     ({"q": "a", "temperature": "nan"}, ["temperature:"]),
     ({"q": "a", "temperature": "inf"}, ["temperature:"]),

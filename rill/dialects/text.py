@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, ValidationError
 
 from rill.dialects.parts import content_of
-from rill.dialects.validation import MAX_MESSAGES, TextOrList, bad_field, read_json_object, reject_fields
+from rill.dialects.validation import (
+    MAX_MESSAGES,
+    TextOrList,
+    bad_field,
+    read_json_object,
+    read_switch,
+    reject_fields,
+)
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -51,6 +58,7 @@ class StreamRequest(BaseModel):
     model: Annotated[str, Field(min_length=1)] | None = None
     max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    fallback: Annotated[StrictBool | None, BeforeValidator(read_switch)] = None
 
 
 # The fields that may hold the prompt.
@@ -139,6 +147,7 @@ def _prompt_of(asked: StreamRequest, settings: Settings) -> Prompt:
         messages,
         {name: value for name, value in options.items() if value is not None},
         default_model=asked.model is None,
+        allows_fallback=asked.fallback is not False,
     )
 
 

@@ -15,6 +15,7 @@ TEXT_TAG, LIST_TAG = "<text>", "<list>"
 # Messages in place of pydantic's, which name one bound only and give no advice.
 MESSAGES = {
     "n": "should be 1; send a request for each answer",
+    "fallback": "should be true or false",
     "temperature": "should be a number from 0 to 1, or to 2 in OpenAI's dialect",
     "top_p": "should be a number from 0 to 1",
 }
@@ -31,6 +32,11 @@ TextOrList = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Item], Field(fail_fast=True), Tag(LIST_TAG)],
     Discriminator(_tag_of, custom_error_type="text_or_list", custom_error_message="Input should be a string or a list"),
 ]
+
+
+def read_switch(value: Any) -> Any:
+    """Return True or False for their names, as a query, a form or a header has them, and any other value as it is."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import gevent
@@ -15,6 +16,7 @@ from werkzeug.wrappers import Request
 from rill.admission import auth
 from rill.dialects import SSE, TEXT, anthropic, openai, text
 from rill.dialects.base import Dialect
+from rill.dialects.validation import read_switch
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.server.connection import ClientSocket
@@ -78,6 +80,14 @@ def check_range(request: Request) -> None:
     """
     if RESUMES.match(request.headers.get("Range", "")):
         raise Problem("not_resumable")
+
+
+def apply_fallback_header(request: Request, prompt: Prompt) -> Prompt:
+    """Return the prompt, without fallbacks if the header X-Rill-Fallback is false; raise Problem."""
+    value = read_switch(request.headers.get("X-Rill-Fallback", "true"))
+    if not isinstance(value, bool):
+        raise Problem("bad_request", "X-Rill-Fallback: should be true or false.")
+    return prompt if value else replace(prompt, allows_fallback=False)
 
 
 def read_query(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:

@@ -12,9 +12,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from rill.problems import Problem
 from rill.telemetry import metrics_files
+from rill.telemetry.fallback_metrics import FallbackMetrics
 from rill.telemetry.log_stream import count_dropped_lines
 from rill.telemetry.record import Record
-from rill.telemetry.series_budget import SeriesBudget
+from rill.telemetry.series_budget import OTHER, SeriesBudget
 
 TTFT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 # The label `type` of rill_tokens_total -> the field of the Messages API's usage.
@@ -38,7 +39,7 @@ class Telemetry:
     `models` are `other`. If there would still be too many series, further ones are counted under `other`.
     """
 
-    def __init__(self, named: bool, models: Sequence[str]) -> None:
+    def __init__(self, named: bool, models: Sequence[str], has_fallbacks: bool = False) -> None:
         _choose_values()
         self._budget = SeriesBudget(metrics_files.counter_file())
         self._answers_of = lru_cache(CACHED_SERIES)(self._find_answers)
@@ -64,6 +65,8 @@ class Telemetry:
         self._lines_dropped = counter("rill_log_lines_dropped", meaning)
         self._lines_dropped_before = 0
         self._metrics = [each for each in vars(self).values() if isinstance(each, Counter | Gauge | Histogram)]
+        self._fallbacks = FallbackMetrics(self._budget) if has_fallbacks else None
+        self._metrics += self._fallbacks.metrics if self._fallbacks else []
 
     def begin(self) -> None:
         """Count an answer as open, until `end`."""
@@ -83,6 +86,16 @@ class Telemetry:
         """Count the problem if the upstream caused or reported it, as `overloaded`, `truncated`, `bad_request` ..."""
         if problem.from_upstream:
             self._upstream_errors.labels(problem.name.removeprefix("upstream_")).inc()
+
+    def count_attempt(self, upstream: str) -> None:
+        """Count a request to an upstream, if there are fallbacks."""
+        if self._fallbacks:
+            self._fallbacks.count_attempt(upstream)
+
+    def count_circuit(self, upstream: str, scope: str, is_open: bool) -> None:
+        """Count a circuit that opened or closed."""
+        if self._fallbacks:
+            self._fallbacks.count_circuit(upstream, scope, is_open)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' format, without delaying open answers."""
@@ -108,11 +121,14 @@ class Telemetry:
     def _count(self, record: Record) -> None:
         self._count_dropped_lines()
         client = record.client if self._named else ""
-        model = record.model if record.model in self._models else "other"
+        model = record.model if record.model in self._models else OTHER
         dialect = record.dialect
         self._answers_of(client, model, dialect, record.outcome).inc()
         self._duration.labels(dialect).observe(time.monotonic() - record.begun)
         self._bytes.labels(dialect).inc(record.bytes_sent)
+        if self._fallbacks and record.upstream and record.status == 200:
+            requested = record.requested_model if record.requested_model in self._models else OTHER
+            self._fallbacks.count_answer(requested, model, record.upstream)
         if record.ttft is not None:
             self._ttft.labels(dialect).observe(record.ttft)
         for type, name in TOKEN_TYPES.items():

@@ -10,12 +10,18 @@ from rill.problems import CANCELLATION_REASONS
 
 @dataclass(slots=True)
 class Record:
-    """The facts about one answer; `begun` and `first_text` are monotonic, in seconds."""
+    """The facts about one answer; `begun` and `first_text` are monotonic, in seconds.
+
+    `model` and `upstream` are those that answered, or were asked last; `attempts` counts the requests to upstreams.
+    """
 
     request_id: str
     dialect: str
     client: str
-    model: str
+    requested_model: str
+    model: str = ""
+    upstream: str | None = None
+    attempts: int = 0
     status: int = 500
     outcome: str = "internal_error"
     stop_reason: str | None = None
@@ -24,6 +30,14 @@ class Record:
     first_text: float | None = None
     bytes_sent: int = 0
     begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.model = self.requested_model
+
+    def note_attempt(self, upstream: str, model: str) -> None:
+        """Note that the model is asked at the upstream."""
+        self.upstream, self.model = upstream, model
+        self.attempts += 1
 
     @property
     def ttft(self) -> float | None:
@@ -37,7 +51,10 @@ class Record:
             "upstream_request_id": self.upstream_request_id,
             "client": self.client,
             "dialect": self.dialect,
+            "requested_model": self.requested_model,
             "model": self.model,
+            "upstream": self.upstream,
+            "attempts": self.attempts,
             "status": self.status,
             "outcome": self.outcome,
             "stop_reason": self.stop_reason,

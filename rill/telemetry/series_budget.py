@@ -12,6 +12,10 @@ RESERVED_BYTES = 256 << 10
 # The size of a series without the values of its labels: names, help text, number, padding.
 SERIES_BYTES = 256
 
+# The metrics with clients or models as labels, and their labels in the order of `fit`.
+BUDGETED = ("rill_requests_total", "rill_tokens_total", "rill_answered_by_total")
+LABELS = ("client", "requested_model", "model", "dialect", "outcome", "upstream")
+
 
 class SeriesBudget:
     """Decides which clients and models have series of their own: as many as a file of counters holds.
@@ -45,8 +49,8 @@ class SeriesBudget:
         values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
         for key, *_ in values:
             _, name, labels, _ = json.loads(key)
-            if name in ("rill_requests_total", "rill_tokens_total"):
-                known = tuple(labels[label] for label in ("client", "model", "dialect", "outcome") if label in labels)
+            if name in BUDGETED:
+                known = tuple(labels[label] for label in LABELS if label in labels)
                 self._known.add(known)
                 self._free -= _bytes_of(known)
 

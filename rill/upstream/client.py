@@ -20,10 +20,11 @@ from rill.settings import Settings
 from rill.upstream.answer import Answer, visible_headers
 from rill.upstream.direct import DirectClient
 from rill.upstream.proxy import proxy_of_environment
-from rill.upstream.retry import ATTEMPTS, Failure, advice, pause_before_retry, retry_after
+from rill.upstream.retry import ATTEMPTS, Failed, Failure, advice, pause_before_retry, retry_after
 from rill.upstream.transport import GeventTransport, UpstreamClient
 
-CONNECT_SECONDS = WRITE_SECONDS = POOL_SECONDS = 10.0
+# For each of: a free connection, the connection itself, the write of the request.
+CONNECT_SECONDS = 10.0
 # The Cancellation ends a silent answer, as at every deadline; the transport's timeout is only a safety net behind it.
 SPARE_SECONDS = 5.0
 # No compression: an event that waits for a compressor's block to fill arrives late.
@@ -32,27 +33,39 @@ HEADERS = {"Accept-Encoding": "identity"}
 log = logging.getLogger(__name__)
 
 
-def _ignore(anything: object) -> None:
-    pass
+def ignore(*anything: object) -> None:
+    """Do nothing."""
 
 
 class Upstream:
     """The Messages API at `base_url`, for `streams` answers at once; one in each worker, made after the fork."""
 
     def __init__(
-        self, settings: Settings, base_url: str, streams: int, count_error: Callable[[Problem], None] = _ignore
+        self,
+        settings: Settings,
+        base_url: str,
+        streams: int,
+        count_error: Callable[[Problem], None] = ignore,
+        name: str = "primary",
+        api_key: str | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
-        """Set up the client; `count_error` gets the problem of each attempt that is repeated. Raise BadSettings."""
+        """Set up the client; `count_error` gets the problem of each attempt that is repeated. Raise BadSettings.
+
+        `api_key` replaces the credentials of the settings. A connection and a write take at most `connect_seconds`.
+        """
+        self.name = name
         self._count_error = count_error
-        self._secrets = [secret for secret in (settings.anthropic_api_key, settings.anthropic_auth_token) if secret]
+        own, token = (api_key, None) if api_key else (settings.anthropic_api_key, settings.anthropic_auth_token)
+        self._secrets = [secret for secret in (own, token) if secret]
         # The offline model runs in this process, where no proxy reaches it.
         proxy = None if settings.offline else proxy_of_environment(base_url)
         transport = GeventTransport(httpx2.URL(base_url), streams, proxy)
         read_seconds = settings.idle_timeout_seconds + SPARE_SECONDS
-        timeout = httpx2.Timeout(connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=POOL_SECONDS, read=read_seconds)
+        timeout = httpx2.Timeout(connect_seconds, read=read_seconds)
         options: dict[str, Any] = {
-            "api_key": "offline" if settings.offline else settings.anthropic_api_key,
-            "auth_token": None if settings.offline or settings.anthropic_api_key else settings.anthropic_auth_token,
+            "api_key": "offline" if settings.offline else own,
+            "auth_token": None if settings.offline or own else token,
             "base_url": base_url,
             "http_client": UpstreamClient(transport),
         }
@@ -63,29 +76,42 @@ class Upstream:
         )
 
     def ask(
-        self, prompt: Prompt, seconds: float, verbatim: bool = False, on_open: Callable[[Answer], None] = _ignore
+        self,
+        prompt: Prompt,
+        seconds: float,
+        verbatim: bool = False,
+        on_open: Callable[[Answer], None] = ignore,
+        on_attempt: Callable[[str, str], None] = ignore,
     ) -> Answer:
         """Send the prompt and return once the upstream has started to answer; raise Problem.
 
         An attempt that the upstream certainly did not process, or whose failure is transient, is repeated as long as
-        that fits in `seconds`. `verbatim` adds the bytes of each read to its events. `on_open` gets each answer as soon
-        as its headers are in.
+        that fits in `seconds`. `verbatim` adds the bytes of each read to its events. `on_attempt` gets the names of the
+        upstream and the model before each attempt, `on_open` each answer as soon as its headers are in.
         """
         deadline = time.monotonic() + seconds
         for attempt in range(1, ATTEMPTS + 1):
+            on_attempt(self.name, prompt.model)
             try:
-                return self._begin(prompt, verbatim, on_open)
-            except (anthropic.APIError, Problem) as error:
-                failure = self._failure_of(error, prompt)
-                problem = failure.problem
-                pause = pause_before_retry(failure, attempt, prompt.is_streamed)
-                if pause is None or time.monotonic() + pause >= deadline:
-                    cause = error.__cause__ if problem is error else error
-                    raise problem.replace(should_retry=advice(failure, attempt)) from cause
-            self._count_error(problem)
-            log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, problem.name, pause)
+                return self.attempt(prompt, verbatim, on_open)
+            except Failed as failed:
+                failure, cause = failed.failure, failed.__cause__
+            pause = pause_before_retry(failure, attempt, prompt.is_streamed)
+            if pause is None or time.monotonic() + pause >= deadline:
+                raise failure.problem.replace(should_retry=advice(failure, attempt)) from cause
+            self._count_error(failure.problem)
+            log.warning("upstream attempt %d failed (%s), next in %.1f s", attempt, failure.problem.name, pause)
             gevent.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+    def attempt(self, prompt: Prompt, verbatim: bool, on_open: Callable[[Answer], None]) -> Answer:
+        """Send the prompt once and return once the upstream has started to answer; raise Failed."""
+        try:
+            return self._begin(prompt, verbatim, on_open)
+        except Problem as problem:
+            raise Failed(Failure(problem)) from problem.__cause__
+        except anthropic.APIError as error:
+            raise Failed(self._failure_of(error, prompt)) from error
 
     def _begin(self, prompt: Prompt, verbatim: bool, on_open: Callable[[Answer], None]) -> Answer:
         answer = Answer(self._open(prompt), prompt.is_streamed, verbatim, self._secrets)
@@ -122,9 +148,7 @@ class Upstream:
             # Python reads JSON that it cannot write: 1e999 is read as an infinity.
             raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
 
-    def _failure_of(self, error: anthropic.APIError | Problem, prompt: Prompt) -> Failure:
-        if isinstance(error, Problem):
-            return Failure(error)
+    def _failure_of(self, error: anthropic.APIError, prompt: Prompt) -> Failure:
         if isinstance(error, anthropic.APIStatusError):
             return Failure(self._problem_of(error, prompt), error.status_code, error.response.headers)
         cause = error.__cause__

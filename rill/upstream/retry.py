@@ -26,6 +26,12 @@ LONGEST_WAIT_SECONDS = 60
 # https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/error-524/
 GATEWAY_TIMEOUTS = (504, 524)
 
+# The problems of an `error` event for which the model was certainly not asked, if it is the first event.
+UNPROCESSED_EVENTS = (
+    *("upstream_overloaded", "upstream_rate_limited", "upstream_rejected", "upstream_account_blocked"),
+    "model_not_found",
+)
+
 
 class Failure(NamedTuple):
     """An attempt that failed before its answer began.
@@ -40,16 +46,53 @@ class Failure(NamedTuple):
     error: BaseException | None = None
 
 
+class Failed(Exception):
+    """Raised for an attempt that failed; its cause is the exception behind the failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.problem.name)
+        self.failure = failure
+
+
 def pause_before_retry(failure: Failure, attempt: int, is_streamed: bool) -> float | None:
     """Return the seconds to wait before the next attempt; None if there must be none."""
     if attempt == ATTEMPTS or not _may_retry(failure, is_streamed):
         return None
-    if isinstance(failure.error, Unanswered) and failure.error.kept:
-        return 0.0  # The kept connection was stale.
+    if is_stale(failure):
+        return 0.0
     advised = retry_after(failure.headers)
     if advised is None:
         return FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.75, 1.0)
     return float(advised) if advised <= LONGEST_PAUSE_SECONDS else None
+
+
+def is_stale(failure: Failure) -> bool:
+    """Return whether the upstream closed a kept connection, maybe before the request was sent."""
+    return isinstance(failure.error, Unanswered) and failure.error.kept
+
+
+def fault_of(failure: Failure) -> str:
+    """Return what failed: the `request`, the `model`, or the whole `upstream`."""
+    name = failure.problem.name
+    if name in ("bad_request", "content_too_large"):
+        return "request"
+    is_models = failure.status == 404 or name in ("upstream_overloaded", "upstream_rate_limited", "model_not_found")
+    return "model" if is_models else "upstream"
+
+
+def is_unprocessed(failure: Failure, is_streamed: bool) -> bool:
+    """Return whether the request was certainly not billed, so that another model or upstream may answer it."""
+    error = failure.error
+    if failure.status is not None:
+        return failure.status not in GATEWAY_TIMEOUTS
+    if isinstance(error, Unanswered):
+        return error.seconds <= UNPROCESSED_SECONDS and is_streamed
+    if error is not None:
+        # A request that was not written completely cannot be processed.
+        return isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)) or (
+            isinstance(error, (httpx2.WriteError, httpx2.WriteTimeout)) and is_streamed
+        )
+    return failure.problem.name in UNPROCESSED_EVENTS
 
 
 def advice(failure: Failure, attempt: int) -> str:

@@ -32,3 +32,20 @@ def start(upstream: Upstream) -> Iterator[Callable[..., Rill]]:
             return running.enter_context(probed(url, *arguments, **env))
 
         yield start_server
+
+
+@pytest.fixture(scope="session")
+def shared_second() -> Iterator[Upstream]:
+    """Yield the second upstream of this process; tests use `second`."""
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def second(shared_second: Upstream) -> Iterator[Upstream]:
+    """Yield the second upstream, without scripts and records."""
+    shared_second.clear()
+    yield shared_second
+    faults = shared_second.faults
+    shared_second.clear()
+    assert faults == []

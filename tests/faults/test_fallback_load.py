@@ -1,0 +1,77 @@
+"""An upstream that fails half of its requests under load: nearly every client gets an answer, in time."""
+
+import random
+import threading
+import time
+from typing import NamedTuple
+
+import pytest
+import upstream as wire
+from asking import ask
+from fallbacks import FAILING, fallbacks
+from server import Rill, StartRill
+from upstream import Answer, Upstream
+
+STARTS_PER_SECOND, SECONDS = 200, 4
+# How long a healthy upstream takes to start.
+START_SECONDS = 0.15
+HEALTHY = (wire.pause(START_SECONDS), *wire.answer("here"))
+
+
+class Load(NamedTuple):
+    """The answers to a load: how many were complete, and the seconds to the first byte of each."""
+
+    complete: int
+    seconds: list[float]
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
+
+
+def fail_half_of_them(answer: Answer) -> None:
+    """Answer, or fail at once."""
+    for step in (FAILING,) if random.random() < 0.5 else HEALTHY:
+        step(answer)
+
+
+def put_load_on(rill: Rill) -> Load:
+    """Start requests at a constant rate, and read their answers."""
+    complete, seconds = [], []
+
+    def ask_once() -> None:
+        begun = time.monotonic()
+        with ask(rill, headers={"Connection": "close"}, timeout=30) as asked:
+            is_started = asked.status == 200
+            seconds.append(time.monotonic() - begun)
+            if is_started and asked.read_rest() == b"here":
+                complete.append(1)
+
+    begun, clients = time.monotonic(), []
+    for number in range(STARTS_PER_SECOND * SECONDS):
+        time.sleep(max(0.0, begun + number / STARTS_PER_SECOND - time.monotonic()))
+        clients.append(threading.Thread(target=ask_once))
+        clients[-1].start()
+    for client in clients:
+        client.join()
+    return Load(len(complete), seconds)
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("configuration", ["upstream", "both"])
+def test_an_upstream_that_fails_half_of_its_requests_costs_no_answer_and_little_time(
+    start_rill: StartRill, upstream: Upstream, second: Upstream, configuration: str
+) -> None:
+    rill = start_rill(**fallbacks(configuration, second), RILL_MAX_STREAMS_PER_CLIENT="1000")
+    upstream.always(*HEALTHY)
+    second.always(*HEALTHY)
+    healthy = put_load_on(rill)
+    upstream.requests.clear()
+    assert second.requests == []
+    upstream.always(fail_half_of_them)
+    failing = put_load_on(rill)
+    total = STARTS_PER_SECOND * SECONDS
+    assert healthy.complete == total
+    assert failing.complete >= 0.999 * total
+    assert failing.p99 < 2 * healthy.p99, (failing.p99, healthy.p99)
+    assert max(len(upstream.requests), len(second.requests)) <= 1.2 * total
