@@ -29,6 +29,8 @@ TOKEN_TYPES = {
 CACHED_SERIES = 4096
 DURATION_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
+LINE = {"name": "rill.answers", "msg": "answer", "levelno": logging.INFO, "levelname": "INFO"}
+
 log = logging.getLogger("rill.answers")
 
 
@@ -75,7 +77,8 @@ class Telemetry:
     def end(self, record: Record) -> None:
         """Write the log line of an answer, and count it."""
         self._open.dec()
-        log.info("answer", extra=record.as_fields())
+        # `log.info` would search the stack for the caller, at half the cost of the line.
+        log.handle(logging.makeLogRecord({**LINE, **record.as_fields()}))
         self._count(record)
 
     def count_rejection(self, problem: Problem) -> None:
