@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from certificates import make_certificate
-from fork_server import fork_server
+from fork_server import close_fork_servers
 from server import Rill, StartRill, rill_env, with_changes
 from server_pool import ServerPool
 from upstream import Upstream
@@ -66,10 +66,9 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session", autouse=True)
 def forks() -> Iterator[None]:
-    """End the process that forks servers, if there is one."""
+    """End the processes that fork servers."""
     yield
-    if fork_server.cache_info().currsize:
-        fork_server().close()
+    close_fork_servers()
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +111,7 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
             changed = with_changes(rill_env(upstream), env)
-            return running.enter_context(Rill(changed, arguments, bind=bind, forked=True))
+            return running.enter_context(Rill(changed, arguments, bind=bind))
 
         yield start
 

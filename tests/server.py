@@ -14,15 +14,13 @@ from typing import NamedTuple
 
 import psutil
 from conversation import Conversation, request_bytes
-from fork_server import Forked, fork_server
+from fork_server import UTF_8, Forked, fork_server, is_read_late
 from leaks import WIRE_SECRETS, Leak, WireSecrets, find_leaks, forbidden_at
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60
 STOP_SECONDS = 40
-SETTINGS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "REDIS_URL", "DYNO")
-FORKED_APPS = ("wsgi:app", "probe:app", "failing:app")
 BUSY_PORT = "Connection in use"  # gunicorn's message
 
 
@@ -61,23 +59,21 @@ class Rill:
         bind: bool = True,
         app: str = "wsgi:app",
         outputs: tuple[int | None, int] | None = None,
-        forked: bool = False,
+        forked: bool = True,
     ) -> None:
         """`bind=False` names the port as a platform does, by PORT in the environment.
 
         `outputs` are the files for stdout and stderr; `output()` contains stdout only if the first is None.
-        `forked` starts the server from a process that has imported it, unless that makes a difference.
+        A server is forked from a process that has imported it, unless that makes a difference or `forked` is false.
         """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
+        self.env = {**inherited, **UTF_8, **env}
         self.arguments = without_relay(arguments) if GENERAL_PATH else arguments
         self.root = root
         self.bind = bind
         self.app = app
         self.outputs = outputs
-        self.forked = (
-            forked and not GENERAL_PATH and not outputs and root == ROOT and app in FORKED_APPS and is_read_late(env)
-        )
+        self.forked = forked and root == ROOT and is_read_late(self.env)
         self.port = 0
         self._stopped: Stopped | None = None
         self._begun = 0  # offset in bytes of what `output` returns
@@ -208,7 +204,7 @@ class Rill:
         env = self.env if self.bind else {**self.env, "PORT": str(self.port)}
         self._process: Forked | subprocess.Popen[bytes]
         if self.forked:
-            self._process = fork_server().start(arguments, env, self._output.fileno())
+            self._process = self._fork(arguments, env)
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *arguments],
@@ -219,6 +215,12 @@ class Rill:
             stderr=stderr,
             start_new_session=True,
         )
+
+    def _fork(self, arguments: list[str], env: Mapping[str, str]) -> Forked:
+        written = self._output.fileno()
+        stdout, stderr = self.outputs or (written, written)
+        with open(os.devnull) as nothing:
+            return fork_server().start(arguments, env, (nothing.fileno(), stdout or written, stderr))
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -255,11 +257,6 @@ class Rill:
             return process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == self.pid
         except ProcessLookupError:
             return False
-
-
-def is_read_late(env: Mapping[str, str]) -> bool:
-    """Whether all of the environment is read when the application is made, and nothing when a module is imported."""
-    return all(name in SETTINGS or name.startswith("RILL_") for name in env)
 
 
 def without_relay(arguments: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ class ServerPool:
         if found and not found.is_running:
             found.__exit__()
             found = None
-        found = found or Rill(env, arguments, app=app, forked=True).__enter__()
+        found = found or Rill(env, arguments, app=app).__enter__()
         self._servers[key] = found  # The last one is the latest used.
         if len(self._servers) > MOST:
             oldest = next(iter(self._servers))

@@ -56,14 +56,14 @@ def environment(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
+    with Rill(environment(REDIS_URL=redis.url)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def second_service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
     """Yield a second service on the same Redis."""
-    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
+    with Rill(environment(REDIS_URL=redis.url)) as running:
         yield running
 
 

@@ -338,7 +338,7 @@ KILLED = """
 import os, signal, sys, time
 sys.path[:0] = sys.argv[1:]
 from server import Rill
-servers = [Rill({"RILL_OFFLINE": "1"}, forked=True).__enter__() for _ in range(2)]
+servers = [Rill({"RILL_OFFLINE": "1"}).__enter__() for _ in range(2)]
 os.kill(servers[0].pid, signal.SIGKILL)
 time.sleep(1)  # The report of its end is never read.
 print(servers[1].pid, flush=True)
