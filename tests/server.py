@@ -16,6 +16,7 @@ import psutil
 from conversation import Conversation, request_bytes
 from fork_server import UTF_8, Forked, fork_server, is_read_late
 from leaks import WIRE_SECRETS, Leak, WireSecrets, find_leaks, forbidden_at
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +133,9 @@ class Rill:
 
     def workers(self) -> list[psutil.Process]:
         """Return the worker processes alive now."""
-        return [each for each in psutil.Process(self.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+        with open(f"/proc/{self.pid}/task/{self.pid}/children") as listed:  # psutil would read about every process
+            children = [psutil.Process(int(pid)) for pid in listed.read().split() if psutil.pid_exists(int(pid))]
+        return [each for each in children if each.status() != psutil.STATUS_ZOMBIE]
 
     def wait_for_workers(self, n: int, timeout: float = 10) -> list[psutil.Process]:
         """Wait until `n` workers are alive, and return them: a healthy server may still be forking."""
@@ -233,12 +236,7 @@ class Rill:
 
     def _is_listening(self) -> bool:
         """Return whether this very process listens: another server on the port could be healthy too."""
-        with contextlib.suppress(psutil.Error):
-            return any(
-                each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
-                for each in psutil.Process(self.pid).net_connections("tcp4")
-            )
-        return False
+        return any(each.listens and each.local_port == self.port for each in tcp_sockets(self.pid))
 
     def _is_healthy(self, timeout: float) -> bool:
         with (
@@ -250,6 +248,10 @@ class Rill:
 
     def _survivors(self) -> list[int]:
         """Return the ids of the group's processes that have not ended (a zombie has)."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return []
         return [each.pid for each in psutil.process_iter(["status"]) if self._is_ours(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:

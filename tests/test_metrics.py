@@ -16,6 +16,7 @@ from asking import ask
 from conversation import Conversation
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, Rill, StartRill
+from tcp_sockets import tcp_sockets
 from upstream import Step, Upstream
 
 from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
@@ -275,9 +276,7 @@ def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
     """Return the worker that holds the other end of a connection."""
     port = asked.socket.getsockname()[1]
     (found,) = [
-        worker
-        for worker in rill.workers()
-        if any(each.raddr and each.raddr.port == port for each in worker.net_connections("tcp4"))
+        worker for worker in rill.workers() if any(each.remote_port == port for each in tcp_sockets(worker.pid))
     ]
     return found
 

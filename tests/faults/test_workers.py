@@ -11,6 +11,7 @@ import upstream as wire
 from asking import ask, wait_until
 from conversation import Conversation
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 from witness import wait_until_all_serve
 
@@ -26,7 +27,7 @@ SCRIPT = (
 
 def clients_of(worker: psutil.Process, rill: Rill) -> set[int]:
     """Return the ports of the clients of a worker."""
-    return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr and each.laddr.port == rill.port}
+    return {each.remote_port for each in tcp_sockets(worker.pid) if each.local_port == rill.port and not each.listens}
 
 
 def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:

@@ -10,6 +10,7 @@ import pytest
 from conversation import request_bytes
 from raw import Received, connect, receive_rest, send
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 CONNECTIONS = 5000
@@ -30,7 +31,7 @@ def descriptors() -> None:
 
 def connections(worker: psutil.Process, port: int) -> int:
     """Return the number of client connections of the worker."""
-    return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
+    return sum(each.local_port == port and not each.listens for each in tcp_sockets(worker.pid))
 
 
 @pytest.mark.timing
