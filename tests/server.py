@@ -25,8 +25,9 @@ STOP_SECONDS = 40
 BUSY_PORT = "Connection in use"  # gunicorn's message
 
 
-# With GENERAL_PATH in the environment of the tests, their servers have no relay.
-GENERAL_PATH = str(ROOT / "tests" / "general_path") if os.environ.get("GENERAL_PATH") else ""
+# Whether servers have no relay: in some tests, and with GENERAL_PATH in the environment in all.
+GENERAL_PATH = bool(os.environ.get("GENERAL_PATH"))
+GENERAL_PATH_FOLDER = str(ROOT / "tests" / "general_path")
 
 
 class StartFailed(Exception):
@@ -264,9 +265,9 @@ class Rill:
 def without_relay(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """Return gunicorn's arguments with the folder of a wsgi module that has no relay."""
     if "--pythonpath" not in arguments:
-        return ("--pythonpath", GENERAL_PATH, *arguments)
+        return ("--pythonpath", GENERAL_PATH_FOLDER, *arguments)
     value = arguments.index("--pythonpath") + 1
-    return (*arguments[:value], f"{arguments[value]},{GENERAL_PATH}", *arguments[value + 1 :])
+    return (*arguments[:value], f"{arguments[value]},{GENERAL_PATH_FOLDER}", *arguments[value + 1 :])
 
 
 StartRill = Callable[..., Rill]

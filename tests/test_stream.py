@@ -15,6 +15,8 @@ from server import Rill
 from test_recorded import events_of, text_of
 from upstream import Step, Upstream
 
+pytestmark = pytest.mark.both_paths
+
 ASK = "/stream?q=hi"
 SSE = {"Accept": "text/event-stream"}
 FORMS = pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])

@@ -151,6 +151,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_truncated_plain_text_is_aborted_after_the_received_text(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *FAILURES[how].steps)
@@ -164,6 +165,7 @@ def test_a_truncated_plain_text_is_aborted_after_the_received_text(rill: Rill, u
     upstream.wait_until(lambda: upstream.answers[0].outcome in ("left", "cut", "sent"), "the connection to close")
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_truncated_event_stream_ends_with_an_error_event_and_no_end_mark(
     rill: Rill, upstream: Upstream, how: str
@@ -183,6 +185,7 @@ def test_a_truncated_event_stream_ends_with_an_error_event_and_no_end_mark(
     assert logged(rill, name)["outcome"] == FAILURES[how].outcome
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_truncated_answer_over_http_1_0_resets_the_connection(rill: Rill, upstream: Upstream, how: str) -> None:
     upstream.script(*BEGUN, *FAILURES[how].steps)
@@ -261,6 +264,7 @@ UNUSUAL_EVENTS = {
 }
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("what", UNUSUAL_TEXTS)
 def test_unusual_text_is_forwarded_correctly(rill: Rill, upstream: Upstream, what: str) -> None:
     sends = [wire.send(each) for each in UNUSUAL_EVENTS[what]]
@@ -269,6 +273,7 @@ def test_unusual_text_is_forwarded_correctly(rill: Rill, upstream: Upstream, wha
         assert (asked.read_rest().decode(), asked.ended) == (UNUSUAL_TEXTS[what], "clean")
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("what", UNUSUAL_TEXTS)
 def test_unusual_text_in_events_loses_only_the_kind_of_its_line_ends(rill: Rill, upstream: Upstream, what: str) -> None:
     sends = [wire.send(each) for each in UNUSUAL_EVENTS[what]]
@@ -283,6 +288,7 @@ def test_unusual_text_in_events_loses_only_the_kind_of_its_line_ends(rill: Rill,
     assert "".join(texts) == UNUSUAL_TEXTS[what].replace("\r\n", "\n").replace("\r", "\n")
 
 
+@pytest.mark.both_paths
 def test_a_wrong_block_index_loses_no_text(rill: Rill, upstream: Upstream) -> None:
     upstream.script(
         wire.head(), wire.send(wire.opening(), wire.text("a", 7), wire.text("b", -1), wire.stop()), wire.end()
@@ -291,6 +297,7 @@ def test_a_wrong_block_index_loses_no_text(rill: Rill, upstream: Upstream) -> No
         assert (asked.read_rest(), asked.ended) == (b"ab", "clean")
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("megabytes", [10, 20])
 def test_a_line_of_ten_megabytes_is_forwarded_and_one_of_twenty_is_aborted(
     rill: Rill, upstream: Upstream, megabytes: int
