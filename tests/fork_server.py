@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 # Read when gunicorn or the application starts; gunicorn.conf.py overrides those that gunicorn reads at its import.
 READ_LATE = re.compile(
     "RILL_.*|ANTHROPIC_(API_KEY|AUTH_TOKEN|BASE_URL)|REDIS_URL|DYNO|WEB_CONCURRENCY|PORT|GUNICORN_CMD_ARGS"
-    "|(HTTPS?|ALL|NO)_PROXY|PATH|HOME"
+    "|(HTTPS?|ALL|NO)_PROXY|PATH|HOME|TMPDIR"
 )
 UTF_8 = {"LANG": "C.UTF-8"}
 
@@ -213,6 +214,7 @@ def become(program: str, task: dict[str, Any], descriptors: Sequence[int]) -> No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(task["env"])
+    tempfile.tempdir = None  # It is read from TMPDIR when it is asked for.
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
