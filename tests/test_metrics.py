@@ -154,7 +154,7 @@ def test_a_disconnect_is_counted_as_client_disconnected(rill: Rill, upstream: Up
     with counted(rill) as added:
         with ask(rill, dialect, ALICE) as asked:
             asked.read_until(b"some ")
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
     labels = {"client": "alice", "model": MODEL}
     assert added.named("rill_requests_total") == {series(**labels, dialect=dialect, outcome="client_disconnected"): 1}
     assert added.of("rill_tokens_total", type="input") == 12

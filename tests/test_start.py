@@ -260,7 +260,7 @@ def test_no_prompt_is_in_the_output_of_a_failure(share_rill: StartRill, upstream
     )
     with service.ask("GET", f"/stream?q={SECRET}") as asked:
         asked.read_rest()
-        assert asked.ended == "cut"
+        assert asked.ended == "truncated"
     assert SECRET not in service.output()
     assert_no_errors(service)
 

@@ -179,7 +179,7 @@ def test_ctrl_c_exits_with_130_and_closes_the_upstream(upstream: Upstream, start
         time.sleep(0.3)  # it waits again in gevent, which handles the signal itself
         command.process.send_signal(signal.SIGINT)
         code, written, errors = command.finish()
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
     assert (code, written) == (130, "\n" if started else "")
     assert_errors(errors, r"Interrupted\.\n", unfinished("first " if started else ""))
 
@@ -193,7 +193,7 @@ def test_a_closed_pipe_ends_the_answer_and_the_upstream_request(upstream: Upstre
         upstream.open("more")
         assert command.process.wait(60) == 1
         assert os.read(command.stderr, 65536) == b""
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 # No request

@@ -125,7 +125,7 @@ def test_an_aborted_fetch_closes_the_upstream_connection(node: Clients, service:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with node.run("fetch.mjs", "abort", service.url) as running:
         first, last = running
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
     assert (first, last["error"]["name"]) == ({"text": FIRST}, "AbortError")
 
 

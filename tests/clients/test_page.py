@@ -269,7 +269,7 @@ def test_stop_closes_the_upstream_connection_and_keeps_the_text(open_page: Page,
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     open_page.find("#stop").click()
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_outcomes(STOPPED)
     assert open_page.texts(".answer") == [FIRST]
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
@@ -280,7 +280,7 @@ def test_a_prompt_stopped_before_its_answer_returns_to_the_form(open_page: Page,
     open_page.ask()
     upstream.wait_for_requests(1)
     open_page.press(Keys.ESCAPE)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_outcomes(STOPPED)
     assert open_page.find("#prompt").get_property("value") == QUESTION
 
@@ -383,7 +383,7 @@ def test_a_new_conversation_cancels_the_answer_and_clears_the_page(open_page: Pa
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     open_page.find("#new").click()
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_answers()
     open_page.wait_for(lambda: open_page.shows("#send"), True)
     assert open_page.shows("#welcome")

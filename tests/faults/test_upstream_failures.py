@@ -160,9 +160,11 @@ def test_a_truncated_plain_text_is_aborted_after_the_received_text(rill: Rill, u
         assert asked.next_chunk() == b"one "
         upstream.open("read")
         asked.read_rest()
-        assert asked.ended == "cut"
+        assert asked.ended == "truncated"
     assert (logged(rill, name)["outcome"], len(upstream.requests)) == (FAILURES[how].outcome, 1)
-    upstream.wait_until(lambda: upstream.answers[0].outcome in ("left", "cut", "sent"), "the connection to close")
+    upstream.wait_until(
+        lambda: upstream.answers[0].outcome in ("disconnected", "truncated", "sent"), "the connection to close"
+    )
 
 
 @pytest.mark.both_paths
@@ -229,7 +231,7 @@ def test_a_client_that_reads_late_gets_all_text_before_the_truncation(
         assert logged(rill, name)["outcome"] == "upstream_truncated"
         time.sleep(0.2)
         assert asked.read_rest() == b"x" * 60_000
-        assert asked.ended == ("cut" if version == "HTTP/1.1" else "reset")
+        assert asked.ended == ("truncated" if version == "HTTP/1.1" else "reset")
 
 
 def test_an_http_1_0_client_that_disconnects_before_its_reset_causes_no_error(rill: Rill, upstream: Upstream) -> None:
@@ -243,7 +245,7 @@ def test_an_http_1_0_client_that_disconnects_before_its_reset_causes_no_error(ri
         while got < 250_000:
             got += len(asked.next_chunk())
         upstream.open("read")
-        upstream.wait_until(lambda: upstream.answers[0].outcome == "cut", "the truncation")
+        upstream.wait_until(lambda: upstream.answers[0].outcome == "truncated", "the truncation")
         time.sleep(0.1)
     assert logged(rill, name)["outcome"] in ("upstream_truncated", "client_disconnected")
 
@@ -309,5 +311,5 @@ def test_a_line_of_ten_megabytes_is_forwarded_and_one_of_twenty_is_aborted(
         assert asked.next_chunk() == b"one "
         upstream.open("read")
         got = len(asked.read_rest())
-        assert (got, asked.ended) == ((size, "clean") if megabytes == 10 else (0, "cut"))
+        assert (got, asked.ended) == ((size, "clean") if megabytes == 10 else (0, "truncated"))
     assert logged(rill, name)["outcome"] == ("completed" if megabytes == 10 else "upstream_error")

@@ -70,10 +70,10 @@ def test_a_killed_worker_loses_only_its_own_streams(upstream: Upstream, start: C
         for each in streams:
             if each.socket.getsockname()[1] in lost:
                 assert each.read_rest() == b""
-                assert each.ended in ("cut", "reset")
+                assert each.ended in ("truncated", "reset")
         outcomes = upstream.answers
         upstream.wait_until(
-            lambda: sum(each.outcome == "left" for each in outcomes) == len(lost),
+            lambda: sum(each.outcome == "disconnected" for each in outcomes) == len(lost),
             "the upstream connections of the victim to close",
         )
         upstream.open("rest")
