@@ -10,8 +10,13 @@ CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
 	features files relay sse_decoder)
 
-# The tests of texts and outcomes, which run with the relay and without it.
-BOTH_PATHS := tests/test_stream.py tests/faults/test_upstream_failures.py tests/faults/test_billing.py tests/faults/test_attribution.py
+# A soak runs the tests of properties with more examples, and the tests of answers and faults without the relay.
+PROPERTIES := $(patsubst %,tests/test_%.py,relay sse_decoder sse_dialect text_dialect anthropic_dialect openai_dialect offline) \
+	tests/hostile/test_parsers.py
+ANSWERS := tests/test_stream.py tests/faults tests/hostile
+
+# Each test process rewrites the assertions of every test that it does not find in a cache.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test soak check format bench lock
 
@@ -23,12 +28,13 @@ run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the
 
 test: .venv/.dev  ## every test, against real servers and clients; those that measure times alone
 	@PATH="$$PATH:/usr/sbin" tests/packages.sh
-	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing"
-	$(BIN)/pytest -m "timing and not soak"
-	GENERAL_PATH=1 $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing and not waits" $(BOTH_PATHS)
+	PATH="$$PATH:/usr/sbin" $(BIN)/pytest -n 6 --dist worksteal -m "not soak and not timing"
+	$(BIN)/pytest -m "timing and not soak" $$(grep -rl pytest.mark.timing tests --include=test_*.py)
 
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
+	SOAK=1 $(BIN)/pytest -n 2 --timeout=7200 -m "not server" $(PROPERTIES)
+	GENERAL_PATH=1 $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing" $(ANSWERS)
 
 check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of pinned packages, coverage of the pure modules
 	$(BIN)/ruff check $(CODE)

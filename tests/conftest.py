@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import server
 from certificates import make_certificate
-from fork_server import fork_server
+from fork_server import close_fork_servers
 from server import Rill, StartRill, rill_env, with_changes
 from server_pool import ServerPool
 from upstream import Upstream
@@ -30,20 +31,34 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("server")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of both paths with the relay and without it."""
+    if metafunc.definition.get_closest_marker("both_paths") and not server.GENERAL_PATH:
+        metafunc.fixturenames.insert(0, "answer_path")  # before the fixture of the server
+        metafunc.parametrize("answer_path", ["relay", "general path"], indirect=True)
+
+
+@pytest.fixture
+def answer_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the servers of a test with the relay or without it."""
+    monkeypatch.setattr(server, "GENERAL_PATH", request.param == "general path")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that wait first, an equal share in every process, so that none remains for the end.
+    """Run the tests that wait first, in half of the processes, so that none remains for the end and the others compute.
 
     xdist gives each process a part of the list; a test of the soak or of timing may be deselected by then.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    half = math.ceil(processes / 2)
     waiting = [item for item in items if item.get_closest_marker("waits")]
     others = [item for item in items if not item.get_closest_marker("waits")]
     size = math.ceil(len(others) / processes)
     items[:] = [
         item
         for number in range(processes)
-        for item in (*waiting[number::processes], *others[number * size : (number + 1) * size])
+        for item in (*(waiting[number::half] if number < half else []), *others[number * size : (number + 1) * size])
     ]
 
 
@@ -66,10 +81,9 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session", autouse=True)
 def forks() -> Iterator[None]:
-    """End the process that forks servers, if there is one."""
+    """End the processes that fork servers."""
     yield
-    if fork_server.cache_info().currsize:
-        fork_server().close()
+    close_fork_servers()
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +126,7 @@ def start_rill(upstream: Upstream) -> Iterator[StartRill]:
 
         def start(*arguments: str, bind: bool = True, **env: str | None) -> Rill:
             changed = with_changes(rill_env(upstream), env)
-            return running.enter_context(Rill(changed, arguments, bind=bind, forked=True))
+            return running.enter_context(Rill(changed, arguments, bind=bind))
 
         yield start
 

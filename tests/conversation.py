@@ -41,7 +41,7 @@ def raw_request(port: int, data: bytes, timeout: float = 10) -> socket.socket:
 class Conversation:
     """A connection on which a request was sent; its answer is read only as far as the test reads it.
 
-    `ended` is None while the answer is incomplete; then "clean" (its framing is complete), "cut" (closed
+    `ended` is None while the answer is incomplete; then "clean" (its framing is complete), "truncated" (closed
     before that) or "reset". An answer without framing ends clean at a close.
     """
 
@@ -157,7 +157,7 @@ class Conversation:
 
     def _end(self, over: Exception) -> bytes:
         unframed = self._status is not None and not self._chunked and self._left is None
-        self.ended = "reset" if isinstance(over, ConnectionResetError) else "clean" if unframed else "cut"
+        self.ended = "reset" if isinstance(over, ConnectionResetError) else "clean" if unframed else "truncated"
         return b""
 
     def _receive(self) -> None:

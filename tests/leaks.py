@@ -10,6 +10,7 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
@@ -115,6 +116,7 @@ def forbidden_at(port: int, env: Mapping[str, str]) -> dict[str, str]:
     return {**dict(is_text), **secrets_of(env)}
 
 
+@lru_cache(4096)
 def forms(secret: str) -> set[str]:
     """Return the secret in every encoding that a line may contain."""
     written = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}

@@ -14,20 +14,20 @@ from typing import NamedTuple
 
 import psutil
 from conversation import Conversation, request_bytes
-from fork_server import Forked, fork_server
+from fork_server import UTF_8, Forked, fork_server, is_read_late
 from leaks import WIRE_SECRETS, Leak, WireSecrets, find_leaks, forbidden_at
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60
 STOP_SECONDS = 40
-SETTINGS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "REDIS_URL", "DYNO")
-FORKED_APPS = ("wsgi:app", "probe:app", "failing:app")
 BUSY_PORT = "Connection in use"  # gunicorn's message
 
 
-# With GENERAL_PATH in the environment of the tests, their servers have no relay.
-GENERAL_PATH = str(ROOT / "tests" / "general_path") if os.environ.get("GENERAL_PATH") else ""
+# Whether servers have no relay: in some tests, and with GENERAL_PATH in the environment in all.
+GENERAL_PATH = bool(os.environ.get("GENERAL_PATH"))
+GENERAL_PATH_FOLDER = str(ROOT / "tests" / "general_path")
 
 
 class StartFailed(Exception):
@@ -61,23 +61,21 @@ class Rill:
         bind: bool = True,
         app: str = "wsgi:app",
         outputs: tuple[int | None, int] | None = None,
-        forked: bool = False,
+        forked: bool = True,
     ) -> None:
         """`bind=False` names the port as a platform does, by PORT in the environment.
 
         `outputs` are the files for stdout and stderr; `output()` contains stdout only if the first is None.
-        `forked` starts the server from a process that has imported it, unless that makes a difference.
+        A server is forked from a process that has imported it, unless that makes a difference or `forked` is false.
         """
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        self.env = {**inherited, "LANG": os.environ.get("LANG", "C.UTF-8"), **env}
+        self.env = {**inherited, **UTF_8, **env}
         self.arguments = without_relay(arguments) if GENERAL_PATH else arguments
         self.root = root
         self.bind = bind
         self.app = app
         self.outputs = outputs
-        self.forked = (
-            forked and not GENERAL_PATH and not outputs and root == ROOT and app in FORKED_APPS and is_read_late(env)
-        )
+        self.forked = forked and root == ROOT and is_read_late(self.env)
         self.port = 0
         self._stopped: Stopped | None = None
         self._begun = 0  # offset in bytes of what `output` returns
@@ -136,7 +134,9 @@ class Rill:
 
     def workers(self) -> list[psutil.Process]:
         """Return the worker processes alive now."""
-        return [each for each in psutil.Process(self.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+        with open(f"/proc/{self.pid}/task/{self.pid}/children") as listed:  # psutil would read about every process
+            children = [psutil.Process(int(pid)) for pid in listed.read().split() if psutil.pid_exists(int(pid))]
+        return [each for each in children if each.status() != psutil.STATUS_ZOMBIE]
 
     def wait_for_workers(self, n: int, timeout: float = 10) -> list[psutil.Process]:
         """Wait until `n` workers are alive, and return them: a healthy server may still be forking."""
@@ -208,7 +208,7 @@ class Rill:
         env = self.env if self.bind else {**self.env, "PORT": str(self.port)}
         self._process: Forked | subprocess.Popen[bytes]
         if self.forked:
-            self._process = fork_server().start(arguments, env, self._output.fileno())
+            self._process = self._fork(arguments, env)
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *arguments],
@@ -219,6 +219,12 @@ class Rill:
             stderr=stderr,
             start_new_session=True,
         )
+
+    def _fork(self, arguments: list[str], env: Mapping[str, str]) -> Forked:
+        written = self._output.fileno()
+        stdout, stderr = self.outputs or (written, written)
+        with open(os.devnull) as nothing:
+            return fork_server().start(arguments, env, (nothing.fileno(), stdout or written, stderr))
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -231,12 +237,7 @@ class Rill:
 
     def _is_listening(self) -> bool:
         """Return whether this very process listens: another server on the port could be healthy too."""
-        with contextlib.suppress(psutil.Error):
-            return any(
-                each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
-                for each in psutil.Process(self.pid).net_connections("tcp4")
-            )
-        return False
+        return any(each.listens and each.local_port == self.port for each in tcp_sockets(self.pid))
 
     def _is_healthy(self, timeout: float) -> bool:
         with (
@@ -248,6 +249,10 @@ class Rill:
 
     def _survivors(self) -> list[int]:
         """Return the ids of the group's processes that have not ended (a zombie has)."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return []
         return [each.pid for each in psutil.process_iter(["status"]) if self._is_ours(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -257,17 +262,12 @@ class Rill:
             return False
 
 
-def is_read_late(env: Mapping[str, str]) -> bool:
-    """Whether all of the environment is read when the application is made, and nothing when a module is imported."""
-    return all(name in SETTINGS or name.startswith("RILL_") for name in env)
-
-
 def without_relay(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """Return gunicorn's arguments with the folder of a wsgi module that has no relay."""
     if "--pythonpath" not in arguments:
-        return ("--pythonpath", GENERAL_PATH, *arguments)
+        return ("--pythonpath", GENERAL_PATH_FOLDER, *arguments)
     value = arguments.index("--pythonpath") + 1
-    return (*arguments[:value], f"{arguments[value]},{GENERAL_PATH}", *arguments[value + 1 :])
+    return (*arguments[:value], f"{arguments[value]},{GENERAL_PATH_FOLDER}", *arguments[value + 1 :])
 
 
 StartRill = Callable[..., Rill]

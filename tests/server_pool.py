@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import server
 from leaks import WIRE_SECRETS
 from server import Rill
 
@@ -16,12 +17,12 @@ class ServerPool:
 
     def get(self, env: Mapping[str, str], arguments: tuple[str, ...] = (), app: str = "wsgi:app") -> Rill:
         """Return a running server, which the test must neither stop nor signal."""
-        key = (app, arguments, *sorted(env.items()))
+        key = (app, server.GENERAL_PATH, arguments, *sorted(env.items()))
         found = self._servers.pop(key, None)
         if found and not found.is_running:
             found.__exit__()
             found = None
-        found = found or Rill(env, arguments, app=app, forked=True).__enter__()
+        found = found or Rill(env, arguments, app=app).__enter__()
         self._servers[key] = found  # The last one is the latest used.
         if len(self._servers) > MOST:
             oldest = next(iter(self._servers))

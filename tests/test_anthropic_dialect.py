@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import upstream as wire
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from examples import examples
 from rill.dialects import ANTHROPIC
 from rill.dialects.anthropic import AnthropicEncoder, encode_problem, encode_whole, read_messages
 from rill.events import Bytes, End, Event, Heartbeat, Start, Text
@@ -117,7 +117,7 @@ def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(max_examples=60)
+@examples(30)
 def test_an_answer_is_the_same_bytes_however_its_reads_are_split(
     line_end: bytes, stream: bytes, data: st.DataObject
 ) -> None:
@@ -129,7 +129,7 @@ def test_an_answer_is_the_same_bytes_however_its_reads_are_split(
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(max_examples=60)
+@examples(30)
 def test_each_event_is_forwarded_with_the_read_that_completes_it(
     line_end: bytes, stream: bytes, data: st.DataObject
 ) -> None:
@@ -145,7 +145,7 @@ def test_each_event_is_forwarded_with_the_read_that_completes_it(
 
 @LINE_ENDS
 @given(stream=recordings, data=st.data())
-@hypothesis_settings(max_examples=60)
+@examples(30)
 def test_an_error_event_never_follows_a_partial_event(line_end: bytes, stream: bytes, data: st.DataObject) -> None:
     stream = stream.replace(b"\r\n", b"\n").replace(b"\n", line_end)
     received = stream[: data.draw(st.integers(0, len(stream)))]

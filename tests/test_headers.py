@@ -336,7 +336,7 @@ def test_a_concurrency_rejection_states_the_limit_and_when_to_retry(
         assert "At most 1 concurrent answers for one client" in response.text
         assert "ratelimit-limit" not in response.headers  # waiting for a reset would not help
         assert_headers(response)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 # Which API key, and how it is sent

@@ -20,6 +20,7 @@ import pytest
 import upstream as wire
 from conversation import Conversation
 from server import ROOT, START_SECONDS, Rill, StartRill, rill_env
+from tcp_sockets import tcp_sockets
 from upstream import Step, Upstream
 
 from rill.telemetry.logs import VERBOSE_LIBRARIES, write_logs
@@ -255,7 +256,7 @@ def wait_for_port(pid: int) -> int:
     """Return the port that gunicorn's master listens on, once a worker runs."""
     master, deadline = psutil.Process(pid), time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        ports = [each.laddr.port for each in master.net_connections("tcp4") if each.status == psutil.CONN_LISTEN]
+        ports = [each.local_port for each in tcp_sockets(pid) if each.listens]
         if ports and master.children():
             return int(ports[0])
         time.sleep(0.02)

@@ -16,6 +16,7 @@ from asking import ask
 from conversation import Conversation
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, Rill, StartRill
+from tcp_sockets import tcp_sockets
 from upstream import Step, Upstream
 
 from rill.problems import CANCELLATION_REASONS, KINDS, UPSTREAM_STATUSES, UPSTREAM_TYPES, Problem
@@ -153,7 +154,7 @@ def test_a_disconnect_is_counted_as_client_disconnected(rill: Rill, upstream: Up
     with counted(rill) as added:
         with ask(rill, dialect, ALICE) as asked:
             asked.read_until(b"some ")
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
     labels = {"client": "alice", "model": MODEL}
     assert added.named("rill_requests_total") == {series(**labels, dialect=dialect, outcome="client_disconnected"): 1}
     assert added.of("rill_tokens_total", type="input") == 12
@@ -275,9 +276,7 @@ def server_of(rill: Rill, asked: Conversation) -> psutil.Process:
     """Return the worker that holds the other end of a connection."""
     port = asked.socket.getsockname()[1]
     (found,) = [
-        worker
-        for worker in rill.workers()
-        if any(each.raddr and each.raddr.port == port for each in worker.net_connections("tcp4"))
+        worker for worker in rill.workers() if any(each.remote_port == port for each in tcp_sockets(worker.pid))
     ]
     return found
 

@@ -12,10 +12,11 @@ from wsgiref.util import setup_testing_defaults
 
 import anthropic
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from offline_model import serve_offline_model
 
+from examples import examples
 from rill.offline import TOKEN, create_offline
 
 
@@ -188,7 +189,7 @@ FIELDS = {
 
 
 @given(request=st.fixed_dictionaries({}, optional=FIELDS) | json_values)
-@settings(deadline=None, max_examples=300)
+@examples(90)
 def test_any_json_gets_an_answer_or_400(request: Any) -> None:
     status, answer = ask(json.dumps(request).encode())
     assert status in ("200 OK", "400 Bad Request")

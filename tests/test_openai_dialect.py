@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from examples import examples
 from rill.dialects import OPENAI
 from rill.dialects.openai import read_completion
 from rill.dialects.openai_encoder import OpenAIEncoder, encode_problem, encode_whole, finish_reason_of, usage_of
@@ -297,7 +297,7 @@ def parse(stream: bytes) -> list[Any]:
 
 
 @given(pieces=texts | line_ends)
-@hypothesis_settings(max_examples=150)
+@examples(75)
 def test_each_text_event_becomes_one_chunk_with_the_same_text(pieces: list[str]) -> None:
     chunks = parse(write(*map(Text, pieces)))
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"content": piece} for piece in pieces]

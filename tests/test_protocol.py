@@ -209,7 +209,7 @@ def test_a_problem_in_json_has_a_title_for_people_and_a_code_for_programs(servic
 def test_the_offline_model_accepts_system_messages_and_counts_the_input_at_the_end() -> None:
     messages = [{"role": role, "content": "hi"} for role in ("user", "system", "user")]
     fields = {"model": "claude-sonnet-5-5", "max_tokens": 5, "messages": messages, "stream": True}
-    with Rill({"RILL_OFFLINE": "1"}, forked=True) as offline:
+    with Rill({"RILL_OFFLINE": "1"}) as offline:
         headers = {"Content-Type": "application/json"}
         status, body = ask(offline, "POST", "/v1/messages", headers, json.dumps(fields).encode())
     assert status == 200, body

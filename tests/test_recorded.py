@@ -101,7 +101,7 @@ def test_a_recorded_error_in_mid_answer_aborts_plain_text_after_its_text(
     with ask(service) as asked:
         assert asked.status == 200
         assert asked.read_rest().decode() == EXPECTED["error_event"]["text"]
-        assert asked.ended == "cut"
+        assert asked.ended == "truncated"
 
 
 @pytest.mark.parametrize("size", [0, 1])

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 import upstream as wire
 from asking import wait_until
 from conversation import Conversation, request_bytes
 from redis_server import RedisServer, speaks_tls
 from server import Rill, StartRill, rill_env
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 PASSWORD = "open-sesame-4711"
@@ -56,14 +56,14 @@ def environment(shared_upstream: Upstream) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
-    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
+    with Rill(environment(REDIS_URL=redis.url)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def second_service(environment: Callable[..., dict[str, str]], redis: RedisServer) -> Iterator[Rill]:
     """Yield a second service on the same Redis."""
-    with Rill(environment(REDIS_URL=redis.url), forked=True) as running:
+    with Rill(environment(REDIS_URL=redis.url)) as running:
         yield running
 
 
@@ -262,8 +262,7 @@ def test_many_concurrent_requests_keep_few_connections_and_leak_none(
 
 def connections_of(pid: int, redis: RedisServer) -> int:
     """Return how many connections a process holds to Redis, open or not yet closed."""
-    found = psutil.Process(pid).net_connections("tcp4")
-    return sum(bool(each.raddr) and each.raddr.port == redis.port for each in found)
+    return sum(each.remote_port == redis.port for each in tcp_sockets(pid))
 
 
 # Forms of REDIS_URL

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 from gevent import socket
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from examples import examples
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT
 from rill.dialects.base import Dialect
 from rill.prompt import ReplyFormat
@@ -176,7 +176,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 
 
 @pytest.mark.parametrize("dialect", [TEXT, SSE, ANTHROPIC, OPENAI], ids=lambda dialect: dialect.name)
-@hypothesis_settings(deadline=None, max_examples=40)
+@examples(12)
 @given(reads=streams(), capacity=st.sampled_from([1_000_000, 1_000_000, 0, 1, 7]))
 def test_both_paths_write_the_same_bytes_and_report_the_same_outcome(
     dialect: Dialect, reads: list[bytes], capacity: int

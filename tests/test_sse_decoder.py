@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import anthropic
 import pytest
 import upstream as wire
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from upstream import Upstream
 
+from examples import examples
 from rill.events import End, Event, Heartbeat, Start, Text
 from rill.problems import Problem
 from rill.upstream.sse_decoder import MAX_EVENT_BYTES, Decoder
@@ -111,7 +112,7 @@ def test_every_single_split_gives_the_same_answer(name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@examples(40)
 def test_random_splits_give_the_same_answer(data: st.DataObject) -> None:
     recorded = wire.recorded(data.draw(st.sampled_from(sorted(wire.expected()))))
     line_end = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
@@ -143,7 +144,7 @@ def test_every_read_size_of_a_faulty_stream_gives_the_same_answer(stream: bytes)
 
 
 @given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=[]), min_size=1), max_size=8), data=st.data())
-@settings(max_examples=100)
+@examples(40)
 def test_any_text_in_any_deltas_arrives_complete(texts: list[str], data: st.DataObject) -> None:
     stream = wire.opening() + b"".join(map(wire.text, texts)) + wire.block_stop() + wire.stop()
     points = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
@@ -374,7 +375,7 @@ shapes = st.fixed_dictionaries(
 
 
 @given(events=st.lists(shapes, max_size=6))
-@settings(max_examples=200)
+@examples(80)
 def test_no_shape_of_event_raises_anything_but_a_problem(events: list[dict[str, Any]]) -> None:
     read_any = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
     taken, problem = take_all([read_any])
@@ -383,7 +384,7 @@ def test_no_shape_of_event_raises_anything_but_a_problem(events: list[dict[str, 
 
 
 @given(data=st.binary(max_size=300), points=st.lists(st.integers(0, 300), max_size=5))
-@settings(max_examples=100)
+@examples(40)
 def test_no_bytes_raise_anything_but_a_problem(data: bytes, points: list[int]) -> None:
     take_all(split(data, [point for point in points if point <= len(data)]))
     take_all([b"data: " + data + b"\n\n"])

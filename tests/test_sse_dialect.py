@@ -7,9 +7,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from rill.dialects import SSE
 from rill.dialects.base import COMMENT_SECONDS
 from rill.dialects.sse import SSEEncoder
@@ -61,14 +62,14 @@ def text_of(stream: bytes) -> str:
 
 
 @given(pieces=texts | line_ends)
-@settings(max_examples=150)
+@examples(75)
 def test_text_is_preserved_with_its_line_ends_as_newlines(pieces: list[str]) -> None:
     text = "".join(pieces).replace("\r\n", "\n").replace("\r", "\n")
     assert text_of(write(Start(), *map(Text, pieces))) == text
 
 
 @given(text=st.text(alphabet="\r\n ab:", min_size=1), data=st.data())
-@settings(max_examples=100)
+@examples(50)
 def test_text_arrives_the_same_however_it_is_split(text: str, data: st.DataObject) -> None:
     points = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=6))})
     pieces = [text[begin:end] for begin, end in pairwise(points)]

@@ -484,7 +484,7 @@ def test_a_server_at_capacity_is_a_503_with_retry_after_until_a_slot_is_free(
             assert (response.status, response.headers["retry-after"]) == (503, "1")
         assert ask(service, path="/healthz").status == 200
         assert len(upstream.requests) == 1
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     upstream.script(*wire.answer("two"))
     assert ask(service).text == "two"
 
@@ -738,7 +738,7 @@ def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
 ) -> None:
     upstream.always(*steps)
     assert ask(hasty, headers=headers).status == 504
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     assert len(upstream.requests) == 1
 
 
@@ -746,7 +746,7 @@ def test_an_upstream_that_only_pings_has_not_started_and_is_a_504(hasty: Rill, u
     pings = [step for _ in range(100) for step in (wire.send(wire.ping()), wire.pause(0.05))]
     upstream.script(wire.head(), *pings, wire.silence())
     assert ask(hasty).status == 504
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_a_model_that_thinks_for_long_gets_its_200_before_its_first_text(hasty: Rill, upstream: Upstream) -> None:
@@ -843,7 +843,7 @@ def test_a_failure_after_the_first_byte_is_never_retried(service: Rill, upstream
     with service.ask("GET", ASK) as asked:
         assert asked.next_chunk() == b"one"
         upstream.open("seen")
-        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+        assert (asked.read_rest(), asked.ended) == (b"", "truncated")
     assert len(upstream.requests) == 1
 
 

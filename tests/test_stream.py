@@ -15,6 +15,8 @@ from server import Rill
 from test_recorded import events_of, text_of
 from upstream import Step, Upstream
 
+pytestmark = pytest.mark.both_paths
+
 ASK = "/stream?q=hi"
 SSE = {"Accept": "text/event-stream"}
 FORMS = pytest.mark.parametrize("headers", [{}, SSE], ids=["text", "SSE"])
@@ -226,7 +228,7 @@ def test_an_upstream_failure_in_mid_answer_aborts_plain_text(service: Rill, upst
     with ask(service) as asked:
         assert asked.next_chunk() == b"Hello"
         upstream.open("seen")
-        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+        assert (asked.read_rest(), asked.ended) == (b"", "truncated")
     assert len(upstream.requests) == 1
 
 
@@ -259,7 +261,7 @@ def test_an_upstream_failure_in_mid_answer_is_an_error_event_without_done(
 def test_text_in_the_same_read_as_a_failure_is_delivered(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("Hello"), wire.stream_error()), wire.end())
     with ask(service) as asked:
-        assert (asked.status, asked.read_rest(), asked.ended) == (200, b"Hello", "cut")
+        assert (asked.status, asked.read_rest(), asked.ended) == (200, b"Hello", "truncated")
 
 
 @pytest.mark.parametrize(("options", "exit_code"), [([], 18), (["--http1.0"], 56)], ids=["HTTP/1.1", "HTTP/1.0"])
@@ -335,7 +337,7 @@ def test_a_disconnect_during_text_closes_the_upstream_connection(
     with ask(service, headers=headers) as asked:
         asked.read_until(b"tick")
         getattr(asked, how)()
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
     upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
     assert len(upstream.requests) == 1
 
@@ -346,7 +348,7 @@ def test_an_interrupted_curl_closes_the_upstream_connection(service: Rill, upstr
         assert curl.stdout is not None
         os.read(curl.stdout.fileno(), 1)
         curl.terminate()
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
 
 
 @FORMS
@@ -356,7 +358,7 @@ def test_a_disconnect_in_a_pause_closes_the_upstream_connection(
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.silence())
     with ask(service, headers=headers) as asked:
         asked.read_until(b"one")
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 @FORMS
@@ -367,7 +369,7 @@ def test_a_disconnect_before_the_first_byte_closes_the_upstream_connection(
     upstream.script(*steps)
     with ask(service, headers=headers):
         upstream.wait_for_requests(1)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     assert len(upstream.requests) == 1
 
 

@@ -108,7 +108,7 @@ def test_a_gate_that_is_never_opened_is_a_fault_and_closes_the_connection() -> N
     with Upstream() as own:
         own.script(wire.head(), wire.gate("never", seconds=0.05), wire.end())
         with ask(own) as asked:
-            assert (asked.read_rest(), asked.ended) == (b"", "cut")
+            assert (asked.read_rest(), asked.ended) == (b"", "truncated")
         own.wait_until(lambda: own.open_connections == 0, "the connection to close")
         assert "gate 'never' was not opened" in own.faults[0]
 
@@ -125,7 +125,7 @@ def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, loca
     with ask(upstream) as asked:
         assert asked.next_chunk() == b"one"
         getattr(asked, how)()
-    left_at = upstream.wait_until_left()
+    left_at = upstream.wait_for_disconnect()
     connection = upstream.answers[0].connection
     upstream.wait_until(lambda: bool(connection.closed_at), "the connection to close")
     assert left_at <= (connection.closed_at or 0)
@@ -135,7 +135,7 @@ def test_a_disconnect_before_the_head_is_detected(upstream: Upstream) -> None:
     upstream.script(wire.gate("head"), wire.head(), wire.end())
     with ask(upstream):
         upstream.wait_at_gate("head")
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_a_request_sent_just_before_a_disconnect_is_recorded(upstream: Upstream) -> None:
@@ -143,7 +143,7 @@ def test_a_request_sent_just_before_a_disconnect_is_recorded(upstream: Upstream)
     with ask(upstream):
         pass
     assert upstream.wait_for_requests(1)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_pipelined_bytes_are_not_a_disconnect_and_wait_their_turn(upstream: Upstream) -> None:
@@ -170,7 +170,9 @@ def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
     kept.close()
 
 
-@pytest.mark.parametrize(("step", "ended"), [(wire.close(), "cut"), (wire.reset(), "reset"), (wire.end(), "clean")])
+@pytest.mark.parametrize(
+    ("step", "ended"), [(wire.close(), "truncated"), (wire.reset(), "reset"), (wire.end(), "clean")]
+)
 def test_each_way_to_end_a_response_is_distinguished(upstream: Upstream, step: wire.Step, ended: str) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.gate("read"), step)
     with ask(upstream) as asked:
@@ -207,7 +209,7 @@ def test_clear_ends_open_answers_and_forgets_them(upstream: Upstream) -> None:
         assert asked.status == 200
         upstream.clear()
         assert (upstream.requests, upstream.answers) == ([], [])
-        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+        assert (asked.read_rest(), asked.ended) == (b"", "truncated")
 
 
 def test_the_upstream_answers_over_tls_and_an_untrusted_certificate_is_not_a_fault(certificate: Path) -> None:
@@ -326,7 +328,7 @@ def test_an_answer_without_framing_ends_at_the_close() -> None:
 def test_a_connection_that_ends_before_the_head_has_no_status(upstream: Upstream) -> None:
     upstream.script(wire.close())
     with ask(upstream) as asked:
-        assert (asked.status, asked.ended) == (None, "cut")
+        assert (asked.status, asked.ended) == (None, "truncated")
 
 
 def test_a_raw_request_reads_nothing(upstream: Upstream) -> None:
@@ -339,7 +341,7 @@ KILLED = """
 import os, signal, sys, time
 sys.path[:0] = sys.argv[1:]
 from server import Rill
-servers = [Rill({"RILL_OFFLINE": "1"}, forked=True).__enter__() for _ in range(2)]
+servers = [Rill({"RILL_OFFLINE": "1"}).__enter__() for _ in range(2)]
 os.kill(servers[0].pid, signal.SIGKILL)
 time.sleep(1)  # The report of its end is never read.
 print(servers[1].pid, flush=True)

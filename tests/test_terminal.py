@@ -6,53 +6,70 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 
 import pytest
 import upstream as wire
-from server import ROOT, rill_env
+from fork_server import UTF_8, Forked, fork_server, is_read_late
+from server import ROOT, rill_env, with_changes
 from upstream import Step, Upstream
 
 STARTED = (wire.head(), wire.send(wire.opening(), wire.text("first ")))
 WHOLE = (wire.send(wire.text("second"), wire.block_stop(), wire.stop(output_tokens=7)), wire.end())
 
 
-@contextmanager
-def run_process(upstream: Upstream, *arguments: str, **env: str | None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command in its own process, which is killed at the end; a variable that is None is unset."""
-    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **rill_env(upstream), **env}
-    # Background jobs of a shell ignore SIGINT, and their children inherit that.
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "flask", "--app", "wsgi", "ask", *arguments]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={name: value for name, value in environment.items() if value is not None},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+class Command:
+    """The command in its own process, which is killed at the end of the context; a variable that is None is unset."""
+
+    def __init__(self, upstream: Upstream, *arguments: str, **env: str | None) -> None:
+        changed = with_changes({"PATH": os.environ["PATH"], **UTF_8, **rill_env(upstream)}, env)
+        task = ["--app", "wsgi", "ask", *arguments]
+        (stdin, self._stdin), (self.stdout, stdout), (self.stderr, stderr) = [os.pipe() for _ in range(3)]
+        self.process: Forked | subprocess.Popen[bytes]
+        if is_read_late(changed):
+            self.process = fork_server("flask").start(task, changed, (stdin, stdout, stderr))
+        else:
+            # Background jobs of a shell ignore SIGINT, and their children inherit that.
+            command = ["env", "--default-signal=INT", sys.executable, "-m", "flask", *task]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=changed, stdin=stdin, stdout=stdout, stderr=stderr)
+        for end in (stdin, stdout, stderr):
+            os.close(end)
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        for end in (self._stdin, self.stdout, self.stderr):
+            with suppress(OSError):  # closed by the test
+                os.close(end)
+
+    def read(self, wanted: bytes) -> None:
+        """Read stdout until it equals `wanted`."""
+        got = b""
+        while got != wanted:
+            piece = os.read(self.stdout, 65536)
+            assert piece, got
+            got += piece
+
+    def finish(self, stdin: bytes = b"") -> tuple[int, str, str]:
+        """Return the exit code, the rest of the stdout and the stderr."""
+        os.write(self._stdin, stdin)
+        os.close(self._stdin)
+        written, errors = read_rest(self.stdout), read_rest(self.stderr)
+        return self.process.wait(60), written, errors
+
+
+def read_rest(pipe: int) -> str:
+    """Return everything that is written until the other end is closed."""
+    return b"".join(iter(lambda: os.read(pipe, 65536), b"")).decode()
 
 
 def run(upstream: Upstream, *arguments: str, stdin: bytes = b"", **env: str | None) -> tuple[int, str, str]:
     """Return the exit code, the stdout and the stderr of the command."""
-    with run_process(upstream, *arguments, **env) as process:
-        written, errors = process.communicate(stdin, timeout=60)
-    return process.returncode, written.decode(), errors.decode()
-
-
-def read(process: subprocess.Popen[bytes], wanted: bytes) -> None:
-    """Read stdout until it equals `wanted`."""
-    assert process.stdout
-    got = b""
-    while got != wanted:
-        piece = os.read(process.stdout.fileno(), 65536)
-        assert piece, got
-        got += piece
+    with Command(upstream, *arguments, **env) as command:
+        return command.finish(stdin)
 
 
 def statistics(text: str, tokens_in: int = 12, tokens_out: int = 7) -> str:
@@ -76,12 +93,12 @@ def assert_errors(errors: str, *patterns: str) -> None:
 
 def test_the_text_is_printed_as_it_arrives_and_statistics_go_to_stderr(upstream: Upstream) -> None:
     upstream.script(*STARTED, wire.gate("second"), *WHOLE)
-    with run_process(upstream, "hi") as process:
-        read(process, b"first ")
+    with Command(upstream, "hi") as command:
+        command.read(b"first ")
         upstream.open("second")
-        written, errors = process.communicate(timeout=60)
-    assert (process.returncode, written) == (0, b"second\n")
-    assert_errors(errors.decode(), statistics("first second"))
+        code, written, errors = command.finish()
+    assert (code, written) == (0, "second\n")
+    assert_errors(errors, statistics("first second"))
 
 
 def test_a_prompt_from_stdin_is_sent_with_the_options(upstream: Upstream) -> None:
@@ -155,30 +172,28 @@ def test_a_failed_request_exits_with_1_and_a_message(upstream: Upstream, steps: 
 @pytest.mark.parametrize("started", [STARTED, ()], ids=["within", "before"])
 def test_ctrl_c_exits_with_130_and_closes_the_upstream(upstream: Upstream, started: tuple[Step, ...]) -> None:
     upstream.script(*started, wire.silence())
-    with run_process(upstream, "hi") as process:
+    with Command(upstream, "hi") as command:
         if started:
-            read(process, b"first ")
+            command.read(b"first ")
         upstream.wait_for_requests(1, timeout=60)
         time.sleep(0.3)  # it waits again in gevent, which handles the signal itself
-        process.send_signal(signal.SIGINT)
-        written, errors = process.communicate(timeout=60)
-        upstream.wait_until_left()
-    assert (process.returncode, written) == (130, b"\n" if started else b"")
-    assert_errors(errors.decode(), r"Interrupted\.\n", unfinished("first " if started else ""))
+        command.process.send_signal(signal.SIGINT)
+        code, written, errors = command.finish()
+        upstream.wait_for_disconnect()
+    assert (code, written) == (130, "\n" if started else "")
+    assert_errors(errors, r"Interrupted\.\n", unfinished("first " if started else ""))
 
 
 def test_a_closed_pipe_ends_the_answer_and_the_upstream_request(upstream: Upstream) -> None:
     more = [step for _ in range(100) for step in (wire.send(wire.text("more " * 100)), wire.pause(0.01))]
     upstream.script(*STARTED, wire.gate("more"), *more, wire.silence())
-    with run_process(upstream, "hi") as process:
-        assert process.stdout
-        assert process.stderr
-        read(process, b"first ")
-        process.stdout.close()  # as `head -c 6` does
+    with Command(upstream, "hi") as command:
+        command.read(b"first ")
+        os.close(command.stdout)  # as `head -c 6` does
         upstream.open("more")
-        assert process.wait(60) == 1
-        assert process.stderr.read() == b""
-    upstream.wait_until_left()
+        assert command.process.wait(60) == 1
+        assert os.read(command.stderr, 65536) == b""
+    upstream.wait_for_disconnect()
 
 
 # No request

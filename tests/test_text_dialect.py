@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from examples import examples
 from rill.dialects import TEXT
 from rill.dialects.text import TextEncoder, check_beginning, read_fields, read_form, read_json, read_text
 from rill.events import End, Event, Heartbeat, Start, Text
@@ -35,7 +35,7 @@ def one_message(text: str) -> list[dict[str, Any]]:
 
 
 @given(text=prompts)
-@hypothesis_settings(max_examples=60)
+@examples(30)
 def test_a_prompt_arrives_unchanged_in_every_form(text: str) -> None:
     asked = [
         read_fields({"q": text}, SETTINGS),
@@ -270,7 +270,7 @@ json_values = st.recursive(
 
 
 @given(body=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
-@hypothesis_settings(max_examples=150)
+@examples(75)
 def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
     with suppress(Problem):
         prompt = read_json(body, SETTINGS)
@@ -282,7 +282,7 @@ def test_no_body_raises_anything_but_a_problem(body: bytes) -> None:
 
 
 @given(texts=st.lists(prompts, max_size=8))
-@hypothesis_settings(max_examples=60)
+@examples(30)
 def test_the_answer_is_its_text_and_nothing_else(texts: list[str]) -> None:
     encoder = TextEncoder("m", ReplyFormat(), "r")
     events: list[Event] = [Start(), Heartbeat(False), *map(Text, texts), Heartbeat(True), End("end_turn", {})]

@@ -71,7 +71,7 @@ def test_a_disconnect_ends_the_span_and_is_not_an_error(rill: Rill, upstream: Up
     upstream.script(*STARTED, wire.silence())
     with rill.ask("GET", ASK) as asked:
         assert asked.next_chunk() == b"canary-answer "
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     assert wait_for_end(rill, span_sent(upstream))["status"] == "UNSET"
 
 

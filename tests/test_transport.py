@@ -355,7 +355,7 @@ def test_a_body_closed_in_mid_answer_closes_the_upstream_connection(
     upstream.script(wire.head(), wire.send(b"one"), wire.silence())
     client = start_client(read_and_close, url=upstream.url)
     assert [next(client), next(client)] == ["one", "closed"]
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     upstream.wait_until(lambda: upstream.open_connections == 0, "the connection to close")
 
 
@@ -523,7 +523,7 @@ def test_a_full_pool_is_a_pool_timeout_and_a_released_connection_is_reused(
 def test_silence_before_the_head_is_a_read_timeout(upstream: Upstream, start_client: StartClient) -> None:
     upstream.script(wire.silence())
     assert next(start_client(ask, url=upstream.url, read=0.3)) == ["ReadTimeout"]
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_silence_in_mid_body_is_a_read_timeout(
     status, text, error = next(start_client(ask, url=upstream.url, read=0.3))
     assert (status, error) == (200, "ReadTimeout")
     assert text in ("one", "on", "")
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_a_peer_that_never_reads_is_a_write_timeout(start_client: StartClient) -> None:

@@ -99,7 +99,7 @@ class Answer:
         self.request = request
         self.connection = connection
         self.body_open = False
-        self.outcome = ""  # then one of sent, cut, left, abandoned, broken
+        self.outcome = ""  # then one of sent, truncated, disconnected, abandoned, broken
         self.began_at = time.monotonic()
         self.ended_at: float | None = None
 
@@ -220,10 +220,10 @@ class Upstream:
         """Wait until `n` answers have reached a gate: the steps before it are sent."""
         self.wait_until(lambda: self._held.get(name, 0) >= n, f"{n} at gate {name!r}", timeout)
 
-    def wait_until_left(self, timeout: float = 10) -> float:
+    def wait_for_disconnect(self, timeout: float = 10) -> float:
         """Wait until the peer has disconnected during the latest answer; return that time (monotonic)."""
         self.wait_until(
-            lambda: bool(self.answers) and self.answers[-1].outcome == "left", "disconnect of the peer", timeout
+            lambda: bool(self.answers) and self.answers[-1].outcome == "disconnected", "disconnect of the peer", timeout
         )
         return self.answers[-1].ended_at or 0.0
 

@@ -25,13 +25,13 @@ class Ended(Exception):
 class Disconnected(Ended):
     """The peer closed or reset the connection."""
 
-    outcome = "left"
+    outcome = "disconnected"
 
 
 class Closed(Ended):
     """The script itself closed or reset the connection."""
 
-    outcome = "cut"
+    outcome = "truncated"
 
 
 class Abandoned(Ended):

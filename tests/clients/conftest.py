@@ -1,7 +1,10 @@
 """The fixtures of the client tests: a server, and Node for the JavaScript clients."""
 
+from collections.abc import Iterator
+from contextlib import closing
+
 import pytest
-from javascript import Node, find_node
+from javascript import Clients, find_node
 from server import Rill, StartRill
 
 
@@ -12,10 +15,11 @@ def service(share_rill: StartRill) -> Rill:
 
 
 @pytest.fixture(scope="session")
-def node() -> Node:
-    """Return Node with the packages of tests/clients/js; skip if no suitable Node is installed."""
+def node() -> Iterator[Clients]:
+    """Yield Node with the packages of tests/clients/js; skip if no suitable Node is installed."""
     found = find_node()
     if isinstance(found, str):
         pytest.skip(found)
     found.install_clients()
-    return found
+    with closing(Clients(found)) as clients:
+        yield clients

@@ -9,16 +9,16 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 JS = Path(__file__).parent / "js"
 LOCK = JS / "package-lock.json"
 STAMP = JS / "node_modules" / ".installed"
 OLDEST_NODE = 22  # required by the clients' packages
 INSTALL_SECONDS = 110
-REPORT_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Node:
                 raise RuntimeError(f"npm ci failed:\n{done.stdout}{done.stderr}")
             STAMP.write_text(wanted)
 
-    def run(self, script: str, *arguments: str) -> "Script":
-        """Start a script of tests/clients/js."""
-        return Script([self.node, str(JS / script), *arguments], self.environment)
-
     @property
     def environment(self) -> dict[str, str]:
         """Return this process's environment with this Node first on the PATH, and a folder for compiled code."""
@@ -54,32 +50,52 @@ class Node:
         return {**os.environ, "PATH": path, "NODE_COMPILE_CACHE": str(JS / "node_modules" / ".compiled")}
 
 
-class Script:
-    """A running script; each line that it prints is a JSON report of what its client received."""
+class Clients:
+    """A Node process that runs the scripts of tests/clients/js one after the other: each SDK is loaded only once."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> "Script":
-        return self
+    @contextmanager
+    def run(self, script: str, way: str, url: str) -> Iterator["Reports"]:
+        """Start a script; the process ends with the context if the script has not ended then."""
+        if not self._process:
+            command = [self._node.node, str(JS / "run.mjs")]
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, env=self._node.environment, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdin
+        assert self._process.stdout
+        print(json.dumps([script, way, url]), file=self._process.stdin, flush=True)
+        reports = Reports(self._process.stdout)
+        try:
+            yield reports
+        finally:
+            if not reports.ended:
+                self.close()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+    def close(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
-    def next(self) -> dict[str, Any]:
-        """Wait for the next report, and return it."""
-        return next(self.rest())
 
-    def rest(self) -> Iterator[dict[str, Any]]:
-        """Yield the remaining reports until the script ends."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            report: dict[str, Any] = json.loads(line)
-            yield report
-        assert self._process.wait(REPORT_SECONDS) == 0
+class Reports(Iterator[Any]):
+    """What a client has received: a JSON line for each thing, until the script has ended."""
+
+    def __init__(self, lines: TextIO) -> None:
+        self._lines = lines
+        self.ended = False
+
+    def __next__(self) -> Any:
+        line = "" if self.ended else self._lines.readline()
+        report = json.loads(line) if line else None
+        if report is None:
+            self.ended = bool(line) or self.ended
+            raise StopIteration
+        return report
 
 
 def find_node() -> Node | str:

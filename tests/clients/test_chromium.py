@@ -134,7 +134,7 @@ def test_an_aborted_fetch_closes_the_upstream_connection(page: Page, upstream: U
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
     page.run("controller.abort()")
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     page.wait_for("ended", "AbortError")
 
 
@@ -143,4 +143,4 @@ def test_navigating_away_closes_the_upstream_connection(page: Page, upstream: Up
     page.run(READ, QUESTION)
     page.wait_for("shown", FIRST)
     page.run("location.href = 'about:blank'")
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()

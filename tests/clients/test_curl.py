@@ -116,7 +116,7 @@ def test_stopping_curl_closes_the_upstream_connection(service: Rill, upstream: U
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with curl(service, "-d", "q=hi") as process:
         read(process, FIRST)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_curl_lists_the_allowed_model(service: Rill) -> None:

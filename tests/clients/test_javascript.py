@@ -1,13 +1,14 @@
-"""The JavaScript clients, each in its own Node process: official SDKs, the AI SDK, EventSource and fetch."""
+"""The JavaScript clients in Node: official SDKs, the AI SDK, EventSource and fetch."""
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import upstream as wire
 from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
-from javascript import Node, Script
+from javascript import Clients, Reports
 from server import Rill
 from upstream import REQUEST_ID, Upstream
 
@@ -72,15 +73,14 @@ def read_first(reports: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("client", STREAMS)
 def test_the_first_text_comes_before_the_upstream_sends_the_second(
-    client: str, node: Node, service: Rill, upstream: Upstream
+    client: str, node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     script, way, end = STREAMS[client]
     upstream.script(*gated_answer())
     with node.run(script, way, service.url) as running:
-        reports = running.rest()
-        lines = read_first(reports)
+        lines = read_first(running)
         upstream.open("second")
-        lines += reports
+        lines += running
     assert text_of(lines) == FIRST + SECOND
     assert lines[-1] == {"end": end}
     assert len(upstream.requests) == 1
@@ -89,44 +89,43 @@ def test_the_first_text_comes_before_the_upstream_sends_the_second(
 @pytest.mark.parametrize("how", TRUNCATIONS)
 @pytest.mark.parametrize("client", STREAMS)
 def test_a_truncated_answer_is_an_error_after_the_text_before_it(
-    client: str, how: str, node: Node, service: Rill, upstream: Upstream
+    client: str, how: str, node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     script, way, _ = STREAMS[client]
     kind, message = TRUNCATION_ERRORS[client]
     upstream.script(*truncated_answer(how))
     with node.run(script, way, service.url) as running:
-        reports = running.rest()
-        lines = read_first(reports)
+        lines = read_first(running)
         upstream.open("truncate")
-        lines += reports
+        lines += running
     error = lines[-1].get("error", {})
     assert (error.get("kind"), text_of(lines)) == (kind, FIRST), lines
     assert message in str(error)
 
 
 @pytest.mark.parametrize("client", REJECTIONS)
-def test_a_rejection_is_the_clients_own_error(client: str, node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_rejection_is_the_clients_own_error(client: str, node: Clients, service: Rill, upstream: Upstream) -> None:
     script, way, _ = STREAMS[client]
     script_rate_limit(upstream)
     with node.run(script, way, service.url) as running:
-        (line,) = running.rest()
+        (line,) = running
     assert REJECTIONS[client].items() <= line["error"].items()
     assert "rate limit is reached" in line["error"]["message"]
 
 
-def test_fetch_reads_the_status_and_message_of_a_rejection(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_fetch_reads_the_status_and_message_of_a_rejection(node: Clients, service: Rill, upstream: Upstream) -> None:
     script_rate_limit(upstream)
     with node.run("fetch.mjs", "rejected", service.url) as running:
-        (line,) = running.rest()
+        (line,) = running
     assert (line["end"]["status"], line["end"]["retryAfter"]) == (429, "7")
     assert "rate limit is reached" in line["end"]["body"]
 
 
-def test_an_aborted_fetch_closes_the_upstream_connection(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_an_aborted_fetch_closes_the_upstream_connection(node: Clients, service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with node.run("fetch.mjs", "abort", service.url) as running:
-        first, last = running.rest()
-        upstream.wait_until_left()
+        first, last = running
+        upstream.wait_for_disconnect()
     assert (first, last["error"]["name"]) == ({"text": FIRST}, "AbortError")
 
 
@@ -139,11 +138,11 @@ def test_an_aborted_fetch_closes_the_upstream_connection(node: Node, service: Ri
     ids=["OpenAI's", "AI SDK with OpenAI's"],
 )
 def test_a_client_reads_a_non_streamed_completion(
-    script: str, way: str, end: dict[str, str], node: Node, service: Rill, upstream: Upstream
+    script: str, way: str, end: dict[str, str], node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*wire.answer(FIRST, SECOND))
     with node.run(script, way, service.url) as running:
-        assert running.next() == {"end": end}
+        assert list(running) == [{"end": end}]
 
 
 @pytest.mark.parametrize(
@@ -152,39 +151,40 @@ def test_a_client_reads_a_non_streamed_completion(
     ids=["Anthropic's", "AI SDK with Anthropic's"],
 )
 def test_a_client_reads_a_non_streamed_message(
-    script: str, way: str, node: Node, service: Rill, upstream: Upstream
+    script: str, way: str, node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     fields = {"content": [{"type": "text", "text": FIRST}], "usage": {"input_tokens": 1, "output_tokens": 2}}
     body = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn", **fields}
     upstream.script(wire.status(200, {"content-type": "application/json"}, json.dumps(body).encode()))
     with node.run(script, way, service.url) as running:
-        end = running.next()["end"]
-    assert FIRST in str(end)
+        (line,) = running
+    assert FIRST in str(line["end"])
     assert upstream.requests[0].json.get("stream") is not True
 
 
-def test_a_tool_call_has_the_input_that_the_model_streamed(node: Node, service: Rill, upstream: Upstream) -> None:
+def test_a_tool_call_has_the_input_that_the_model_streamed(node: Clients, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.replay("tool_use"))
     with node.run("anthropic_sdk.mjs", "tool", service.url) as running:
-        called = running.next()["end"]
+        (line,) = running
+    called = line["end"]
     assert (called["name"], called["input"]["station"]) == ("read_gauge", "Dresden")
 
 
 # EventSource
 
 
-def listen(node: Node, service: Rill) -> Script:
+def listen(node: Clients, service: Rill) -> AbstractContextManager[Reports]:
     return node.run("event_source.mjs", "listen", service.url)
 
 
 def test_event_source_reads_the_first_text_before_the_second_is_sent_and_sends_one_prompt(
-    node: Node, service: Rill, upstream: Upstream
+    node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*gated_answer())
     with listen(node, service) as running:
-        assert running.next() == {"text": FIRST}
+        assert next(running) == {"text": FIRST}
         upstream.open("second")
-        second, done, mark, end = running.rest()
+        second, done, mark, end = running
     assert (second, mark) == ({"text": SECOND}, {"text": "[DONE]"})
     assert done["done"]["stop_reason"] == "end_turn"
     assert end == {"end": {"code": 204}}  # It reconnected, and got a 204.
@@ -192,12 +192,12 @@ def test_event_source_reads_the_first_text_before_the_second_is_sent_and_sends_o
 
 
 def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_prompt(
-    node: Node, service: Rill, upstream: Upstream
+    node: Clients, service: Rill, upstream: Upstream
 ) -> None:
     upstream.always(*truncated_answer())
     with listen(node, service) as running:
-        assert running.next() == {"text": FIRST}
+        assert next(running) == {"text": FIRST}
         upstream.open("truncate")
-        failed, end = running.rest()
+        failed, end = running
     assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
     assert len(upstream.requests) == 1

@@ -269,7 +269,7 @@ def test_stop_closes_the_upstream_connection_and_keeps_the_text(open_page: Page,
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     open_page.find("#stop").click()
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_outcomes(STOPPED)
     assert open_page.texts(".answer") == [FIRST]
     assert (open_page.shows("#send"), open_page.shows("#stop")) == (True, False)
@@ -280,7 +280,7 @@ def test_a_prompt_stopped_before_its_answer_returns_to_the_form(open_page: Page,
     open_page.ask()
     upstream.wait_for_requests(1)
     open_page.press(Keys.ESCAPE)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_outcomes(STOPPED)
     assert open_page.find("#prompt").get_property("value") == QUESTION
 
@@ -383,7 +383,7 @@ def test_a_new_conversation_cancels_the_answer_and_clears_the_page(open_page: Pa
     open_page.ask()
     open_page.wait_for_answers(FIRST)
     open_page.find("#new").click()
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     open_page.wait_for_answers()
     open_page.wait_for(lambda: open_page.shows("#send"), True)
     assert open_page.shows("#welcome")
@@ -668,30 +668,28 @@ def test_the_page_is_small_and_loads_nothing_from_other_origins(open_page: Page,
     assert sum(file.stat().st_size for file in files) < MOST_BYTES
 
 
-@pytest.mark.parametrize(
-    ("body", "events"),
-    [
-        ("data: a\n\ndata: b\n\n", [["message", "a"], ["message", "b"]]),
-        ("data: a\r\rdata: b\r\r", [["message", "a"], ["message", "b"]]),
-        ("data: a\r\ndata: b\r\n\r\n", [["message", "a\nb"]]),
-        ("event: done\r\ndata: {}\n\rdata: c\n\n", [["done", "{}"], ["message", "c"]]),
-        ("\ufeffdata: a\n\n", [["message", "a"]]),
-        (":\n\n: data: no\ndata: a\n\n", [["message", "a"]]),
-        ("data\ndata:\ndata:  two \ndata:one\ndata: :x\n\n", [["message", "\n\n two \none\n:x"]]),
-        ("event: done\n\ndata: a\n\n", [["message", "a"]]),
-        ("id: 7\nretry: 7\nunknown: 7\nunknown\ndata: a\n\n", [["message", "a"]]),
-        ("data: 日本 🌊\u2028\u0085\v\n\n", [["message", "日本 🌊\u2028\u0085\v"]]),
-        ("data: a\n\ndata: never whole\n", [["message", "a"]]),
-        ("data: a\n\ndata: never whole", [["message", "a"]]),
-    ],
-)
-def test_events_are_parsed_as_specified_however_the_network_splits_them(
-    body: str, events: list[list[str]], open_page: Page
-) -> None:
-    data = body.encode()
-    for size in (1, 2, 3, len(data)):
-        pieces = [data[begin : begin + size].hex() for begin in range(0, len(data), size)]
-        assert open_page.browser.execute_async_script(READ_EVENTS, pieces) == events
+PARSED: list[tuple[str, list[list[str]]]] = [
+    ("data: a\n\ndata: b\n\n", [["message", "a"], ["message", "b"]]),
+    ("data: a\r\rdata: b\r\r", [["message", "a"], ["message", "b"]]),
+    ("data: a\r\ndata: b\r\n\r\n", [["message", "a\nb"]]),
+    ("event: done\r\ndata: {}\n\rdata: c\n\n", [["done", "{}"], ["message", "c"]]),
+    ("\ufeffdata: a\n\n", [["message", "a"]]),
+    (":\n\n: data: no\ndata: a\n\n", [["message", "a"]]),
+    ("data\ndata:\ndata:  two \ndata:one\ndata: :x\n\n", [["message", "\n\n two \none\n:x"]]),
+    ("event: done\n\ndata: a\n\n", [["message", "a"]]),
+    ("id: 7\nretry: 7\nunknown: 7\nunknown\ndata: a\n\n", [["message", "a"]]),
+    ("data: 日本 🌊\u2028\u0085\v\n\n", [["message", "日本 🌊\u2028\u0085\v"]]),
+    ("data: a\n\ndata: never whole\n", [["message", "a"]]),
+    ("data: a\n\ndata: never whole", [["message", "a"]]),
+]
+
+
+def test_events_are_parsed_as_specified_however_the_network_splits_them(open_page: Page) -> None:
+    for body, events in PARSED:
+        data = body.encode()
+        for size in (1, 2, 3, len(data)):
+            pieces = [data[begin : begin + size].hex() for begin in range(0, len(data), size)]
+            assert (body, open_page.browser.execute_async_script(READ_EVENTS, pieces)) == (body, events)
 
 
 @contextmanager

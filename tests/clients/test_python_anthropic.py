@@ -192,7 +192,7 @@ def test_closing_the_stream_closes_the_upstream_connection(client: anthropic.Ant
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with client.messages.stream(**ASKED) as stream:
         assert next(iter(stream.text_stream)) == FIRST
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_models_are_listed(client: anthropic.Anthropic, upstream: Upstream) -> None:

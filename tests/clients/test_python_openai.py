@@ -174,7 +174,7 @@ def test_closing_the_stream_closes_the_upstream_connection(client: openai.OpenAI
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     with client.chat.completions.create(**ASKED, stream=True) as chunks:
         assert text_of(next(chunks)) + text_of(next(chunks)) == FIRST
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_models_are_listed(client: openai.OpenAI, upstream: Upstream) -> None:

@@ -56,7 +56,7 @@ def elsewhere() -> Iterator[str]:
 def cors_rill(elsewhere: str, shared_upstream: Upstream) -> Iterator[Rill]:
     """Yield a server that requires an API key, and allows the page's origin."""
     env = {"ANTHROPIC_API_KEY": "sk-test-key", "ANTHROPIC_BASE_URL": shared_upstream.url}
-    with Rill({**env, "RILL_API_KEYS": f"alice={API_KEY}", "RILL_CORS_ORIGINS": elsewhere}, forked=True) as running:
+    with Rill({**env, "RILL_API_KEYS": f"alice={API_KEY}", "RILL_CORS_ORIGINS": elsewhere}) as running:
         yield running
 
 
@@ -158,7 +158,7 @@ def test_the_page_of_an_origin_that_is_not_allowed_gets_no_answer(
 def event_source(browser: webdriver.Chrome, upstream: Upstream, folder: Path) -> Iterator[None]:
     """Open the README's example in a page of another origin."""
     (block,) = re.findall(r"^```html\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    with serving(folder) as origin, Rill({**rill_env(upstream), "RILL_CORS_ORIGINS": origin}, forked=True) as rill:
+    with serving(folder) as origin, Rill({**rill_env(upstream), "RILL_CORS_ORIGINS": origin}) as rill:
         (folder / "index.html").write_text(block.replace("http://127.0.0.1:8000", rill.url), "utf-8")
         browser.get(origin)
         yield

@@ -57,7 +57,7 @@ def test_caddy_compresses_no_answer_even_if_encode_is_on(service: Rill, upstream
 def test_caddy_passes_on_a_truncation(how: Callable[[], Step], caddy: Caddy, upstream: Upstream) -> None:
     if not PASSES_TRUNCATIONS:
         pytest.skip("needs Caddy 2.8 or newer")
-    assert end_behind(caddy, how, upstream) == "cut"
+    assert end_behind(caddy, how, upstream) == "truncated"
 
 
 @TRUNCATIONS
@@ -86,7 +86,7 @@ def test_a_disconnect_behind_caddy_closes_the_upstream_connection(
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(PIECES[0])), wire.silence())
     with ask(caddy, Accept=accept) as asked:
         asked.read_until(PIECES[0].encode())
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_flush_interval_makes_an_old_caddy_miss_a_disconnect(service: Rill, upstream: Upstream) -> None:
@@ -95,10 +95,10 @@ def test_flush_interval_makes_an_old_caddy_miss_a_disconnect(service: Rill, upst
         with ask(changed) as asked:
             asked.read_until(PIECES[0].encode())
         if DETECTS_DISCONNECTS:
-            upstream.wait_until_left()
+            upstream.wait_for_disconnect()
         else:
             with pytest.raises(AssertionError, match="waited 1 s"):
-                upstream.wait_until_left(timeout=1)
+                upstream.wait_for_disconnect(timeout=1)
 
 
 @pytest.mark.parametrize(("body", "times"), [(b"", 2), (b"hi", 1)], ids=["GET", "POST"])

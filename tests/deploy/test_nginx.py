@@ -102,7 +102,7 @@ def test_nginx_passes_on_a_truncation(
         assert asked.status == 200
         upstream.open("truncate")
         asked.read_rest()
-        assert asked.ended == "cut"
+        assert asked.ended == "truncated"
 
 
 @ACCEPTS
@@ -113,7 +113,7 @@ def test_a_disconnect_behind_nginx_closes_the_upstream_connection(
     request_id = f"disconnect-{accept.partition('/')[2]}"
     with ask(nginx, Accept=accept, X_Request_Id=request_id) as asked:
         asked.read_until(PIECES[0].encode())
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     assert wait_for_line(service, request_id)["outcome"] == "client_disconnected"
 
 
@@ -121,7 +121,7 @@ def test_a_disconnect_before_the_answer_closes_the_upstream_connection(nginx: Ng
     upstream.script(wire.silence())
     with ask(nginx):
         upstream.wait_for_requests(1)
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
 
 
 def test_nginx_repeats_no_request_when_rill_dies_before_it_answers(
@@ -192,7 +192,7 @@ def test_no_log_or_file_of_nginx_contains_a_prompt(service: Rill, upstream: Upst
     with Nginx(service) as nginx:
         with nginx.ask("GET", f"/stream?q={SECRET}") as asked:
             asked.read_rest()
-            assert asked.ended == "cut"
+            assert asked.ended == "truncated"
         with nginx.ask("GET", f"/stream?q={SECRET}") as asked:
             upstream.wait_at_gate("never")
             service.workers()[0].kill()

@@ -106,6 +106,7 @@ def test_a_blocked_account_is_a_502_without_the_apis_message(
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("begin", [(), (wire.send(wire.start()),)], ids=["first", "later"])
 def test_an_error_event_about_our_account_is_not_forwarded(
@@ -281,6 +282,7 @@ def connect_slowly(rill: Rill, name: str, path: str = "/stream?q=hi") -> socket.
     return connected
 
 
+@pytest.mark.both_paths
 def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream(
     rill: Rill, upstream: Upstream
 ) -> None:
@@ -295,6 +297,7 @@ def test_time_in_which_the_client_does_not_read_is_not_idle_time_of_the_upstream
     assert logged(rill, "reads-late")["outcome"] == "completed"
 
 
+@pytest.mark.both_paths
 def test_a_silent_upstream_is_an_idle_timeout_even_if_the_client_reads_late(rill: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("x" * 400_000)), wire.silence())
     with connect_slowly(rill, "late-and-idle") as reader:
@@ -331,6 +334,7 @@ def test_bytes_that_the_clients_kernel_acknowledges_count_as_progress(piece: int
         sending.kill()
 
 
+@pytest.mark.both_paths
 def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstream: Upstream) -> None:
     # The client has received all text; it resets while Rill waits only for the upstream's last bytes.
     upstream.script(*BEGUN, wire.gate("end"), wire.send(wire.stop()), wire.silence())
@@ -346,6 +350,7 @@ def test_a_disconnect_before_the_last_bytes_is_not_completed(rill: Rill, upstrea
 # The upstream's last event
 
 
+@pytest.mark.both_paths
 @pytest.mark.parametrize("ending", [wire.end(), wire.close()], ids=["end", "close"])
 @pytest.mark.parametrize("type", ["overloaded_error", "api_error"])
 def test_an_error_event_without_its_blank_line_is_reported_as_that_error(

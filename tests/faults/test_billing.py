@@ -145,7 +145,7 @@ def test_a_transient_overload_as_the_first_event_is_invisible_to_the_client(
     assert b"here" in body
     assert b"error" not in body
     upstream.wait_until(
-        lambda: [each.outcome for each in upstream.answers] == ["left", "sent"], "the end of both answers"
+        lambda: [each.outcome for each in upstream.answers] == ["disconnected", "sent"], "the end of both answers"
     )
 
 

@@ -32,7 +32,7 @@ def reach(phase: str, asked: Conversation, upstream: Upstream) -> None:
 
 
 def assert_upstream_closed_once(upstream: Upstream) -> None:
-    upstream.wait_until_left()
+    upstream.wait_for_disconnect()
     upstream.wait_until(lambda: upstream.answers[0].connection.closed_at is not None, "the connection's end")
     assert len(upstream.requests) == 1
 
@@ -90,7 +90,7 @@ def test_a_half_closed_connection_counts_as_a_disconnect(rill: Rill, upstream: U
         assert asked.read_until(b"one ")
         asked.half_close()
         assert_upstream_closed_once(upstream)
-        assert (asked.read_rest(), asked.ended) == (b"", "cut")
+        assert (asked.read_rest(), asked.ended) == (b"", "truncated")
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
@@ -121,7 +121,7 @@ def test_a_disconnect_before_the_request_is_read_closes_the_upstream_connection(
         ask(rill, name=name).close()
     outcomes = {logged(rill, name)["outcome"] for name in names}
     assert outcomes <= {"client_disconnected", "at_capacity"}
-    upstream.wait_until(lambda: all(each.outcome == "left" for each in upstream.answers), "all to be closed")
+    upstream.wait_until(lambda: all(each.outcome == "disconnected" for each in upstream.answers), "all to be closed")
 
 
 def cpu_seconds(rill: Rill) -> float:
@@ -158,7 +158,7 @@ def test_a_disconnect_after_pipelined_bytes_is_detected_within_two_seconds(
     time.sleep(waited)
     disconnected_at = time.monotonic()
     WAYS[way](asked)
-    assert upstream.wait_until_left() - disconnected_at < 2
+    assert upstream.wait_for_disconnect() - disconnected_at < 2
     assert logged(rill, name)["outcome"] == "client_disconnected"
 
 
@@ -168,7 +168,7 @@ def test_a_disconnect_does_not_affect_another_client(rill: Rill, upstream: Upstr
         assert first.read_until(b"one ")
         with ask(rill) as second:
             assert second.read_until(b"one ")
-        upstream.wait_until(lambda: upstream.answers[1].outcome == "left", "the second client's disconnect")
+        upstream.wait_until(lambda: upstream.answers[1].outcome == "disconnected", "the second client's disconnect")
         upstream.open("rest")
         assert (first.read_rest(), first.ended) == (b"two", "clean")
     wait_until(lambda: upstream.answers[0].outcome == "sent", lambda: "the first answer did not end")

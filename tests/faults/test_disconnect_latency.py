@@ -20,7 +20,7 @@ def disconnect_once(rill: Rill, upstream: Upstream, phase: str, number: int) -> 
         asked.read_until(b"more " if phase == "text flows" else b"one ")
     disconnected_at = time.monotonic()
     asked.close() if number % 2 else asked.reset()
-    return upstream.wait_until_left() - disconnected_at
+    return upstream.wait_for_disconnect() - disconnected_at
 
 
 def p99(times: list[float]) -> float:

@@ -7,7 +7,7 @@ import upstream as wire
 from asking import ask
 from server import Rill
 from upstream import Upstream
-from witness import wait_until_all_serve
+from witness import ports_to, wait_until_all_serve
 
 MOST_BYTES = 140_000_000
 
@@ -19,10 +19,10 @@ def test_workers_and_their_master_share_no_upstream_connection(upstream: Upstrea
     for _ in range(20):
         with ask(rill, headers={"Connection": "close"}) as asked:
             assert asked.read_rest() == b"here"
-    addresses = [connected_addresses(worker, upstream.port) for worker in rill.wait_for_workers(2)]
+    addresses = [ports_to(worker, upstream.port) for worker in rill.wait_for_workers(2)]
     assert all(addresses)
     assert addresses[0].isdisjoint(addresses[1])
-    assert connected_addresses(psutil.Process(rill.pid), upstream.port) == set()
+    assert ports_to(psutil.Process(rill.pid), upstream.port) == set()
 
 
 def test_two_idle_workers_and_their_master_use_less_than_140_megabytes(
@@ -38,8 +38,3 @@ def test_two_idle_workers_and_their_master_use_less_than_140_megabytes(
 def test_the_master_has_a_single_thread_when_it_forks(upstream: Upstream, start: Callable[..., Rill]) -> None:
     rill = start()
     assert psutil.Process(rill.pid).num_threads() == 1
-
-
-def connected_addresses(process: psutil.Process, port: int) -> set[tuple[str, int]]:
-    """Return the local addresses of a process's connections to a port; a shared connection is in two processes."""
-    return {each.laddr for each in process.net_connections("tcp4") if each.raddr and each.raddr.port == port}

@@ -88,6 +88,6 @@ def test_a_slot_that_a_disconnect_released_can_be_taken_at_once(rill: Rill, upst
         with ask(rill) as last:
             assert last.next_chunk() == b"one "
             assert requests.get(f"{rill.url}/stream", {"q": "hello"}, timeout=10).status_code == 503
-        upstream.wait_until_left()
+        upstream.wait_for_disconnect()
         with ask(rill) as again:
             assert again.next_chunk() == b"one "

@@ -12,6 +12,7 @@ import upstream as wire
 from asking import ask, wait_until
 from conversation import Conversation, request_bytes
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 from witness import log_lines, refuses_connections, wait_until_all_serve
 
@@ -98,7 +99,7 @@ def test_a_reload_serves_an_accepted_connection_and_closes_idle_ones(
     ):
         assert open_answer.read_until(b"one ") == b"one "
         assert idle.read_rest() == b"alive\n"
-        wait_until(lambda: sum(bool(each.raddr) for each in old.net_connections("tcp4")) >= 3, rill.output)
+        wait_until(lambda: sum(not each.listens for each in tcp_sockets(old.pid)) >= 3, rill.output)
         rill.signal(signal.SIGHUP)
         assert idle.socket.recv(1) == b""
         begun.socket.sendall(b"\r\n")
@@ -119,7 +120,7 @@ def test_a_shutdown_closes_the_listener_and_rejects_requests_on_open_connections
     with ask(rill) as open_answer, Conversation(rill.port, b"GET /stream?q=x HTTP/1.1\r\nHost: 127.0.0.1\r\n") as begun:
         assert open_answer.read_until(b"one ") == b"one "
         (worker,) = rill.wait_for_workers(1)
-        wait_until(lambda: sum(bool(each.raddr) for each in worker.net_connections("tcp4")) >= 3, rill.output)
+        wait_until(lambda: sum(not each.listens for each in tcp_sockets(worker.pid)) >= 3, rill.output)
         rill.signal(signal.SIGTERM)
         asked_at = time.monotonic()
         wait_until(lambda: refuses_connections(rill), lambda: "still listening", timeout=3)

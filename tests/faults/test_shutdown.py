@@ -42,7 +42,7 @@ STREAMS = {
     "not-started-text": ("not-started", {}, "HTTP/1.1"),
     "never-read": ("big", {}, "HTTP/1.1"),
 }
-ENDED = {"long-text": "cut", "silent-text": "cut", "long-1.0": "reset", "silent-1.0": "reset"}
+ENDED = {"long-text": "truncated", "silent-text": "truncated", "long-1.0": "reset", "silent-1.0": "reset"}
 
 
 def play_named_script(answer: Answer) -> None:
@@ -110,7 +110,7 @@ def test_a_shutdown_completes_short_answers_and_reports_the_others_as_shutdown(u
         assert time.monotonic() - begun < EXIT
         check_the_log(rill)
         upstream.wait_until(
-            lambda: all(each.outcome in ("left", "sent") for each in upstream.answers), "the end of all answers"
+            lambda: all(each.outcome in ("disconnected", "sent") for each in upstream.answers), "the end of all answers"
         )
 
 

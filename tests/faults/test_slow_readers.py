@@ -86,7 +86,9 @@ def test_a_client_that_never_reads_loses_its_slot_and_one_that_reads_slowly_gets
         assert 0 < most <= MOST_BUFFERED
         assert logged(service, name)["outcome"] == "client_too_slow"
         upstream.wait_until(
-            lambda: {each.outcome for each in upstream.answers} == {"left", "sent"}, "the end of both answers", 20
+            lambda: {each.outcome for each in upstream.answers} == {"disconnected", "sent"},
+            "the end of both answers",
+            20,
         )
 
 

@@ -41,7 +41,7 @@ def test_an_answer_that_does_not_start_is_a_504_after_the_start_timeout(
         assert asked.status == 504
     assert START <= time.monotonic() - begun < START + LATE
     assert logged(rill, name)["outcome"] == "start_timeout"
-    upstream.wait_until_left(0.5)
+    upstream.wait_for_disconnect(0.5)
     assert len(upstream.requests) == 1
 
 
@@ -62,10 +62,10 @@ def test_an_idle_upstream_aborts_a_plain_text_answer(rill: Rill, upstream: Upstr
     begun = time.monotonic()
     with ask(rill, name=name) as asked:
         assert asked.status == 200
-        assert (asked.read_rest(), asked.ended) == (text, "cut")
+        assert (asked.read_rest(), asked.ended) == (text, "truncated")
     assert IDLE <= time.monotonic() - begun < IDLE + LATE
     assert logged(rill, name)["outcome"] == "idle_timeout"
-    upstream.wait_until_left(0.5)
+    upstream.wait_for_disconnect(0.5)
     assert len(upstream.requests) == 1
 
 
@@ -79,7 +79,7 @@ def test_an_idle_upstream_ends_an_event_stream_with_an_error_event(rill: Rill, u
     assert b"[DONE]" not in got
     assert json.loads(got.split(b"event: error\ndata: ")[1])["code"] == "idle_timeout"
     assert logged(rill, name)["outcome"] == "idle_timeout"
-    upstream.wait_until_left(0.5)
+    upstream.wait_for_disconnect(0.5)
 
 
 def test_thinking_counts_as_content(rill: Rill, upstream: Upstream) -> None:
@@ -106,12 +106,12 @@ def test_an_endless_answer_ends_after_the_total_timeout(
     begun = time.monotonic()
     with ask(rill, headers=headers, name=name) as asked:
         got = asked.read_rest()
-        assert asked.ended == ("clean" if headers else "cut")
+        assert asked.ended == ("clean" if headers else "truncated")
     assert TOTAL <= time.monotonic() - begun < TOTAL + LATE
     assert b"[DONE]" not in got
     assert (b'"code": "total_timeout"' in got) == bool(headers)
     assert logged(rill, name)["outcome"] == "total_timeout"
-    upstream.wait_until_left(0.5)
+    upstream.wait_for_disconnect(0.5)
 
 
 def test_a_library_raises_after_an_idle_timeout(rill: Rill, upstream: Upstream) -> None:

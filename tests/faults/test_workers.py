@@ -11,6 +11,7 @@ import upstream as wire
 from asking import ask, wait_until
 from conversation import Conversation
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 from witness import wait_until_all_serve
 
@@ -26,7 +27,7 @@ SCRIPT = (
 
 def clients_of(worker: psutil.Process, rill: Rill) -> set[int]:
     """Return the ports of the clients of a worker."""
-    return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr and each.laddr.port == rill.port}
+    return {each.remote_port for each in tcp_sockets(worker.pid) if each.local_port == rill.port and not each.listens}
 
 
 def open_streams(rill: Rill, stack: ExitStack) -> list[Conversation]:
@@ -69,10 +70,10 @@ def test_a_killed_worker_loses_only_its_own_streams(upstream: Upstream, start: C
         for each in streams:
             if each.socket.getsockname()[1] in lost:
                 assert each.read_rest() == b""
-                assert each.ended in ("cut", "reset")
+                assert each.ended in ("truncated", "reset")
         outcomes = upstream.answers
         upstream.wait_until(
-            lambda: sum(each.outcome == "left" for each in outcomes) == len(lost),
+            lambda: sum(each.outcome == "disconnected" for each in outcomes) == len(lost),
             "the upstream connections of the victim to close",
         )
         upstream.open("rest")

@@ -16,6 +16,7 @@ import psutil
 import upstream as wire
 from asking import ask, wait_until
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 STREAMS = 6
@@ -87,12 +88,12 @@ class Gauges(NamedTuple):
 
 def ports_to(process: psutil.Process, port: int) -> set[int]:
     """Return the local ports of a process's connections to the remote `port`."""
-    return {each.laddr.port for each in process.net_connections("tcp4") if each.raddr and each.raddr.port == port}
+    return {each.local_port for each in tcp_sockets(process.pid) if each.remote_port == port}
 
 
 def clients_of(process: psutil.Process, port: int) -> int:
     """Return the number of client connections that a process has at its own `port`."""
-    return sum(bool(each.raddr) and each.laddr.port == port for each in process.net_connections("tcp4"))
+    return sum(each.local_port == port and not each.listens for each in tcp_sockets(process.pid))
 
 
 def look_inside(rill: Rill) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from conversation import request_bytes
 from raw import HANG_SECONDS, STATUS, Received, connect, receive_rest, send, send_and_half_close
 from server import Rill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 from vectors import ACCEPTED, CLOSED, HELLO, REJECTED
 
@@ -150,7 +151,7 @@ def try_one(rill: Rill, number: int) -> str | None:
 def descriptors(rill: Rill, upstream: Upstream) -> int:
     """Return the worker's number of descriptors, without the pooled connections to the upstream."""
     (worker,) = rill.workers()
-    pooled = [each for each in worker.net_connections("tcp4") if each.raddr and each.raddr.port == upstream.port]
+    pooled = [each for each in tcp_sockets(worker.pid) if each.remote_port == upstream.port]
     return worker.num_fds() - len(pooled)
 
 

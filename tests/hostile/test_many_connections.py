@@ -9,14 +9,21 @@ import psutil
 import pytest
 from conversation import request_bytes
 from raw import Received, connect, receive_rest, send
-from server import Rill
+from server import Rill, StartRill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 CONNECTIONS = 5000
 MOST_WAITING = 500
 SERVED_SECONDS = 20.0
-HEAD_SECONDS = 15.0
+HEAD_SECONDS = 3
 LATE = 5.0
+
+
+@pytest.fixture
+def service(share_rill: StartRill) -> Rill:
+    """Return a server that waits three seconds for a request head."""
+    return share_rill("--keep-alive", str(HEAD_SECONDS))
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def descriptors() -> None:
 
 def connections(worker: psutil.Process, port: int) -> int:
     """Return the number of client connections of the worker."""
-    return sum(bool(each.raddr) and each.laddr.port == port for each in worker.net_connections("tcp4"))
+    return sum(each.local_port == port and not each.listens for each in tcp_sockets(worker.pid))
 
 
 @pytest.mark.timing

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import upstream as wire
 from conversation import request_bytes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw import Received, assert_stays_healthy, exchange, play
 from server import Rill
 from upstream import Upstream
 
+from examples import examples
 from rill.admission.auth import ApiKeys
 from rill.admission.rate_limit import RateLimit
 from rill.dialects.anthropic import read_messages
@@ -28,8 +29,8 @@ from rill.prompt import Prompt
 from rill.settings import BadSettings, Settings, digest_of, read_settings
 from rill.upstream.sse_decoder import Decoder
 
-many = settings(max_examples=100)
-some = settings(max_examples=30)
+many = examples(50)
+some = examples(15)
 
 OURS = Settings(ANTHROPIC_API_KEY="sk-test", RILL_ALLOWED_MODELS="small,large")  # type: ignore[arg-type]
 MAX_MESSAGES = 10_000

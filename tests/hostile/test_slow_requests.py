@@ -11,6 +11,7 @@ from asking import wait_until
 from conversation import request_bytes
 from raw import FOLLOWER, Received, connect, prompts, receive_rest, send
 from server import Rill, StartRill
+from tcp_sockets import tcp_sockets
 from upstream import Upstream
 
 HEAD_SECONDS = 3  # 95 in gunicorn.conf.py; the mechanism is the same
@@ -36,14 +37,14 @@ def worker(rill: Rill) -> psutil.Process:
 def descriptors(rill: Rill, upstream: Upstream) -> int:
     """Return the worker's number of descriptors, without the pooled connections to the upstream."""
     process = worker(rill)
-    pooled = [each for each in process.net_connections("tcp4") if each.raddr and each.raddr.port == upstream.port]
+    pooled = [each for each in tcp_sockets(process.pid) if each.remote_port == upstream.port]
     return process.num_fds() - len(pooled)
 
 
 def is_connected(rill: Rill, connected: socket.socket) -> bool:
     """Return whether the worker still has its side of the connection open."""
     mine = connected.getsockname()[1]
-    return any(each.raddr and each.raddr.port == mine for each in worker(rill).net_connections("tcp4"))
+    return any(each.remote_port == mine for each in tcp_sockets(worker(rill).pid))
 
 
 def assert_serves_at_once(rill: Rill, q: str = "other") -> None:

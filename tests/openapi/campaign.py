@@ -61,8 +61,12 @@ class Outcome:
         return self.statuses.total()
 
 
-def configuration(url: str, headers: dict[str, str], examples: int, seed: int, soaked: bool) -> SchemathesisConfig:
+def configuration(
+    url: str, headers: dict[str, str], examples: int, seed: int, covers: bool, soaked: bool
+) -> SchemathesisConfig:
     """Return a configuration with every check and both kinds of data, reproducible from the seed.
+
+    With `covers`, the values that cover each schema, such as its limits, are requested too.
 
     A soak omits the checks of whether the description and the service agree on which data is valid: among very many
     requests, some are edge cases in which the two differ.
@@ -80,7 +84,7 @@ def configuration(url: str, headers: dict[str, str], examples: int, seed: int, s
             "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
             "phases": {
                 "examples": independent,
-                "coverage": {**independent, "enabled": not soaked, "generate-duplicate-query-parameters": True},
+                "coverage": {**independent, "enabled": covers, "generate-duplicate-query-parameters": True},
                 "fuzzing": {**independent, "error-feedback": {"enabled": False}},
                 # No response of one operation is an argument of another.
                 "stateful": {"enabled": False},

@@ -33,7 +33,7 @@ def offline_service(request: pytest.FixtureRequest) -> Iterator[Rill]:
     api_keys = {"RILL_API_KEYS": f"alice={API_KEY}"} if request.cls.needs_api_key else {}
     with (
         serve_offline_model() as url,
-        Rill({**SETTINGS, **api_keys, "ANTHROPIC_BASE_URL": url}, forked=True) as running,
+        Rill({**SETTINGS, **api_keys, "ANTHROPIC_BASE_URL": url}) as running,
     ):
         yield running
 

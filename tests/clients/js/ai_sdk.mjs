@@ -1,7 +1,7 @@
 import { createAnthropic } from '@ai-sdk/anthropic'
 import { createOpenAI } from '@ai-sdk/openai'
 import { generateText, streamText } from 'ai'
-import { question, run, report } from './report.mjs'
+import { question, report } from './report.mjs'
 
 const name = 'claude-sonnet-5-5'
 const asked = { prompt: question, maxOutputTokens: 99, maxRetries: 0 }
@@ -24,9 +24,9 @@ async function whole(model) {
   return { text, finishReason }
 }
 
-await run({
+export default {
   'anthropic-stream': (url) => stream(anthropic(url)),
   'openai-stream': (url) => stream(openai(url)),
   'anthropic-whole': (url) => whole(anthropic(url)),
   'openai-whole': (url) => whole(openai(url)),
-})
+}

@@ -1,9 +1,9 @@
 import Anthropic from '@anthropic-ai/sdk'
-import { asked, run, report } from './report.mjs'
+import { asked, report } from './report.mjs'
 
 const connect = (baseURL) => new Anthropic({ baseURL, apiKey: 'sk-of-the-client', maxRetries: 0 })
 
-await run({
+export default {
   async stream(url) {
     const stream = connect(url).messages.stream(asked).on('text', (text) => report({ text }))
     const { stop_reason, usage } = await stream.finalMessage()
@@ -21,4 +21,4 @@ await run({
     const message = await connect(url).messages.stream(asked).finalMessage()
     return message.content.find((block) => block.type === 'tool_use')
   },
-})
+}

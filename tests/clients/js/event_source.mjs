@@ -1,9 +1,7 @@
 import { EventSource } from 'eventsource'
-import { question, run, report } from './report.mjs'
+import { question, report } from './report.mjs'
 
-// The page never closes it: it ends when the server responds with 204. Its pause before a reconnect would not keep Node
-// running, as an open page does.
-const open = setInterval(() => {}, 60_000)
+// The page never closes it: it ends when the server responds with 204.
 const listen = (url) =>
   new Promise((end) => {
     const source = new EventSource(`${url}/chat/stream?${new URLSearchParams({ message: question })}`)
@@ -15,5 +13,4 @@ const listen = (url) =>
     })
   })
 
-await run({ listen })
-clearInterval(open)
+export default { listen }

@@ -1,4 +1,4 @@
-import { question, run, report } from './report.mjs'
+import { question, report } from './report.mjs'
 
 const ask = (url, options) => fetch(`${url}/stream`, { method: 'POST', body: question, ...options })
 
@@ -10,7 +10,7 @@ async function read(response, seen = () => {}) {
   }
 }
 
-await run({
+export default {
   async stream(url) {
     await read(await ask(url))
   },
@@ -22,4 +22,4 @@ await run({
     const response = await ask(url)
     return { status: response.status, retryAfter: response.headers.get('retry-after'), body: await response.text() }
   },
-})
+}

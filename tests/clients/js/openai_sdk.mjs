@@ -1,10 +1,10 @@
 import OpenAI from 'openai'
-import { asked, run, report } from './report.mjs'
+import { asked, report } from './report.mjs'
 
 const connect = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-of-the-client', maxRetries: 0 })
 const streamed = { ...asked, stream: true, stream_options: { include_usage: true } }
 
-await run({
+export default {
   async stream(url) {
     let end = {}
     for await (const chunk of await connect(url).chat.completions.create(streamed)) {
@@ -18,4 +18,4 @@ await run({
     const completion = await connect(url).chat.completions.create(asked)
     return { text: completion.choices[0].message.content, finish_reason: completion.choices[0].finish_reason }
   },
-})
+}

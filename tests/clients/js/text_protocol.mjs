@@ -1,7 +1,7 @@
 // The parts of the AI SDK behind useCompletion and useChat, with their state in plain fields.
 
 import { AbstractChat, TextStreamChatTransport, callCompletionApi } from 'ai'
-import { question, run, report } from './report.mjs'
+import { question, report } from './report.mjs'
 
 class Chat extends AbstractChat {
   constructor(api) {
@@ -22,7 +22,7 @@ class Chat extends AbstractChat {
   }
 }
 
-await run({
+export default {
   async completion(url) {
     let failure
     const text = await callCompletionApi({
@@ -45,4 +45,4 @@ await run({
     if (chat.error) throw chat.error
     return { status: chat.status, roles: chat.messages.map((message) => message.role) }
   },
-})
+}
