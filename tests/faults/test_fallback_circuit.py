@@ -72,7 +72,7 @@ def test_failures_in_a_row_open_the_circuit_and_one_trial_closes_it(
     upstream.always(wire.silence())
     with ask(rill):
         upstream.wait_for_requests(FAILURES + 1)
-    upstream.wait_until_left()  # Its client disconnected, so another trial follows.
+    upstream.wait_for_disconnect()  # Its client disconnected, so another trial follows.
     upstream.always(
         wire.head(), wire.gate("trial"), wire.send(wire.opening(), wire.text("spare"), wire.stop()), wire.end()
     )
