@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -11,7 +12,9 @@ from flask import Flask, g, request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
+from rill.admission.client import Client
 from rill.admission.cross_site import Hosts, check_initiator
+from rill.admission.mint import mint
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
@@ -50,6 +53,7 @@ def create_app(settings: Settings, relays: bool = True) -> Flask:
     for method, path, view in routes.table():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
     app.cli.add_command(cli.ask_command(routes.read_answer))
+    app.cli.add_command(cli.mint_command(partial(mint, settings)))
     return app
 
 
@@ -59,7 +63,7 @@ class Routes:
     def __init__(self, settings: Settings, relays: bool) -> None:
         self._settings = settings
         self._relays = relays
-        self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.api_keys or settings.offline))
+        self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.authenticates or settings.offline))
         self._rejections = RejectionLog()
         slots, _ = fit_open_files(settings.max_streams)
         self._service = Service(settings, slots)
@@ -93,15 +97,19 @@ class Routes:
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
         client = self.identify()
-        self._service.rate_limit.count(client)
-        prompt, reply = read_prompt(request, self._settings)
+        self._service.rate_limit.count(client.name)
+        asked, reply = read_prompt(request, self._settings)
+        prompt = client.restrict(asked, self._settings.enabled_models())
         self.check_open()
         connection = connection_of(request)
         admit = connection.admit if connection else None
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         send = (connection.send_now, connection.sendall) if connection and self._relays else None
         answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
-        return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
+        headers = dict(answer.headers)
+        if prompt.max_tokens < asked.max_tokens:
+            headers["X-Max-Tokens"] = str(prompt.max_tokens)
+        return Response(answer.body, content_type=answer.media_type, headers=headers, direct_passthrough=True)
 
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
@@ -109,17 +117,17 @@ class Routes:
             return Response()
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         client = self.identify()
-        self._service.rate_limit.count(client)
+        self._service.rate_limit.count(client.name)
         with ExitStack() as held:
-            held.enter_context(self._service.slots.hold_slot(client))
+            held.enter_context(self._service.slots.hold_slot(client.name))
             response = Response(drip())
             response.call_on_close(held.pop_all().close)
         return response
 
     def list_models(self) -> Response:
         """List the models that may be asked for by name."""
-        self.identify()
-        return send_json(models.list_models(self._settings.known_models()))
+        client = self.identify()
+        return send_json(models.list_models(list(filter(client.may_ask, self._settings.known_models()))))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""
@@ -129,7 +137,7 @@ class Routes:
 
     def show_metrics(self) -> Response:
         """Return the metrics in Prometheus' format."""
-        self.identify()
+        self.identify().check_operator()
         return Response(self._service.telemetry.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def reject(self, error: Exception) -> Response:
@@ -152,9 +160,9 @@ class Routes:
         if connection and connection.connections.drain.begun:
             raise Problem("shutdown", retry_after=1)
 
-    def identify(self) -> str:
-        """Return the client's name; raise Problem if it is not allowed."""
-        return self._service.api_keys.name_of(api_key_of(request), self._address())
+    def identify(self) -> Client:
+        """Return the client; raise Problem if it is not allowed."""
+        return self._service.authentication.client_of(api_key_of(request), self._address())
 
     def read_answer(self, fields: Mapping[str, Any]) -> Iterator[list[Event]]:
         """Yield the events of the answer to a command; raise Problem."""

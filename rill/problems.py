@@ -59,6 +59,9 @@ KINDS = {
     "upstream_error": Kind(502, "api_error", "The model's API failed.", "Try again."),
     "upstream_unreachable": Kind(502, "api_error", "The model's API cannot be reached.", "Try again later."),
     "upstream_truncated": Kind(502, "api_error", "The model's API closed before the answer was complete."),
+    "keys_unavailable": Kind(
+        503, "api_error", "The keys that verify JWTs cannot be fetched now.", "Try again in a moment."
+    ),
     "at_capacity": Kind(503, "overloaded_error", "This server is at capacity.", "Try again in a moment."),
     "shutdown": Kind(503, "overloaded_error", "This server is shutting down.", "Try again in a moment."),
     "upstream_overloaded": Kind(503, "overloaded_error", "The model is overloaded.", "Try again in a moment."),
@@ -69,7 +72,7 @@ KINDS = {
 }
 
 # Problems for which an SDK may retry: the same request may succeed later, and nothing was billed.
-RETRYABLE = {"request_timeout", "rate_limited", "at_capacity", "shutdown"}
+RETRYABLE = {"request_timeout", "rate_limited", "keys_unavailable", "at_capacity", "shutdown"}
 
 # The `type` of an upstream's error, before the stream or as an `error` event within it -> the problem.
 # https://docs.anthropic.com/en/api/errors

@@ -5,10 +5,11 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rill import offline
-from rill.admission.auth import ApiKeys
+from rill.admission.auth import Authentication
+from rill.admission.client import Client
 from rill.admission.concurrency import ConcurrencyLimit
 from rill.admission.rate_limit import RateLimit
 from rill.dialects.base import Dialect
@@ -23,6 +24,9 @@ from rill.telemetry.record import Record
 from rill.upstream.answer import Answer
 from rill.upstream.client import Upstream
 
+if TYPE_CHECKING:
+    from rill.admission.jwt import Jwts
+
 
 class Request(NamedTuple):
     """A prompt, who sent it, and how its answer is delivered.
@@ -35,7 +39,7 @@ class Request(NamedTuple):
     prompt: Prompt
     reply: ReplyFormat
     dialect: Dialect
-    client: str
+    client: Client
     request_id: str
     admit: Callable[[Cancellation], Callable[[], None]] | None = None
     reset: Callable[..., None] | None = None
@@ -54,8 +58,8 @@ class Service:
     """What all requests of a worker share: limits, metrics, and the upstream."""
 
     def __init__(self, settings: Settings, slots: int) -> None:
-        self.telemetry = Telemetry(bool(settings.api_keys), settings.known_models())
-        self.api_keys = ApiKeys(settings.api_keys)
+        self.telemetry = Telemetry(settings.authenticates, settings.known_models())
+        self.authentication = Authentication(settings.api_keys, _jwts_of(settings))
         self.rate_limit = RateLimit(settings.rate_limit, settings.redis_url)
         self.slots = ConcurrencyLimit(slots, settings.max_streams_per_client)
         self._deadlines = Deadlines(
@@ -68,12 +72,12 @@ class Service:
 
     def answer(self, request: Request) -> Reply:
         """Return once the response has started; raise Problem if it does not."""
-        record = Record(request.request_id, request.dialect.name, request.client, request.prompt.model)
+        record = Record(request.request_id, request.dialect.name, request.client.name, request.prompt.model)
         with ExitStack() as held:
             self.telemetry.begin()
             held.callback(self.telemetry.end, record)
             try:
-                held.enter_context(self.slots.hold_slot(request.client))
+                held.enter_context(self.slots.hold_slot(request.client.name))
                 return self._ask(request, record, held)
             except Problem as problem:
                 record.status, record.outcome = problem.status, problem.name
@@ -134,6 +138,17 @@ class Service:
         if delivery.problem:
             self.telemetry.count_upstream_error(delivery.problem)
         release.close()
+
+
+def _jwts_of(settings: Settings) -> "Jwts | None":
+    if not settings.accepts_jwts:
+        return None
+    # 20 MB of memory, which a service without JWTs does not need.
+    from rill.admission.jwt import Jwts
+
+    jwts = Jwts(settings.jwt_secret, settings.jwks_url, settings.jwt_audience, settings.jwt_issuer)
+    jwts.start()
+    return jwts
 
 
 def _note_answer(record: Record, cancellation: Cancellation, answer: Answer) -> None:

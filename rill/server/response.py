@@ -29,7 +29,9 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # Headers that a page of another origin may read, beside those that every browser allows.
-EXPOSED_HEADERS = ", ".join(("Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS))
+EXPOSED_HEADERS = ", ".join(
+    ("Retry-After", "X-Should-Retry", "X-Max-Tokens", "X-Request-Id", "Request-Id", *RATE_HEADERS)
+)
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> the problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "method_not_allowed"}
