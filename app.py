@@ -19,6 +19,7 @@ from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
+from rill.prompt import Prompt, ReplyFormat
 from rill.server.drip import drip
 from rill.server.open_files import fit_open_files
 from rill.server.request import (
@@ -33,7 +34,16 @@ from rill.server.request import (
     read_prompt_body,
     read_query,
 )
-from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
+from rill.server.response import (
+    Response,
+    build_app,
+    problem_of,
+    send_file,
+    send_json,
+    send_page,
+    send_problem,
+    send_usage,
+)
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs
@@ -82,6 +92,7 @@ class Routes:
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
             ("GET", "/v1/models", self.list_models),
+            ("GET", "/usage", self.show_usage),
             ("GET", "/healthz", lambda: Response("alive\n")),
             ("GET", "/readyz", self.check_ready),
             ("GET", "/metrics", self.show_metrics),
@@ -97,19 +108,21 @@ class Routes:
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
         client = self.identify()
-        self._service.rate_limit.count(client.name)
-        asked, reply = read_prompt(request, self._settings)
-        prompt = client.restrict(asked, self._settings.enabled_models())
-        self.check_open()
+        prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
         connection = connection_of(request)
         admit = connection.admit if connection else None
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         send = (connection.send_now, connection.sendall) if connection and self._relays else None
-        answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
-        headers = dict(answer.headers)
-        if prompt.max_tokens < asked.max_tokens:
-            headers["X-Max-Tokens"] = str(prompt.max_tokens)
+        asked = Request(prompt, reply, dialect, client, g.request_id, admit, reset, send, reservation)
+        answer = self._service.answer(asked)
+        headers = {**answer.headers, **headers}
         return Response(answer.body, content_type=answer.media_type, headers=headers, direct_passthrough=True)
+
+    def read(self, read_prompt: ReadPrompt) -> tuple[Prompt, ReplyFormat]:
+        """Return the prompt of the request; raise Problem, also if the server is shutting down."""
+        asked = read_prompt(request, self._settings)
+        self.check_open()
+        return asked
 
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
@@ -117,7 +130,7 @@ class Routes:
             return Response()
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         client = self.identify()
-        self._service.rate_limit.count(client.name)
+        self._service.limits.count(client)
         with ExitStack() as held:
             held.enter_context(self._service.slots.hold_slot(client.name))
             response = Response(drip())
@@ -128,6 +141,11 @@ class Routes:
         """List the models that may be asked for by name."""
         client = self.identify()
         return send_json(models.list_models(list(filter(client.may_ask, self._settings.known_models()))))
+
+    def show_usage(self) -> Response:
+        """Return what the client has used of its token budgets."""
+        client = self.identify()
+        return send_usage(client.name, self._service.limits.usage(client))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""

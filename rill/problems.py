@@ -50,6 +50,7 @@ KINDS = {
     ),
     "refused": Kind(422, "refusal", "The model refused to answer."),
     "rate_limited": Kind(429, "rate_limit_error", "Too many requests.", "Try again later."),
+    "budget_exhausted": Kind(429, "rate_limit_error", "The token budget is used up.", "Try again later."),
     "upstream_rate_limited": Kind(429, "rate_limit_error", "The model's rate limit is reached.", "Try again later."),
     "client_disconnected": Kind(499, "api_error", "The client disconnected before the end of the answer."),
     "client_too_slow": Kind(499, "api_error", "The client did not read the answer."),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rill import offline
 from rill.admission.auth import Authentication
+from rill.admission.bill import Bill
+from rill.admission.budget import Reservation
 from rill.admission.client import Client
 from rill.admission.concurrency import ConcurrencyLimit
-from rill.admission.rate_limit import RateLimit
+from rill.admission.limits import Limits
 from rill.dialects.base import Dialect
 from rill.events import Bytes, Encoder, Event
 from rill.problems import Problem
@@ -33,7 +35,8 @@ class Request(NamedTuple):
 
     `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
     connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
-    `send` is the connection's write that never waits, and the one that may; None disables the relay.
+    `send` is the connection's write that never waits, and the one that may; None disables the relay. `reservation` is
+    settled at the end of the answer.
     """
 
     prompt: Prompt
@@ -44,6 +47,7 @@ class Request(NamedTuple):
     admit: Callable[[Cancellation], Callable[[], None]] | None = None
     reset: Callable[..., None] | None = None
     send: tuple[Callable[[bytes], int], Callable[[bytes], None]] | None = None
+    reservation: Reservation | None = None
 
 
 class Reply(NamedTuple):
@@ -60,7 +64,7 @@ class Service:
     def __init__(self, settings: Settings, slots: int) -> None:
         self.telemetry = Telemetry(settings.authenticates, settings.known_models())
         self.authentication = Authentication(settings.api_keys, _jwts_of(settings))
-        self.rate_limit = RateLimit(settings.rate_limit, settings.redis_url)
+        self.limits = Limits(settings)
         self.slots = ConcurrencyLimit(slots, settings.max_streams_per_client)
         self._deadlines = Deadlines(
             settings.start_timeout_seconds, settings.idle_timeout_seconds, settings.total_timeout_seconds
@@ -74,11 +78,15 @@ class Service:
         """Return once the response has started; raise Problem if it does not."""
         record = Record(request.request_id, request.dialect.name, request.client.name, request.prompt.model)
         with ExitStack() as held:
+            bill = Bill(request.reservation, request.prompt.is_streamed) if request.reservation else None
+            if bill:
+                # At the very end: Redis may be slow.
+                held.callback(self._settle, bill, record)
             self.telemetry.begin()
-            held.callback(self.telemetry.end, record)
+            held.callback(self._end, bill, record)
             try:
                 held.enter_context(self.slots.hold_slot(request.client.name))
-                return self._ask(request, record, held)
+                return self._ask(request, record, bill, held)
             except Problem as problem:
                 record.status, record.outcome = problem.status, problem.name
                 self.telemetry.count_upstream_error(problem)
@@ -94,13 +102,21 @@ class Service:
             except Cancelled:
                 raise cancellation.problem() from None
 
-    def _ask(self, request: Request, record: Record, held: ExitStack) -> Reply:
+    def _end(self, bill: Bill | None, record: Record) -> None:
+        if bill:
+            record.charged_tokens = bill.tokens(record.outcome)
+        self.telemetry.end(record)
+
+    def _settle(self, bill: Bill, record: Record) -> None:
+        self.limits.settle(bill.reservation, record.charged_tokens or 0)
+
+    def _ask(self, request: Request, record: Record, bill: Bill | None, held: ExitStack) -> Reply:
         """Ask the upstream and wait for the start of its answer; `held` collects what the end releases."""
         prompt, dialect = request.prompt, request.dialect
         cancellation = held.enter_context(closing(Cancellation(self._deadlines_of(request))))
         if request.admit:
             held.callback(request.admit(cancellation))
-        note = partial(_note_answer, record, cancellation)
+        note = partial(_note_answer, record, cancellation, bill)
         try:
             answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note)
             held.enter_context(closing(answer))
@@ -151,7 +167,9 @@ def _jwts_of(settings: Settings) -> "Jwts | None":
     return jwts
 
 
-def _note_answer(record: Record, cancellation: Cancellation, answer: Answer) -> None:
+def _note_answer(record: Record, cancellation: Cancellation, bill: Bill | None, answer: Answer) -> None:
     """Record what is known of an answer once its headers are in."""
+    if bill:
+        bill.answer = answer
     cancellation.nudge = answer.nudge
     record.upstream_request_id, record.usage = answer.request_id, answer.usage

@@ -20,6 +20,8 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 class Decoder:
     """Decodes what is fed to it; `usage` is what the upstream has counted so far, in tokens.
 
+    `received_bytes` are those of the content: text, thinking, and the input of tools.
+
     `ended` is set once the message is complete, `problem` once it cannot become so; then nothing more may be fed.
     `is_error_private`: an `error` event must not be forwarded, because it repeats one of the `secrets` or is about the
     operator's account.
@@ -40,12 +42,14 @@ class Decoder:
         "ended",
         "is_error_private",
         "problem",
+        "received_bytes",
         "usage",
     )
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secrets = secrets
         self.usage: dict[str, Any] = {}
+        self.received_bytes = 0
         self.ended = False
         self.is_error_private = False
         self.problem: Problem | None = None
@@ -112,6 +116,11 @@ class Decoder:
         return not (self._unfinished or self._data or self._high_surrogate)
 
     @property
+    def has_final_usage(self) -> bool:
+        """Whether the upstream has counted the output."""
+        return self.ended or bool(self._stop)
+
+    @property
     def has_error(self) -> bool:
         """Whether the upstream itself reported the `problem`, in an `error` event."""
         return self.is_error_private or (self.problem is not None and self.problem.is_forwarded)
@@ -174,9 +183,8 @@ class Decoder:
         if kind == "content_block_delta":
             self._working = True
             delta = message.get("delta")
-            if isinstance(delta, dict) and delta.get("type") == "text_delta":
-                text = delta.get("text")
-                self._text += text if isinstance(text, str) else ""
+            if isinstance(delta, dict):
+                self._take_delta(delta)
         elif kind == "content_block_start" or kind == "content_block_stop":
             self._working = True
         elif kind == "message_start":
@@ -192,6 +200,13 @@ class Decoder:
         elif kind == "error":
             raise self._problem_in(message)
         return None
+
+    def _take_delta(self, delta: dict[str, Any]) -> None:
+        content = delta.get("text") or delta.get("thinking") or delta.get("partial_json")
+        if isinstance(content, str):
+            self.received_bytes += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
+            if delta.get("type") == "text_delta":
+                self._text += content
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
         error = _mapping(message.get("error"))
