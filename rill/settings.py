@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
     workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
     redis_url: str | None = _setting(
-        "REDIS_URL", None, "a Redis that counts `RILL_RATE_LIMIT` for all workers and machines", repr=False
+        "REDIS_URL", None, "a Redis that counts requests and tokens of clients for all workers and machines", repr=False
     )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
     default_model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")

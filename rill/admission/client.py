@@ -1,8 +1,9 @@
 """Who sent a request, and what its credential allows."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rill.credentials import JWT_CLIENT
 from rill.problems import Problem
@@ -40,9 +41,23 @@ class Client(NamedTuple):
         """
         if self.max_tokens is not None and prompt.max_tokens > self.max_tokens:
             prompt = replace(prompt, max_tokens=self.max_tokens)
+        if self.models is not None or self.max_tokens is not None:
+            self._check_nested(prompt.options)
         if self.may_ask(prompt.model):
             return prompt
         allowed = [model for model in self.models or () if model in enabled or "*" in enabled]
         if not prompt.default_model or not allowed:
             raise Problem("forbidden", f"model: this JWT does not allow it. Allowed: {', '.join(allowed) or 'none'}.")
         return replace(prompt, model=allowed[0])
+
+    def _check_nested(self, value: Any) -> None:
+        """Raise Problem for a field, such as a fallback, that names another model or a longer answer."""
+        if isinstance(value, Mapping):
+            model, max_tokens = value.get("model"), value.get("max_tokens")
+            longest = math.inf if self.max_tokens is None else self.max_tokens
+            is_longer = isinstance(max_tokens, int) and max_tokens > longest
+            if is_longer or (isinstance(model, str) and not self.may_ask(model)):
+                raise Problem("forbidden", "model, max_tokens: this JWT does not allow a nested one.")
+        if isinstance(value, Mapping | list):
+            for part in value.values() if isinstance(value, Mapping) else value:
+                self._check_nested(part)
