@@ -4,9 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import Annotated, Any, Self
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rill.credentials import ApiKey, parse_api_keys
 from rill.problems import Problem
 from rill.quota import parse_quotas
+from rill.urls import is_http_url, is_on_loopback, is_redis_url
 
 Names = Annotated[tuple[str, ...], NoDecode]
 ApiKeys = Annotated[Mapping[str, ApiKey], NoDecode]
@@ -22,8 +21,6 @@ HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 MAX_MODEL_LENGTH = 200
 DEFAULT_MODEL = "claude-sonnet-5-5"
 MIN_JWT_SECRET_BYTES = 32  # https://www.rfc-editor.org/rfc/rfc7518#section-3.2
-
-REDIS_OPTIONS = {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname"}
 
 
 def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
@@ -111,14 +108,14 @@ class Settings(BaseSettings):
     @field_validator("anthropic_base_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        if not _is_http_url(value):
+        if not is_http_url(value):
             raise ValueError("should be an http or https URL without a password, such as https://api.anthropic.com")
         return value
 
     @field_validator("jwks_url")
     @classmethod
     def _check_jwks_url(cls, value: str | None) -> str | None:
-        if value is not None and not (_is_http_url(value) and (value.startswith("https:") or _is_on_loopback(value))):
+        if value is not None and not (is_http_url(value) and (value.startswith("https:") or is_on_loopback(value))):
             raise ValueError("should be an https URL without a password (http on loopback only)")
         return value
 
@@ -133,7 +130,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not _is_redis_url(value):
+        if value is not None and not is_redis_url(value):
             raise ValueError("should be as redis://host:6379/0, rediss:// with TLS, or redis+unix:///path")
         if value and value.startswith("rediss://") and "DYNO" in os.environ and "ssl_cert_reqs" not in value:
             # Its certificate is self-signed: https://devcenter.heroku.com/articles/connecting-heroku-redis
@@ -234,36 +231,6 @@ class Settings(BaseSettings):
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens}.")
         return model or self.default_model, max_tokens or self.default_max_tokens
-
-
-def _is_http_url(value: str) -> bool:
-    try:
-        url = urlsplit(value)
-        host = url.hostname or ""
-        host.encode("idna")  # A host that cannot be resolved would make each request fail.
-        if host.replace(".", "").isdigit():
-            ip_address(host)
-        return url.scheme in ("http", "https") and bool(host) and url.port != 0 and "@" not in url.netloc
-    except ValueError:
-        return False
-
-
-def _is_on_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_redis_url(value: str) -> bool:
-    try:
-        url = urlsplit(value)
-        location = url.path if url.scheme == "redis+unix" else url.hostname and url.port != 0
-        known = parse_qs(url.query, keep_blank_values=True).keys() <= REDIS_OPTIONS
-    except ValueError:  # An invalid port; the message would repeat it, and it may be part of a password.
-        return False
-    return url.scheme in ("redis", "rediss", "redis+unix") and bool(location) and known
 
 
 def check_names(names: Iterable[str]) -> None:

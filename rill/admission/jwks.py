@@ -15,6 +15,7 @@ from gevent.lock import BoundedSemaphore
 
 from rill.admission.strict_json import read_object
 from rill.problems import Problem
+from rill.urls import is_on_loopback
 
 # The algorithms that a key may verify, by its type and curve: https://www.rfc-editor.org/rfc/rfc8725#section-3.1
 ALGORITHMS = {
@@ -128,7 +129,9 @@ def _reason_of(error: Exception) -> str:
 
 def _download(url: str) -> bytes:
     body = bytearray()
-    client = httpx2.Client(verify=_tls_context(), follow_redirects=False, timeout=FETCH_SECONDS)
+    # A proxy of the environment leads elsewhere than to this machine.
+    uses_proxy = not is_on_loopback(url)
+    client = httpx2.Client(verify=_tls_context(), follow_redirects=False, timeout=FETCH_SECONDS, trust_env=uses_proxy)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     with gevent.Timeout(FETCH_SECONDS, TimeoutError), client, client.stream("GET", url, headers=headers) as response:
         if response.status_code != 200:

@@ -101,11 +101,9 @@ local uses, expiry = {}, redis.call('TTL', key)
 for i = 3, #ARGV do
     uses[#uses + 1] = used_in(ARGV[i]) + ARGV[2]
     redis.call('HSET', key, ARGV[i], string.format('%d %d', math.floor(now / ARGV[i]), uses[#uses]))
-    expiry = math.max(expiry, tonumber(ARGV[i]))
+    expiry = math.max(expiry, math.ceil(ARGV[i] - now % ARGV[i]))
 end
-if expiry > 0 then
-    redis.call('EXPIRE', key, expiry)
-end
+redis.call('EXPIRE', key, expiry)
 return uses
 """
 )
