@@ -1,6 +1,7 @@
 """An identity provider for tests: it signs tokens, and serves its public keys on a real socket."""
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def sign(key: Any, claims: Mapping[str, Any] | None = None, algorithm: str = "ES
 class IdentityProvider:
     """Serves `jwks` at `url`; `status`, `headers` and `body`, if set, replace what it responds."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.key = make_key()
         self.jwks: dict[str, Any] = {"keys": [jwk_of(self.key, "first")]}
         self.status = 200
@@ -85,7 +86,9 @@ class IdentityProvider:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/jwks"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}/jwks"
 
     def __enter__(self) -> "IdentityProvider":
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

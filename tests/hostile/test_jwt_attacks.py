@@ -2,8 +2,10 @@
 
 import base64
 import json
+import ssl
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -334,6 +336,24 @@ def test_a_redirect_of_the_provider_is_not_followed(provider: IdentityProvider) 
         with pytest.raises(Problem):
             jwts.client_of(sign(elsewhere.key))
         assert elsewhere.paths == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_over_tls_the_certificate_of_the_provider_is_verified(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with IdentityProvider(tls) as provider:
+        jwts = Jwts(None, provider.url, AUDIENCE, ISSUER)
+        if trusted:
+            assert jwts.client_of(sign(provider.key)).name == "jwt:alice"
+        else:
+            with pytest.raises(Problem) as rejected:
+                jwts.client_of(sign(provider.key))
+            assert rejected.value.status == 503
 
 
 def test_one_unusual_key_does_not_disable_the_others(provider: IdentityProvider) -> None:
