@@ -237,10 +237,12 @@ def test_an_answer_costs_what_the_upstream_counts(rill: Rill, upstream: Upstream
 @pytest.mark.parametrize("dialect", ["text", "sse", "anthropic", "openai"])
 def test_a_disconnect_before_the_last_event_saves_nothing(rill: Rill, upstream: Upstream, dialect: str) -> None:
     headers = token_of(f"leaves {dialect}")
-    text = "a word and another " * 15  # 285 bytes
-    upstream.script(wire.head(), wire.send(wire.opening(), wire.text(text)), wire.silence())
+    begin, rest = wire.text("a word and another " * 5), wire.text("some more of them, " * 9 + "and a last word ...")
+    upstream.script(wire.head(), wire.send(wire.opening(), begin), wire.gate("rest"), wire.send(rest), wire.silence())
     with ask(rill, dialect, headers, max_tokens=500) as asked:
         asked.read_until(b"another")
+        upstream.open("rest")
+        asked.read_until(b"last word")
     wait_for_use(rill, headers, lambda used: used == INPUT + 95)
 
 
