@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -11,11 +12,14 @@ from flask import Flask, g, request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
+from rill.admission.client import Client
 from rill.admission.cross_site import Hosts, check_initiator
+from rill.admission.mint import mint
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
+from rill.prompt import Prompt, ReplyFormat
 from rill.server.drip import drip
 from rill.server.open_files import fit_open_files
 from rill.server.overload import RETRY_SECONDS
@@ -32,7 +36,16 @@ from rill.server.request import (
     read_prompt_body,
     read_query,
 )
-from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
+from rill.server.response import (
+    Response,
+    build_app,
+    problem_of,
+    send_file,
+    send_json,
+    send_page,
+    send_problem,
+    send_usage,
+)
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs
@@ -53,6 +66,7 @@ def create_app(settings: Settings, relays: bool = True) -> Flask:
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
     app.extensions["rill"] = routes.telemetry
     app.cli.add_command(cli.ask_command(routes.read_answer))
+    app.cli.add_command(cli.mint_command(partial(mint, settings)))
     return app
 
 
@@ -62,7 +76,7 @@ class Routes:
     def __init__(self, settings: Settings, relays: bool) -> None:
         self._settings = settings
         self._relays = relays
-        self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.api_keys or settings.offline))
+        self._hosts = Hosts(settings.allowed_hosts, exposed=not (settings.authenticates or settings.offline))
         self._rejections = RejectionLog()
         slots, _ = fit_open_files(settings.max_streams)
         self._service = Service(settings, slots)
@@ -82,6 +96,7 @@ class Routes:
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
             ("GET", "/v1/models", self.list_models),
+            ("GET", "/usage", self.show_usage),
             ("GET", "/healthz", lambda: Response("alive\n")),
             ("GET", "/readyz", self.check_ready),
             ("GET", "/metrics", self.show_metrics),
@@ -97,18 +112,23 @@ class Routes:
         if dialect is SSE and "Last-Event-ID" in request.headers:
             return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
         client = self.identify()
-        self._service.rate_limit.count(client)
-        prompt, reply = read_prompt(request, self._settings)
-        prompt = apply_fallback_header(request, prompt)
-        self.check_open()
+        prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
         connection = connection_of(request)
         admit = connection.admit if connection else None
         reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         send = (connection.send_now, connection.sendall) if connection and self._relays else None
-        answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
+        asked = Request(prompt, reply, dialect, client, g.request_id, admit, reset, send, reservation)
+        answer = self._service.answer(asked)
         if connection and answer.body.beginning:
             connection.hold_next()
-        return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
+        headers = {**answer.headers, **headers}
+        return Response(answer.body, content_type=answer.media_type, headers=headers, direct_passthrough=True)
+
+    def read(self, read_prompt: ReadPrompt) -> tuple[Prompt, ReplyFormat]:
+        """Return the prompt of the request; raise Problem, also if the server is shutting down."""
+        prompt, reply = read_prompt(request, self._settings)
+        self.check_open()
+        return apply_fallback_header(request, prompt), reply
 
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
@@ -116,17 +136,22 @@ class Routes:
             return Response()
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         client = self.identify()
-        self._service.rate_limit.count(client)
+        self._service.limits.count(client)
         with ExitStack() as held:
-            held.enter_context(self._service.slots.hold_slot(client))
+            held.enter_context(self._service.slots.hold_slot(client.name))
             response = Response(drip())
             response.call_on_close(held.pop_all().close)
         return response
 
     def list_models(self) -> Response:
         """List the models that may be asked for by name."""
-        self.identify()
-        return send_json(models.list_models(self._settings.known_models()))
+        client = self.identify()
+        return send_json(models.list_models(list(filter(client.may_ask, self._settings.known_models()))))
+
+    def show_usage(self) -> Response:
+        """Return what the client has used of its token budgets."""
+        client = self.identify()
+        return send_usage(client.name, self._service.limits.usage(client))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""
@@ -139,7 +164,7 @@ class Routes:
 
     def show_metrics(self) -> Response:
         """Return the metrics in Prometheus' format."""
-        self.identify()
+        self.identify().check_operator()
         return Response(self.telemetry.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def reject(self, error: Exception) -> Response:
@@ -162,9 +187,9 @@ class Routes:
         if connection and connection.connections.drain.begun:
             raise Problem("shutdown", retry_after=1)
 
-    def identify(self) -> str:
-        """Return the client's name; raise Problem if it is not allowed."""
-        return self._service.api_keys.name_of(api_key_of(request), self._address())
+    def identify(self) -> Client:
+        """Return the client; raise Problem if it is not allowed."""
+        return self._service.authentication.client_of(api_key_of(request), self._address())
 
     def read_answer(self, fields: Mapping[str, Any]) -> Iterator[list[Event]]:
         """Yield the events of the answer to a command; raise Problem."""

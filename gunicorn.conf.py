@@ -65,7 +65,7 @@ http_parser = "python"
 def on_starting(server):
     """Exit, before anything listens, if the upstream key would be open to everybody by mistake."""
     public = [str(address) for address in _addresses(server.cfg) if not _is_local(address)]
-    if public and not (_settings.offline or _settings.api_keys or _settings.allow_anonymous):
+    if public and not (_settings.offline or _settings.authenticates or _settings.allow_anonymous):
         sys.exit(
             f"rill: will not serve your key to everybody at {public[0]}: set RILL_API_KEYS=name=secret, "
             "or RILL_ALLOW_ANONYMOUS=1 if that is what you want"
@@ -152,6 +152,8 @@ def _import_application():
     # Without these three the master forks and waits for its workers as usual; each worker patches them too.
     monkey.patch_all(os=False, signal=False, subprocess=False)
     importlib.import_module("app")
+    if _settings.accepts_jwts:
+        importlib.import_module("rill.admission.jwt")
     gc.collect()
     gc.freeze()
 

@@ -10,6 +10,8 @@ monkey.patch_all()
 import redis  # noqa: E402
 
 from rill.admission.rate_limit import RateLimit  # noqa: E402
+from rill.admission.redis import SharedCounts  # noqa: E402
+from rill.quota import parse_quotas  # noqa: E402
 
 
 def used(server: redis.Redis) -> tuple[float, float, int]:
@@ -20,7 +22,8 @@ def used(server: redis.Redis) -> tuple[float, float, int]:
 
 def main(url: str, clients: int) -> None:
     """Count one request for each client, one after the other."""
-    limit, server = RateLimit("60/minute", url), redis.Redis.from_url(url)
+    rate, server = "60/minute", redis.Redis.from_url(url)
+    limit = RateLimit(rate, SharedCounts(url, parse_quotas(rate)))
     limit.count("the first one loads the script")
     before = used(server)
     for client in range(clients):

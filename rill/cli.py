@@ -1,4 +1,7 @@
-"""`flask --app wsgi ask`: an answer on a terminal, its text on stdout as it comes, then its statistics on stderr."""
+"""The commands: `flask --app wsgi ask` prints an answer, `flask --app wsgi mint` a JWT.
+
+An answer's text goes to stdout as it comes, then its statistics to stderr.
+"""
 
 import logging
 import sys
@@ -37,6 +40,25 @@ def ask_command(read_answer: ReadAnswer) -> click.Command:
         sys.exit(show(read_answer(fields)))
 
     return ask
+
+
+def mint_command(sign: Callable[..., str]) -> click.Command:
+    """Return the command; `sign` returns a JWT for its options, and raises ValueError."""
+
+    @click.command("mint")
+    @click.option("--subject", required=True, help="The user; the client's name is jwt:SUBJECT.")
+    @click.option("--minutes", type=click.FloatRange(0, 24 * 60, min_open=True), default=10.0, show_default=True)
+    @click.option("--models", help="The models that may be asked for, comma-separated.")
+    @click.option("--max-tokens", type=click.IntRange(1), help="The maximum length of each answer, in tokens.")
+    @click.option("--budget", help="The tokens that may be used in a time, such as 5000/hour.")
+    def mint(subject: str, minutes: float, models: str | None, **restrictions: Any) -> None:
+        """Print a JWT for RILL_JWT_SECRET, which lets a client in."""
+        try:
+            print(sign(subject, minutes * 60, models=models.split(",") if models else None, **restrictions))
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+
+    return mint
 
 
 def show(reads: Iterable[list[Event]]) -> int:

@@ -50,6 +50,7 @@ KINDS = {
     ),
     "refused": Kind(422, "refusal", "The model refused to answer."),
     "rate_limited": Kind(429, "rate_limit_error", "Too many requests.", "Try again later."),
+    "budget_exhausted": Kind(429, "rate_limit_error", "The token budget is used up.", "Try again later."),
     "upstream_rate_limited": Kind(429, "rate_limit_error", "The model's rate limit is reached.", "Try again later."),
     "client_disconnected": Kind(499, "api_error", "The client disconnected before the end of the answer."),
     "client_too_slow": Kind(499, "api_error", "The client did not read the answer."),
@@ -59,6 +60,9 @@ KINDS = {
     "upstream_error": Kind(502, "api_error", "The model's API failed.", "Try again."),
     "upstream_unreachable": Kind(502, "api_error", "The model's API cannot be reached.", "Try again later."),
     "upstream_truncated": Kind(502, "api_error", "The model's API closed before the answer was complete."),
+    "keys_unavailable": Kind(
+        503, "api_error", "The keys that verify JWTs cannot be fetched now.", "Try again in a moment."
+    ),
     "at_capacity": Kind(503, "overloaded_error", "This server is at capacity.", "Try again in a moment."),
     "overloaded": Kind(503, "overloaded_error", "This server is overloaded.", "Try again in a few seconds."),
     "shutdown": Kind(503, "overloaded_error", "This server is shutting down.", "Try again in a moment."),
@@ -70,7 +74,7 @@ KINDS = {
 }
 
 # Problems for which an SDK may retry: the same request may succeed later, and nothing was billed.
-RETRYABLE = {"request_timeout", "rate_limited", "at_capacity", "overloaded", "shutdown"}
+RETRYABLE = {"request_timeout", "rate_limited", "keys_unavailable", "at_capacity", "overloaded", "shutdown"}
 
 # The status and the `type` of an upstream's error, before the stream or as an `error` event within it -> the problem.
 # https://docs.anthropic.com/en/api/errors

@@ -11,7 +11,7 @@ class Prompt:
 
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
     `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
-    `allows_fallback`: another model or upstream may answer.
+    `allows_fallback`: another model or upstream may answer; of the fallback models only `allowed_models`, None for all.
     """
 
     model: str
@@ -22,6 +22,7 @@ class Prompt:
     query: Mapping[str, str] = field(default_factory=dict)
     default_model: bool = False
     allows_fallback: bool = True
+    allowed_models: Sequence[str] | None = None
 
     @property
     def is_streamed(self) -> bool:

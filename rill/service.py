@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rill import offline
-from rill.admission.auth import ApiKeys
+from rill.admission.auth import Authentication
+from rill.admission.bill import Bill
+from rill.admission.budget import Reservation
+from rill.admission.client import Client
 from rill.admission.concurrency import ConcurrencyLimit
-from rill.admission.rate_limit import RateLimit
+from rill.admission.limits import Limits
 from rill.dialects.base import Dialect
 from rill.events import Bytes, Encoder, Event
 from rill.problems import Problem
@@ -22,23 +25,28 @@ from rill.telemetry.record import Record
 from rill.upstream.answer import Answer
 from rill.upstream.fallback import answer_headers, connect
 
+if TYPE_CHECKING:
+    from rill.admission.jwt import Jwts
+
 
 class Request(NamedTuple):
     """A prompt, who sent it, and how its answer is delivered.
 
     `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
     connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
-    `send` is the connection's write that never waits, and the one that may; None disables the relay.
+    `send` is the connection's write that never waits, and the one that may; None disables the relay. `reservation` is
+    settled at the end of the answer.
     """
 
     prompt: Prompt
     reply: ReplyFormat
     dialect: Dialect
-    client: str
+    client: Client
     request_id: str
     admit: Callable[[Cancellation], Callable[[], None]] | None = None
     reset: Callable[..., None] | None = None
     send: tuple[Callable[[bytes], int], Callable[[bytes], None]] | None = None
+    reservation: Reservation | None = None
 
 
 class Reply(NamedTuple):
@@ -54,9 +62,9 @@ class Service:
 
     def __init__(self, settings: Settings, slots: int) -> None:
         models = (*settings.known_models(), *settings.fallback_models)
-        self.telemetry = Telemetry(bool(settings.api_keys), models, settings.has_fallbacks())
-        self.api_keys = ApiKeys(settings.api_keys)
-        self.rate_limit = RateLimit(settings.rate_limit, settings.redis_url)
+        self.telemetry = Telemetry(settings.authenticates, models, settings.has_fallbacks())
+        self.authentication = Authentication(settings.api_keys, _jwts_of(settings))
+        self.limits = Limits(settings)
         self.slots = ConcurrencyLimit(slots, settings.max_streams_per_client)
         self._deadlines = Deadlines(
             settings.start_timeout_seconds, settings.idle_timeout_seconds, settings.total_timeout_seconds
@@ -69,13 +77,17 @@ class Service:
 
     def answer(self, request: Request) -> Reply:
         """Return once the response has started; raise Problem if it does not."""
-        record = Record(request.request_id, request.dialect.name, request.client, request.prompt.model)
+        record = Record(request.request_id, request.dialect.name, request.client.name, request.prompt.model)
         with ExitStack() as held:
+            bill = Bill(request.reservation, request.prompt.is_streamed) if request.reservation else None
+            if bill:
+                # At the very end: Redis may be slow.
+                held.callback(self._settle, bill, record)
             self.telemetry.begin()
-            held.callback(self.telemetry.end, record)
+            held.callback(self._end, bill, record)
             try:
-                held.enter_context(self.slots.hold_slot(request.client))
-                return self._ask(request, record, held)
+                held.enter_context(self.slots.hold_slot(request.client.name))
+                return self._ask(request, record, bill, held)
             except Problem as problem:
                 record.status, record.outcome = problem.status, problem.name
                 self.telemetry.count_upstream_error(problem)
@@ -91,13 +103,21 @@ class Service:
             except Cancelled:
                 raise cancellation.problem() from None
 
-    def _ask(self, request: Request, record: Record, held: ExitStack) -> Reply:
+    def _end(self, bill: Bill | None, record: Record) -> None:
+        if bill:
+            record.charged_tokens = bill.tokens(record.outcome)
+        self.telemetry.end(record)
+
+    def _settle(self, bill: Bill, record: Record) -> None:
+        self.limits.settle(bill.reservation, record.charged_tokens or 0)
+
+    def _ask(self, request: Request, record: Record, bill: Bill | None, held: ExitStack) -> Reply:
         """Ask the upstream and wait for the start of its answer; `held` collects what the end releases."""
         prompt, dialect = request.prompt, request.dialect
         cancellation = held.enter_context(closing(Cancellation(self._deadlines_of(request))))
         if request.admit:
             held.callback(request.admit(cancellation))
-        note = partial(_note_answer, record, cancellation)
+        note = partial(_note_answer, record, cancellation, bill)
         try:
             answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note, record.note_attempt)
             held.enter_context(closing(answer))
@@ -141,7 +161,20 @@ class Service:
         release.close()
 
 
-def _note_answer(record: Record, cancellation: Cancellation, answer: Answer) -> None:
+def _jwts_of(settings: Settings) -> "Jwts | None":
+    if not settings.accepts_jwts:
+        return None
+    # 20 MB of memory, which a service without JWTs does not need.
+    from rill.admission.jwt import Jwts
+
+    jwts = Jwts(settings.jwt_secret, settings.jwks_url, settings.jwt_audience, settings.jwt_issuer)
+    jwts.start()
+    return jwts
+
+
+def _note_answer(record: Record, cancellation: Cancellation, bill: Bill | None, answer: Answer) -> None:
     """Record what is known of an answer once its headers are in."""
+    if bill:
+        bill.answer = answer
     cancellation.nudge = answer.nudge
     record.upstream_request_id, record.usage = answer.request_id, answer.usage

@@ -1,29 +1,26 @@
 """The settings, read once from the environment: one table of name, default, unit and meaning."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import Annotated, Any, Self
-from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rill.credentials import ApiKey, parse_api_keys
 from rill.problems import Problem
 from rill.quota import parse_quotas
+from rill.urls import is_http_url, is_on_loopback, is_redis_url
 
 Names = Annotated[tuple[str, ...], NoDecode]
-Digests = Annotated[Mapping[str, bytes], NoDecode]
+ApiKeys = Annotated[Mapping[str, ApiKey], NoDecode]
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 MAX_MODEL_LENGTH = 200
 DEFAULT_MODEL = "claude-sonnet-5-5"
-SECRET = re.compile(r"sha256:[0-9a-fA-F]{64}|(?!sha256:)=*[^=].*")
-
-REDIS_OPTIONS = {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname"}
+MIN_JWT_SECRET_BYTES = 32  # https://www.rfc-editor.org/rfc/rfc7518#section-3.2
 
 
 def _setting(name: str, default: Any, meaning: str, **bounds: Any) -> Any:
@@ -47,7 +44,7 @@ class Settings(BaseSettings):
     port: int | None = _setting("PORT", None, "the platform's: serve on 0.0.0.0 at this port", ge=0, le=65535)
     workers: int = _setting("WEB_CONCURRENCY", 1, "worker processes, each on one core", ge=1, le=1024)
     redis_url: str | None = _setting(
-        "REDIS_URL", None, "a Redis that counts `RILL_RATE_LIMIT` for all workers and machines", repr=False
+        "REDIS_URL", None, "a Redis that counts requests and tokens of clients for all workers and machines", repr=False
     )
     offline: bool = _setting("RILL_OFFLINE", False, "1: answer from the embedded offline model, no key")
     default_model: str = _setting("RILL_DEFAULT_MODEL", DEFAULT_MODEL, "model when the request names none")
@@ -68,13 +65,23 @@ class Settings(BaseSettings):
     )
     max_tokens: int = _setting("RILL_MAX_TOKENS", 64000, "tokens of an answer at most", ge=1)
     system_prompt: str | None = _setting("RILL_SYSTEM_PROMPT", None, "system prompt when the request has none")
-    # Name -> SHA-256 of the secret, which is not kept.
-    api_keys: Digests = _setting(
+    api_keys: ApiKeys = _setting(
         "RILL_API_KEYS", {}, "who may ask: `name=secret`, comma-separated; `sha256:<hex>` for a secret", repr=False
     )
+    jwks_url: str | None = _setting(
+        "RILL_JWKS_URL", None, "who may ask: JWTs that the keys at this URL sign, those of an OpenID provider"
+    )
+    jwt_secret: str | None = _setting(
+        "RILL_JWT_SECRET", None, "who may ask: JWTs of your own backend, signed with this secret (HS256)", repr=False
+    )
+    jwt_audience: str | None = _setting("RILL_JWT_AUDIENCE", None, "the `aud` of JWTs; required with `RILL_JWKS_URL`")
+    jwt_issuer: str | None = _setting("RILL_JWT_ISSUER", None, "the `iss` of JWTs; any if unset")
     allow_anonymous: bool = _setting("RILL_ALLOW_ANONYMOUS", False, "1: serve without keys on a public address")
     rate_limit: str = _setting(
         "RILL_RATE_LIMIT", "60/minute", "requests of one client (key's name, else address); several joined by `;`"
+    )
+    token_budget: str | None = _setting(
+        "RILL_TOKEN_BUDGET", None, "tokens of one client in a time, such as `200000/day`; several joined by `;`"
     )
     max_streams: int = _setting("RILL_MAX_STREAMS", 1000, "concurrent answers, per worker", ge=1, le=100_000)
     max_streams_per_client: int = _setting(
@@ -110,25 +117,29 @@ class Settings(BaseSettings):
     @field_validator("anthropic_base_url", "fallback_base_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            url = urlsplit(value)
-            host = url.hostname or ""
-            host.encode("idna")  # A host that cannot be resolved would make each request fail.
-            if host.replace(".", "").isdigit():
-                ip_address(host)
-            fits = url.scheme in ("http", "https") and bool(host) and url.port != 0 and "@" not in url.netloc
-        except ValueError:
-            fits = False
-        if not fits:
+        if value is not None and not is_http_url(value):
             raise ValueError("should be an http or https URL without a password, such as https://api.anthropic.com")
+        return value
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, value: str | None) -> str | None:
+        if value is not None and not (is_http_url(value) and (value.startswith("https:") or is_on_loopback(value))):
+            raise ValueError("should be an https URL without a password (http on loopback only)")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_jwt_secret(cls, value: str | None) -> str | None:
+        is_key = value is not None and value.startswith(("-----BEGIN", "ssh-", "ecdsa-"))
+        if value is not None and (is_key or len(value.encode("utf-8", "surrogateescape")) < MIN_JWT_SECRET_BYTES):
+            raise ValueError(f"should be at least {MIN_JWT_SECRET_BYTES} random bytes, as of `openssl rand -hex 32`")
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not _is_redis_url(value):
+        if value is not None and not is_redis_url(value):
             raise ValueError("should be as redis://host:6379/0, rediss:// with TLS, or redis+unix:///path")
         if value and value.startswith("rediss://") and "DYNO" in os.environ and "ssl_cert_reqs" not in value:
             # Its certificate is self-signed: https://devcenter.heroku.com/articles/connecting-heroku-redis
@@ -154,26 +165,24 @@ class Settings(BaseSettings):
     def _digest_keys(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        keys: dict[str, bytes] = {}
-        for entry in filter(None, map(str.strip, value.split(","))):
-            name, secret = entry.split("=", 1) if "=" in entry else ("default", entry)
-            if not name or name in keys or not SECRET.fullmatch(secret):
-                raise ValueError(
-                    "should be name=secret or name=sha256:<64 hex digits>, comma-separated, each name once"
-                )
-            digest = secret.removeprefix("sha256:")
-            keys[name] = bytes.fromhex(digest) if digest != secret else digest_of(secret)
-        return keys
-
-    @field_validator("rate_limit")
-    @classmethod
-    def _check_rate(cls, value: str) -> str:
         try:
-            parse_quotas(value)
+            return parse_api_keys(value)
         except ValueError:
             raise ValueError(
-                "should be a number of requests in a time, such as 60/minute or 5/second;1000/day"
+                "should be name=secret or name=sha256:<64 hex digits>, comma-separated, with ;budget=50000/day if the "
+                "client has its own; at most two secrets for one name, and no name jwt or jwt:..."
             ) from None
+
+    @field_validator("rate_limit", "token_budget")
+    @classmethod
+    def _check_quotas(cls, value: str | None, info: ValidationInfo) -> str | None:
+        examples = "requests in a time, such as 60/minute or 5/second;1000/day"
+        if info.field_name == "token_budget":
+            examples = "tokens in a time, such as 200000/day"
+        try:
+            parse_quotas(value or "1/day")
+        except ValueError:
+            raise ValueError(f"should be a number of {examples}") from None
         return value
 
     @model_validator(mode="before")
@@ -195,6 +204,10 @@ class Settings(BaseSettings):
             raise ValueError("RILL_ALLOWED_MODELS should list RILL_DEFAULT_MODEL")
         if self.default_max_tokens > self.max_tokens:
             raise ValueError("RILL_DEFAULT_MAX_TOKENS should be at most RILL_MAX_TOKENS")
+        if self.jwks_url and (self.jwt_secret or not self.jwt_audience):
+            raise ValueError("RILL_JWKS_URL should be set with RILL_JWT_AUDIENCE, and without RILL_JWT_SECRET")
+        if (self.jwt_audience or self.jwt_issuer) and not self.accepts_jwts:
+            raise ValueError("RILL_JWT_AUDIENCE and RILL_JWT_ISSUER need RILL_JWKS_URL or RILL_JWT_SECRET")
         if not (self.offline or self.anthropic_api_key or self.anthropic_auth_token):
             raise ValueError("set ANTHROPIC_API_KEY to serve Claude, or RILL_OFFLINE=1 to try Rill without a key")
         if bool(self.fallback_base_url) != bool(self.fallback_api_key):
@@ -202,6 +215,16 @@ class Settings(BaseSettings):
         if "*" in self.fallback_models:
             raise ValueError("RILL_FALLBACK_MODELS should be names of models; * is none")
         return self
+
+    @property
+    def accepts_jwts(self) -> bool:
+        """Whether a JWT lets a client in."""
+        return bool(self.jwks_url or self.jwt_secret)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether a client needs an API key or a JWT."""
+        return bool(self.api_keys) or self.accepts_jwts
 
     def enabled_models(self) -> tuple[str, ...]:
         """Return the models that clients may ask for by name; `*` stands for any."""
@@ -225,21 +248,6 @@ class Settings(BaseSettings):
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens}.")
         return model or self.default_model, max_tokens or self.default_max_tokens
-
-
-def digest_of(secret: str) -> bytes:
-    """Return the SHA-256 of a secret."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-
-
-def _is_redis_url(value: str) -> bool:
-    try:
-        url = urlsplit(value)
-        location = url.path if url.scheme == "redis+unix" else url.hostname and url.port != 0
-        known = parse_qs(url.query, keep_blank_values=True).keys() <= REDIS_OPTIONS
-    except ValueError:  # An invalid port; the message would repeat it, and it may be part of a password.
-        return False
-    return url.scheme in ("redis", "rediss", "redis+unix") and bool(location) and known
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -10,13 +10,13 @@ from raw import exchange
 from server import Rill, StartRill
 from upstream import Upstream
 
-from rill.admission.auth import FAILURES, ApiKeys
+from rill.admission.auth import FAILURES, Authentication
 from rill.admission.sliding_window import SlidingWindow
+from rill.credentials import ApiKey, digest_of, parse_api_keys
 from rill.problems import Problem
-from rill.settings import digest_of
 
 GOOD, ADDRESS = "the-secret-of-alice", "203.0.113.7"
-
+KEYS = parse_api_keys(f"alice={GOOD}")
 
 _hosts = itertools.count(1)
 
@@ -71,10 +71,10 @@ class Clock:
         return self.now
 
 
-def status_of(keys: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
+def status_of(keys: Authentication, sent: str | None, address: str = ADDRESS) -> int:
     """Return 200 for a known key, or the status of the problem."""
     try:
-        assert keys.name_of(sent, address) == "alice"
+        assert keys.client_of(sent, address).name == "alice"
     except Problem as problem:
         return problem.status
     return 200
@@ -82,7 +82,7 @@ def status_of(keys: ApiKeys, sent: str | None, address: str = ADDRESS) -> int:
 
 def test_an_address_may_fail_again_after_its_window() -> None:
     clock = Clock()
-    keys = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, clock))
+    keys = Authentication(KEYS, failures=SlidingWindow(FAILURES, clock))
     assert [status_of(keys, "wrong") for _ in range(FAILURES.amount)] == [401] * FAILURES.amount
     assert (status_of(keys, "wrong"), status_of(keys, GOOD), status_of(keys, None)) == (429, 200, 429)
     clock.now += FAILURES.seconds
@@ -90,7 +90,7 @@ def test_an_address_may_fail_again_after_its_window() -> None:
 
 
 def test_addresses_of_one_ipv6_network_share_their_failures() -> None:
-    keys = ApiKeys({"alice": digest_of(GOOD)}, SlidingWindow(FAILURES, Clock()))
+    keys = Authentication(KEYS, failures=SlidingWindow(FAILURES, Clock()))
     for number in range(FAILURES.amount):
         status_of(keys, "wrong", f"2001:db8::{number:x}")
     assert status_of(keys, "wrong", "2001:db8::ffff") == 429
@@ -109,8 +109,8 @@ def test_the_memory_of_failures_is_bounded() -> None:
 
 @pytest.mark.timing
 def test_a_rejection_over_the_limit_costs_less_than_comparing_the_keys() -> None:
-    digests = {f"name-{number}": digest_of(f"secret {number}") for number in range(20_000)}
-    keys = ApiKeys(digests, SlidingWindow(FAILURES, Clock()))
+    secrets = {f"name-{number}": ApiKey((digest_of(f"secret {number}"),)) for number in range(20_000)}
+    keys = Authentication(secrets, failures=SlidingWindow(FAILURES, Clock()))
 
     def seconds() -> float:
         begun = time.perf_counter()

@@ -99,7 +99,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),
 }
 # Every other route; none of them has a rate limit.
-FREE = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/models", "/healthz", "/readyz", "/metrics"]
+FREE = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/models", "/healthz", "/readyz", "/metrics", "/usage"]
 
 
 def is_installed(path: str) -> bool:

@@ -79,6 +79,9 @@ def test_a_log_line_has_exactly_the_documented_fields(rill: Rill, upstream: Upst
         "cancelled": False,
         "input_tokens": 12,
         "output_tokens": 7,
+        "cache_read_tokens": 0,
+        "cache_write_tokens": 0,
+        "charged_tokens": None,
         "bytes": 9,
         "level": "info",
     }

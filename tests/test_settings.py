@@ -129,8 +129,8 @@ def test_each_value_is_read(read: Any, name: str, value: str, field: str, expect
     ],
 )
 def test_api_keys_are_stored_as_digests(read: Any, keys: str, secrets: dict[str, str]) -> None:
-    assert read(**KEY, RILL_API_KEYS=keys).api_keys == {
-        name: hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest() for name, secret in secrets.items()
+    assert {name: key.digests for name, key in read(**KEY, RILL_API_KEYS=keys).api_keys.items()} == {
+        name: (hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest(),) for name, secret in secrets.items()
     }
 
 
@@ -251,8 +251,22 @@ BAD_VALUES = {
         "=",
         "c2VjcmV0cw==",
         "a,b",
-        "a=1,a=2",
+        "a=1,a=1",
+        "a=1,a=2,a=3",
+        "a=1;budget=5/day,a=2;budget=6/day",
+        "a=1;budget=",
+        "a=1;budget=some/day",
+        "jwt=hidden",
+        "jwt:alice=hidden",
     ],
+    "RILL_JWKS_URL": [
+        *("http://id.example/keys", "file:///keys.json", "https://name:hidden@id.example", "https://", "localhost"),
+        "https://id.example/keys",  # without RILL_JWT_AUDIENCE
+    ],
+    "RILL_JWT_SECRET": ["hidden", "x" * 31, "-----BEGIN PUBLIC KEY-----" + "x" * 32],
+    "RILL_JWT_AUDIENCE": ["rill"],
+    "RILL_JWT_ISSUER": ["https://id.example"],
+    "RILL_TOKEN_BUDGET": ["many", "200000", "0/day", "1000/fortnight"],
 }
 
 

@@ -163,7 +163,9 @@ def test_a_loopback_server_starts_without_client_keys(upstream: Upstream) -> Non
 
 
 # test_settings.py has every bad value.
-@pytest.mark.parametrize(("name", "value"), [("RILL_MAX_STREAMS", "0"), ("RILL_API_KEYS", "alice=one,alice=two")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("RILL_MAX_STREAMS", "0"), ("RILL_API_KEYS", "alice=one,alice=two,alice=three")]
+)
 def test_a_bad_value_stops_the_start_with_one_line_that_names_it(name: str, value: str) -> None:
     output = fail_to_start({"ANTHROPIC_API_KEY": KEY, name: value})
     assert len(output.splitlines()) == 1, output

@@ -1,4 +1,4 @@
-"""Authentication: the name of a client, by the API key that it sent, and a limit on failed attempts."""
+"""Authentication: the client, by the API key or the JWT that it sent, and a limit on failed attempts."""
 
 import hmac
 import math
@@ -6,50 +6,71 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
 
+from rill.admission.client import Client
 from rill.admission.sliding_window import SlidingWindow
+from rill.credentials import ApiKey, digest_of
 from rill.problems import Problem
 from rill.quota import Quota
-from rill.settings import digest_of
+
+if TYPE_CHECKING:
+    from rill.admission.jwt import Jwts
 
 WRONG_KEY = (
     "This API key is not valid. Send a key as 'Authorization: Bearer KEY', as 'x-api-key', or as the password of Basic."
 )
 # A hop of X-Forwarded-For; some proxies write a port behind the address.
 _HOP = re.compile(r"[ \t]*(?:\[([0-9a-fA-F:.]+)\](?::\d+)?|([\d.]+)(?::\d+)?|([0-9a-fA-F:.]+))[ \t]*", re.ASCII)
+TOO_MANY_FAILURES = "Too many requests without a valid API key."
 # Failed attempts of one client address.
 FAILURES = Quota(60, 60, "minute")
 # Addresses whose failures are remembered, about 2 MB.
 MAX_ADDRESSES = 10_000
 
 
-class ApiKeys:
-    """The API keys that let a client in, as name -> digest of the key; without any, everybody may ask."""
+class Authentication:
+    """The API keys by the client's name, and `jwts`, that let a client in; without any, everybody may ask."""
 
-    def __init__(self, digests: Mapping[str, bytes], failures: SlidingWindow | None = None) -> None:
-        self._digests = digests
-        self._known = frozenset(digests.values())
+    def __init__(
+        self, keys: Mapping[str, ApiKey], jwts: "Jwts | None" = None, failures: SlidingWindow | None = None
+    ) -> None:
+        self._keys = [(digest, Client(name, budget=key.budget)) for name, key in keys.items() for digest in key.digests]
+        self._known = frozenset(digest for digest, _ in self._keys)
+        self._jwts = jwts
         self._failures = SlidingWindow(FAILURES, max_clients=MAX_ADDRESSES) if failures is None else failures
 
-    def name_of(self, sent: str | None, address: str) -> str:
-        """Return the client's name: that of its key, or its address if no keys are set; raise Problem.
+    def client_of(self, sent: str | None, address: str) -> Client:
+        """Return the client with this key or JWT, or the one at this address if none is required; raise Problem.
 
         An address with too many failures gets 429 for a wrong key; a correct one still works, because another client
         may share the address.
         """
-        client = network_of(address)
-        if not self._digests:
-            return client
+        network = network_of(address)
+        if not self._keys and not self._jwts:
+            return Client(network)
         digest = digest_of(sent) if sent else b""
-        wait = self._failures.seconds_left(client)
-        if wait and digest not in self._known:
-            raise Problem("rate_limited", "Too many requests without a valid API key.", math.ceil(wait))
+        is_jwt = bool(self._jwts and sent and sent.count(".") == 2 and digest not in self._known)
+        wait = self._failures.seconds_left(network)
+        if wait and digest not in self._known and not is_jwt:
+            raise Problem("rate_limited", TOO_MANY_FAILURES, math.ceil(wait))
+        try:
+            if is_jwt and self._jwts and sent:
+                return self._jwts.client_of(sent)
+            return self._client_with(digest, sent)
+        except Problem as problem:
+            if problem.name == "unauthorized" and wait:
+                raise Problem("rate_limited", TOO_MANY_FAILURES, math.ceil(wait)) from None
+            if problem.name == "unauthorized":
+                self._failures.add(network)
+            raise
+
+    def _client_with(self, digest: bytes, sent: str | None) -> Client:
         # Compare with every digest, so that the time taken reveals nothing.
-        names = [name for name, known in self._digests.items() if hmac.compare_digest(known, digest)]
-        if not names:
-            self._failures.add(client)
+        clients = [client for known, client in self._keys if hmac.compare_digest(known, digest)]
+        if not clients:
             raise Problem("unauthorized", WRONG_KEY if sent else None)
-        return names[0]
+        return clients[0]
 
 
 def address_of(peer: str, forwarded: str, hops: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import flask
 from flask import Flask, g, request, send_from_directory
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from rill.admission.budget import Usage
 from rill.admission.rate_limit import RATE_HEADERS
 from rill.dialects import ANTHROPIC
 from rill.problems import Problem
@@ -31,7 +33,15 @@ PAGE_POLICY = (
 # Headers that a page of another origin may read, beside those that every browser allows.
 EXPOSED_HEADERS = ", ".join(
     (
-        *("Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", "X-Rill-Model", "X-Rill-Upstream"),
+        *(
+            "Retry-After",
+            "X-Should-Retry",
+            "X-Max-Tokens",
+            "X-Request-Id",
+            "Request-Id",
+            "X-Rill-Model",
+            "X-Rill-Upstream",
+        ),
         *RATE_HEADERS,
     )
 )
@@ -119,7 +129,7 @@ def send_problem(problem: Problem) -> Response:
             response.headers.update(problem.upstream_headers)
         if problem.should_retry:
             response.headers["x-should-retry"] = problem.should_retry
-    elif request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES:
+    elif _prefers_json():
         response = Response(json.dumps(problem.as_json()), content_type="application/problem+json")
     else:
         response = Response(f"{problem.detail}\n", content_type="text/plain; charset=utf-8")
@@ -131,6 +141,36 @@ def send_problem(problem: Problem) -> Response:
     response.headers.update(problem.headers)
     response.vary.add("anthropic-version" if request.path == "/v1/models" else "Accept")
     return response
+
+
+def send_usage(client: str, usages: Sequence[Usage]) -> Response:
+    """Return what a client has used of its token budgets, as JSON where that is preferred, or as lines of text."""
+    if _prefers_json():
+        budgets = [
+            {
+                "limit": usage.budget.amount,
+                "period": usage.budget.period,
+                "used": usage.used,
+                "reserved": usage.reserved,
+                "remaining": usage.remaining,
+                "resets_in_seconds": usage.seconds,
+            }
+            for usage in usages
+        ]
+        response = send_json({"client": client, "budgets": budgets})
+    else:
+        lines = [
+            f"{client}: {usage.used} of {usage.budget.amount} tokens per {usage.budget.period} used, "
+            f"{usage.reserved} reserved, {usage.remaining} left, new budget in {usage.seconds} s\n"
+            for usage in usages
+        ]
+        response = Response("".join(lines) or f"{client}: no token budget\n", content_type="text/plain; charset=utf-8")
+    response.vary.add("Accept")
+    return response
+
+
+def _prefers_json() -> bool:
+    return request.accept_mimetypes.best_match(["text/plain", *JSON_TYPES]) in JSON_TYPES
 
 
 def _begin() -> Response | None:

@@ -40,12 +40,12 @@ class Relay:
     """Takes the reads of one answer that hold nothing but complete text deltas.
 
     `send` writes what the client's connection takes at once and returns the number of bytes; `send_all` writes all and
-    may wait. `chunked`: the response has chunks. `bytes_sent` counts the bytes of the body; `unsent` is what `flush`
-    has to send before anything else.
+    may wait. `chunked`: the response has chunks. `bytes_sent` counts the bytes of the body, `received_bytes` those of
+    the text; `unsent` is what `flush` has to send before anything else.
     """
 
     # Thousands are open at once; each would have a dict of its own.
-    __slots__ = ("_cancellation", "_chunked", "_encode", "_send", "_send_all", "bytes_sent", "unsent")
+    __slots__ = ("_cancellation", "_chunked", "_encode", "_send", "_send_all", "bytes_sent", "received_bytes", "unsent")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Relay:
         self._send_all = send_all
         self._chunked = chunked
         self.bytes_sent = 0
+        self.received_bytes = 0
         self.unsent = b""
 
     def take(self, data: bytes) -> bool:
@@ -68,7 +69,9 @@ class Relay:
         deltas = parse_deltas(data)
         if deltas is None:
             return False
-        body = self._encode(*deltas)
+        text, events = deltas
+        self.received_bytes += len(text) if text.isascii() else len(text.encode())
+        body = self._encode(text, events)
         self.bytes_sent += len(body)
         self._cancellation.note_text()
         frame = b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body

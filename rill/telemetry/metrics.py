@@ -10,6 +10,7 @@ from gevent.lock import BoundedSemaphore
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from rill.credentials import JWT_CLIENT
 from rill.problems import Problem
 from rill.telemetry import metrics_files
 from rill.telemetry.fallback_metrics import FallbackMetrics
@@ -37,7 +38,7 @@ log = logging.getLogger("rill.answers")
 class Telemetry:
     """The metrics of one worker, or of all workers if they share files (rill/telemetry/metrics_files.py).
 
-    Every label has few values: clients are names of API keys, if there are any (`named`), and models that are not in
+    Every label has few values: clients are names of API keys or `jwt`, if they are `named`, and models that are not in
     `models` are `other`. If there would still be too many series, further ones are counted under `other`.
     """
 
@@ -124,6 +125,8 @@ class Telemetry:
     def _count(self, record: Record) -> None:
         self._count_dropped_lines()
         client = record.client if self._named else ""
+        if client.startswith(f"{JWT_CLIENT}:"):
+            client = JWT_CLIENT
         model = record.model if record.model in self._models else OTHER
         dialect = record.dialect
         self._answers_of(client, model, dialect, record.outcome).inc()

@@ -27,6 +27,7 @@ class Record:
     stop_reason: str | None = None
     upstream_request_id: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
+    charged_tokens: int | None = None
     first_text: float | None = None
     bytes_sent: int = 0
     begun: float = field(default_factory=time.monotonic)
@@ -63,5 +64,8 @@ class Record:
             "duration_ms": round((time.monotonic() - self.begun) * 1000),
             "input_tokens": self.usage.get("input_tokens"),
             "output_tokens": self.usage.get("output_tokens"),
+            "cache_read_tokens": self.usage.get("cache_read_input_tokens"),
+            "cache_write_tokens": self.usage.get("cache_creation_input_tokens"),
+            "charged_tokens": self.charged_tokens,
             "bytes": self.bytes_sent,
         }

@@ -21,7 +21,8 @@ class Answer:
     """One open answer: iterate it once for the events of each read; `close` frees its connection at any moment.
 
     `headers` are those of the upstream's that a client may see, `request_id` the upstream's own. `usage` is what the
-    upstream has counted so far, in tokens. `nudge` wakes a read that waits.
+    upstream has counted so far, in tokens, `has_final_usage` once it has counted the output. `received_bytes` are those
+    of the content. `nudge` wakes a read that waits.
     """
 
     def __init__(self, response: httpx2.Response, is_streamed: bool, is_verbatim: bool, secrets: Sequence[str]) -> None:
@@ -38,6 +39,14 @@ class Answer:
         self._body = body_of(response)
         self._relay: Relay | None = None
         self.nudge = self._body.nudge
+
+    @property
+    def received_bytes(self) -> int:
+        return self._decoder.received_bytes + (self._relay.received_bytes if self._relay else 0)
+
+    @property
+    def has_final_usage(self) -> bool:
+        return self._decoder.has_final_usage
 
     def __iter__(self) -> Iterator[list[Event]]:
         """Yield the events of each read, a Heartbeat if it was nudged, and an End last; raise Problem without one."""

@@ -27,6 +27,7 @@ class Relay(Protocol):
     """A reader within the event loop: `flush` must be called if `unsent` is not empty after `take` has taken a read."""
 
     unsent: bytes
+    received_bytes: int
 
     def take(self, data: bytes) -> bool:
         """Take a read of complete chunks and return True, or decline it."""

@@ -90,7 +90,7 @@ class Fallback:
             self._metrics.count_attempt(upstream)
             on_attempt(upstream, model)
 
-        targets = self._targets_of(prompt.model) if prompt.allows_fallback else []
+        targets = self._targets_of(prompt) if prompt.allows_fallback else []
         if len(targets) < 2:
             return self._upstreams[0].ask(prompt, seconds, verbatim, on_open, count_attempt)
 
@@ -101,8 +101,9 @@ class Fallback:
 
         return Search(prompt, seconds, targets, send, self._metrics.count_upstream_error).run()
 
-    def _targets_of(self, model: str) -> list[Target]:
-        models = dict.fromkeys((model, *self._models))
+    def _targets_of(self, prompt: Prompt) -> list[Target]:
+        allowed = self._models if prompt.allowed_models is None else prompt.allowed_models
+        models = dict.fromkeys((prompt.model, *(model for model in self._models if model in allowed)))
         return [
             Target(
                 upstream,

@@ -20,6 +20,8 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 class Decoder:
     """Decodes what is fed to it; `usage` is what the upstream has counted so far, in tokens.
 
+    `received_bytes` are those of the content: text, thinking, and the input of tools.
+
     `ended` is set once the message is complete, `problem` once it cannot become so; then nothing more may be fed.
     `has_error`: the upstream itself reported the `problem`, in an `error` event. `is_error_private`: that event must
     not be forwarded, because it repeats one of the `secrets` or is about the operator's account.
@@ -28,6 +30,7 @@ class Decoder:
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         self._secrets = secrets
         self.usage: dict[str, Any] = {}
+        self.received_bytes = 0
         self.ended = False
         self.has_error = False
         self.is_error_private = False
@@ -97,6 +100,11 @@ class Decoder:
         """Whether all that was fed has become events."""
         return not (self._unfinished or self._data or self._high_surrogate)
 
+    @property
+    def has_final_usage(self) -> bool:
+        """Whether the upstream has counted the output."""
+        return self.ended or bool(self._stop)
+
     def _split_lines(self, data: bytes) -> list[bytes]:
         if b"\n" not in data and b"\r" not in data:
             self._unfinished += data
@@ -138,9 +146,8 @@ class Decoder:
         kind, event = message.get("type"), None
         if kind == "content_block_delta":
             delta = message.get("delta")
-            if isinstance(delta, dict) and delta.get("type") == "text_delta":
-                text = delta.get("text")
-                self._text += text if isinstance(text, str) else ""
+            if isinstance(delta, dict):
+                self._take_delta(delta)
         elif kind == "message_start":
             self._count(_mapping(message.get("message")).get("usage"))
             event = Start()
@@ -155,6 +162,13 @@ class Decoder:
             return None
         self._working = True
         return event
+
+    def _take_delta(self, delta: dict[str, Any]) -> None:
+        content = delta.get("text") or delta.get("thinking") or delta.get("partial_json")
+        if isinstance(content, str):
+            self.received_bytes += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
+            if delta.get("type") == "text_delta":
+                self._text += content
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
         self.has_error = True

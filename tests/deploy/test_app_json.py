@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from server import ROOT
 
-from rill.admission.auth import ApiKeys
+from rill.admission.auth import Authentication
 from rill.problems import Problem
 from rill.settings import Settings
 
@@ -74,10 +74,10 @@ def test_the_form_makes_valid_settings_and_the_generated_secret_is_an_api_key(mo
     }.items():
         monkeypatch.setenv(name, value)
     assert set(generated) == {"RILL_API_KEYS"}
-    api_keys = ApiKeys(Settings().api_keys)
-    assert api_keys.name_of(secret, "") == "default"
+    api_keys = Authentication(Settings().api_keys)
+    assert api_keys.client_of(secret, "").name == "default"
     with pytest.raises(Problem):
-        api_keys.name_of("another", "")
+        api_keys.client_of("another", "")
 
 
 def test_the_formation_starts_the_processes_of_the_procfile() -> None:

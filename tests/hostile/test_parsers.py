@@ -17,8 +17,9 @@ from server import Rill
 from upstream import Upstream
 
 from examples import examples
-from rill.admission.auth import ApiKeys
+from rill.admission.auth import Authentication
 from rill.admission.rate_limit import RateLimit
+from rill.credentials import ApiKey, digest_of
 from rill.dialects.anthropic import read_messages
 from rill.dialects.openai import read_completion
 from rill.dialects.text import read_fields, read_json, read_text
@@ -26,7 +27,7 @@ from rill.dialects.validation import read_json_object
 from rill.events import End, Event, Text
 from rill.problems import Problem
 from rill.prompt import Prompt
-from rill.settings import BadSettings, Settings, digest_of, read_settings
+from rill.settings import BadSettings, Settings, read_settings
 from rill.upstream.sse_decoder import Decoder
 
 many = examples(50)
@@ -234,9 +235,9 @@ secrets = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], exclud
 @given(secret=secrets.map(str.strip).filter(bool), sent=st.none() | encodable | secrets)
 @many
 def test_only_the_exact_api_key_is_accepted(secret: str, sent: str | None) -> None:
-    api_keys = ApiKeys({"alice": digest_of(secret)})
-    assert api_keys.name_of(secret, "127.0.0.1") == "alice"
-    problem = rejection_of(lambda: api_keys.name_of(sent, "127.0.0.1"))
+    api_keys = Authentication({"alice": ApiKey((digest_of(secret),))})
+    assert api_keys.client_of(secret, "127.0.0.1").name == "alice"
+    problem = rejection_of(lambda: api_keys.client_of(sent, "127.0.0.1"))
     assert (problem is None) == (sent == secret)
     assert problem is None or problem.status == 401
 
@@ -244,7 +245,7 @@ def test_only_the_exact_api_key_is_accepted(secret: str, sent: str | None) -> No
 @given(address=st.ip_addresses().map(str) | encodable)
 @many
 def test_any_address_has_a_valid_client_name(address: str) -> None:
-    name = ApiKeys({}).name_of(None, address)
+    name = Authentication({}).client_of(None, address).name
     assert name
     assert name.isascii()
     assert len(name) <= 50
@@ -281,7 +282,7 @@ def test_any_environment_is_valid_settings_or_one_line_that_names_the_error(env:
             assert CANARY not in line
             return
     RateLimit(found.rate_limit).count("alice")
-    assert all(name and len(digest) == 32 for name, digest in found.api_keys.items())
+    assert all(name and len(digest) == 32 for name, key in found.api_keys.items() for digest in key.digests)
     assert 1 <= found.default_max_tokens <= found.max_tokens
     assert found.check(None, None) == (found.default_model, found.default_max_tokens)
     assert found.start_timeout_seconds > 0
