@@ -13,6 +13,7 @@ import upstream as wire
 from asking import ask, wait_until
 from conversation import Conversation, request_bytes
 from identity_provider import AUDIENCE, ISSUER, IdentityProvider, claims_of, jwk_of, make_key, sign
+from messages_api import error_body
 from server import ROOT, Rill, StartRill
 from upstream import Upstream
 
@@ -372,3 +373,18 @@ def test_a_verified_token_costs_little() -> None:
         return (time.process_time() - begun) / 100
 
     assert min(seconds() for _ in range(10)) < 0.00015
+
+
+@pytest.mark.parametrize(("models", "status"), [(["model"], 503), (["model", "spare"], 200)])
+def test_a_fallback_is_among_the_models_that_a_jwt_allows(
+    share_rill: StartRill, upstream: Upstream, models: list[str], status: int
+) -> None:
+    rill = share_rill(
+        RILL_JWT_SECRET=SECRET, RILL_DEFAULT_MODEL="model", RILL_ALLOWED_MODELS="model", RILL_FALLBACK_MODELS="spare"
+    )
+    overloaded = wire.status(529, {"retry-after": "0"}, error_body("overloaded_error", "Overloaded"))
+    upstream.script(overloaded)
+    upstream.always(*(wire.answer("hi") if status == 200 else [overloaded]))
+    with ask(rill, headers=bearer(backend_token(rill_models=models))) as asked:
+        assert asked.status == status
+    assert {request.json["model"] for request in upstream.requests} == set(models)
