@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from flask import Flask, g, request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
+from rill.admission.concurrency import ConcurrencyLimit
 from rill.admission.cross_site import Hosts, check_initiator
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
 from rill.dialects.base import Dialect
@@ -18,6 +20,7 @@ from rill.events import Event
 from rill.problems import Problem
 from rill.server.drip import drip
 from rill.server.open_files import fit_open_files
+from rill.server.paths import advice_for
 from rill.server.request import (
     ReadPrompt,
     address_of,
@@ -30,9 +33,21 @@ from rill.server.request import (
     read_prompt_body,
     read_query,
 )
-from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
+from rill.server.response import (
+    Response,
+    build_app,
+    problem_of,
+    send_file,
+    send_json,
+    send_page,
+    send_problem,
+    send_replay,
+)
+from rill.server.resume import Resumption
 from rill.service import Request, Service
 from rill.settings import Settings
+from rill.streaming.reader import Client
+from rill.streaming.replay import Recordings
 from rill.telemetry.logs import write_logs
 from rill.telemetry.rejection_log import RejectionLog
 
@@ -63,8 +78,12 @@ class Routes:
         self._rejections = RejectionLog()
         slots, _ = fit_open_files(settings.max_streams)
         self._service = Service(settings, slots)
+        self._resumption = None
+        if settings.resume_seconds:
+            readers = ConcurrencyLimit(slots, settings.max_streams_per_client)
+            self._resumption = Resumption(Recordings(), readers, settings)
 
-    def table(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
+    def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
             ("GET", "/", lambda: send_page("index.html")),
@@ -74,6 +93,8 @@ class Routes:
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
+            ("GET", "/stream/<id>", self.replay),
+            ("DELETE", "/stream/<id>", self.stop),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
@@ -85,23 +106,56 @@ class Routes:
 
     def answer(self, dialect: Dialect, read_prompt: ReadPrompt) -> Response:
         """Stream an answer; return once it has started, and raise Problem if it does not."""
+        resumption = self._resumption if dialect in (TEXT, SSE) else None
         if request.method == "HEAD":
-            return Response(content_type=dialect.media_type)
+            return Response(content_type=dialect.media_type, headers=resumption.limits if resumption else {})
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
-        if dialect in (TEXT, SSE):
+        if dialect in (TEXT, SSE) and not resumption:
             check_range(request)
-        if dialect is SSE and "Last-Event-ID" in request.headers:
-            return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
-        client = self.identify()
-        self._service.rate_limit.count(client)
+            if dialect is SSE and "Last-Event-ID" in request.headers:
+                return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
+        name = self.identify()
+        client = self._client()
+        if resumption and (replay := resumption.resume(request, dialect, name, client)):
+            return send_replay(replay)
+        self._service.rate_limit.count(name)
         prompt, reply = read_prompt(request, self._settings)
         self.check_open()
-        connection = connection_of(request)
-        admit = connection.admit if connection else None
-        reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        send = (connection.send_now, connection.sendall) if connection and self._relays else None
-        answer = self._service.answer(Request(prompt, reply, dialect, client, g.request_id, admit, reset, send))
+        asked = Request(prompt, reply, dialect, name, g.request_id, *client)
+        if resumption and prompt.resume_seconds:
+            record = partial(self._service.record, asked, self._relays)
+            if replay := resumption.start(request, dialect, prompt.resume_seconds, name, client, record):
+                return send_replay(replay)
+        answer = self._service.answer(asked)
         return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
+
+    def replay(self, id: str) -> Response:
+        """Send a recorded answer, or the rest of it."""
+        resumption, name = self._find_resumption()
+        return send_replay(resumption.read(request, id, name, self._client()))
+
+    def stop(self, id: str) -> Response:
+        """Stop a recorded answer."""
+        resumption, name = self._find_resumption()
+        resumption.stop(id, name)
+        return Response(status=204)
+
+    def _find_resumption(self) -> tuple[Resumption, str]:
+        """Return what resumes answers here, and the client's name; raise Problem."""
+        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
+        if not self._resumption:
+            raise Problem("not_found", advice_for(request.path))
+        name = self.identify()
+        self.check_open()
+        return self._resumption, name
+
+    def _client(self) -> Client:
+        """Return the client's connection, as an answer uses it."""
+        connection = connection_of(request)
+        if not connection:
+            return Client()
+        reset = connection.reset if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
+        return Client(connection.admit, reset, (connection.send_now, connection.sendall) if self._relays else None)
 
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""

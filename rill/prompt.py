@@ -10,7 +10,8 @@ class Prompt:
     """A request of the Messages API: https://docs.anthropic.com/en/api/messages
 
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
-    `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
+    `headers` and `query` go with the request unchanged. `default_model`: the client named no model. `resume_seconds`:
+    how long the answer outlives its connection.
     """
 
     model: str
@@ -20,6 +21,7 @@ class Prompt:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     default_model: bool = False
+    resume_seconds: int = 0
 
     @property
     def is_streamed(self) -> bool:
@@ -28,7 +30,11 @@ class Prompt:
 
 
 class ReplyFormat(NamedTuple):
-    """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own."""
+    """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own.
+
+    `id_prefix` begins the ids of server-sent events.
+    """
 
     streamed: bool = True
     include_usage: bool = False
+    id_prefix: str = ""

@@ -7,6 +7,8 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+import gevent
+
 from rill import offline
 from rill.admission.auth import ApiKeys
 from rill.admission.concurrency import ConcurrencyLimit
@@ -18,6 +20,7 @@ from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
 from rill.streaming.delivery import Delivery, PassThrough, await_beginning
+from rill.streaming.recording import Recording
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
 from rill.upstream.answer import Answer
@@ -29,7 +32,8 @@ class Request(NamedTuple):
 
     `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
     connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
-    `send` is the connection's write that never waits, and the one that may; None disables the relay.
+    `send` is the connection's write that never waits, and the one that may; None disables the relay. `recording` is
+    where the answer goes instead of a connection.
     """
 
     prompt: Prompt
@@ -40,6 +44,7 @@ class Request(NamedTuple):
     admit: Callable[[Cancellation], Callable[[], None]] | None = None
     reset: Callable[..., None] | None = None
     send: tuple[Callable[[bytes], int], Callable[[bytes], None]] | None = None
+    recording: Recording | None = None
 
 
 class Reply(NamedTuple):
@@ -80,6 +85,12 @@ class Service:
                 self.telemetry.count_upstream_error(problem)
                 raise
 
+    def record(self, request: Request, relays: bool, recording: Recording) -> None:
+        """Begin to record the answer in a greenlet of its own."""
+        send = (recording.append, _send_nothing) if relays else None
+        recorded = request._replace(admit=recording.admit, reset=_reset_nothing, send=send, recording=recording)
+        gevent.spawn(recording.pump, lambda: self.answer(recorded).body)
+
     def read_answer(self, prompt: Prompt) -> Iterator[list[Event]]:
         """Yield the events of an answer that no connection waits for; raise Problem."""
         with closing(Cancellation(self._deadlines)) as cancellation:
@@ -115,7 +126,7 @@ class Service:
         except Cancelled:
             raise cancellation.problem() from None
         dialect.check_beginning(beginning)
-        finish = partial(self._finish, record, cancellation, held.pop_all())
+        finish = partial(self._finish, record, cancellation, held.pop_all(), request.recording)
         delivery = Delivery(chain([beginning], reads), encoder, cancellation, request.reset, finish)
         if request.send:
             answer.relay(delivery.relay(*request.send, chunked=not request.reset))
@@ -127,13 +138,30 @@ class Service:
             return replace(self._deadlines, start=self._deadlines.idle)
         return self._deadlines
 
-    def _finish(self, record: Record, cancellation: Cancellation, release: ExitStack, delivery: Delivery) -> None:
+    def _finish(
+        self,
+        record: Record,
+        cancellation: Cancellation,
+        release: ExitStack,
+        recording: Recording | None,
+        delivery: Delivery,
+    ) -> None:
         record.status, record.outcome, record.bytes_sent = 200, delivery.outcome, delivery.bytes_sent
         record.first_text = cancellation.first_text
+        if recording:
+            record.resumptions, record.replayed_bytes = recording.resumptions, recording.replayed_bytes
         record.stop_reason = delivery.end.stop_reason if delivery.end else None
         if delivery.problem:
             self.telemetry.count_upstream_error(delivery.problem)
         release.close()
+
+
+def _reset_nothing(flush_seconds: float = 0.0) -> None:
+    """Reset no connection: a recording has none, and knows how its answer ended."""
+
+
+def _send_nothing(data: bytes) -> None:
+    """Send no rest: a recording takes everything at once."""
 
 
 def _note_answer(record: Record, cancellation: Cancellation, answer: Answer) -> None:

@@ -63,6 +63,7 @@ class StreamRequest(BaseModel):
     model: Annotated[str, Field(min_length=1)] | None = None
     max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    resume: int | None = None
 
 
 # The fields that may hold the prompt.
@@ -151,6 +152,7 @@ def _prompt_of(asked: StreamRequest, settings: Settings) -> Prompt:
         messages,
         {name: value for name, value in options.items() if value is not None},
         default_model=asked.model is None,
+        resume_seconds=settings.check_resume(asked.resume) if asked.resume else 0,
     )
 
 

@@ -14,6 +14,7 @@ from rill.dialects import ANTHROPIC
 from rill.problems import Problem
 from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
+from rill.server.resume import Replay
 from rill.settings import Settings
 
 HEADERS = {
@@ -29,7 +30,9 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # Headers that a page of another origin may read, beside those that every browser allows.
-EXPOSED_HEADERS = ", ".join(("Retry-After", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS))
+EXPOSED_HEADERS = ", ".join(
+    ("Retry-After", "Content-Location", "Content-Range", "X-Should-Retry", "X-Request-Id", "Request-Id", *RATE_HEADERS)
+)
 JSON_TYPES = ("application/problem+json", "application/json")
 # What werkzeug raises by itself -> the problem.
 HTTP_PROBLEMS = {404: "not_found", 405: "method_not_allowed"}
@@ -75,6 +78,11 @@ def send_file(folder: str, file: str) -> flask.Response:
 def send_json(value: Any) -> Response:
     """Return a value as JSON."""
     return Response(json.dumps(value), content_type="application/json")
+
+
+def send_replay(replay: Replay) -> Response:
+    """Return a response from a recording."""
+    return Response(replay.body, status=replay.status, headers=replay.headers, direct_passthrough=True)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -156,7 +164,7 @@ def _allow_origin(origins: frozenset[str], response: Response) -> Response:
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
     response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
     if request.method == "OPTIONS":
-        response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST"
+        response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, DELETE"
         response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
         response.headers["Access-Control-Max-Age"] = "600"
     return response

@@ -10,7 +10,10 @@ from rill.problems import CANCELLATION_REASONS
 
 @dataclass(slots=True)
 class Record:
-    """The facts about one answer; `begun` and `first_text` are monotonic, in seconds."""
+    """The facts about one answer; `begun` and `first_text` are monotonic, in seconds.
+
+    `resumptions` is None for an answer that was not recorded.
+    """
 
     request_id: str
     dialect: str
@@ -23,6 +26,8 @@ class Record:
     usage: Mapping[str, Any] = field(default_factory=dict)
     first_text: float | None = None
     bytes_sent: int = 0
+    resumptions: int | None = None
+    replayed_bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -32,7 +37,7 @@ class Record:
 
     def as_fields(self) -> dict[str, Any]:
         """Return the fields of the log line."""
-        return {
+        fields = {
             "request_id": self.request_id,
             "upstream_request_id": self.upstream_request_id,
             "client": self.client,
@@ -48,3 +53,6 @@ class Record:
             "output_tokens": self.usage.get("output_tokens"),
             "bytes": self.bytes_sent,
         }
+        if self.resumptions is not None:
+            fields |= {"resumptions": self.resumptions, "replayed_bytes": self.replayed_bytes}
+        return fields
