@@ -43,11 +43,10 @@ from rill.server.response import (
     send_problem,
     send_replay,
 )
-from rill.server.resume import Resumption
+from rill.server.resume import Resumption, open_recordings
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.streaming.reader import Client
-from rill.streaming.replay import Recordings
 from rill.telemetry.logs import write_logs
 from rill.telemetry.rejection_log import RejectionLog
 
@@ -81,7 +80,7 @@ class Routes:
         self._resumption = None
         if settings.resume_seconds:
             readers = ConcurrencyLimit(slots, settings.max_streams_per_client)
-            self._resumption = Resumption(Recordings(), readers, settings)
+            self._resumption = Resumption(open_recordings(settings.redis_url), readers, settings)
 
     def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""

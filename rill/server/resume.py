@@ -14,6 +14,7 @@ from rill.admission.concurrency import ConcurrencyLimit
 from rill.dialects import SSE
 from rill.dialects.base import Dialect
 from rill.problems import Problem
+from rill.prompt import ReplyFormat
 from rill.server.request import RESUMES, connection_of, read_body
 from rill.settings import Settings
 from rill.streaming.cancellation import Drain
@@ -151,6 +152,18 @@ class Resumption:
         key = request.headers.get("Idempotency-Key")
         identity = _digest_of(name, key) if key else digest
         return Asked(name, identity, digest, dialect.media_type, seconds, joins=bool(key))
+
+
+def open_recordings(redis_url: str | None) -> Recordings:
+    """Return the recordings of this worker, in Redis if there is one."""
+    if not redis_url:
+        return Recordings()
+    # Several MB of a worker's memory.
+    from rill.streaming.replay_redis import SharedRecordings
+
+    lost = Problem("upstream_error", "The server that wrote this answer failed.")
+    notice = SSE.open_encoder("", ReplyFormat(), "").encode_error(lost)
+    return SharedRecordings(redis_url, {SSE.media_type: notice or b""})
 
 
 def drain_of(request: Request) -> Drain | None:

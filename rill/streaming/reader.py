@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gevent.event import Event
 
+from rill.problems import Problem
 from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
 from rill.streaming.recording import Recording
 from rill.streaming.relay import Aborted
@@ -51,7 +52,7 @@ class Reader:
     def __init__(
         self, recording: Recording, client: Client, release: Callable[[], None] = lambda: None, position: int = 0
     ) -> None:
-        """`release` is called at the end."""
+        """`release` is called at the end; raise Problem if the memory for another worker's answer is exhausted."""
         self.position = position
         self._stop: float = math.inf
         self._recording = recording
@@ -62,9 +63,13 @@ class Reader:
         self._waits = False
         self._has_read_all = False
         self._chunks = self._read()
+        try:
+            recording.attach(self)
+        except Problem:
+            release()
+            raise
         self._cancellation = Cancellation(FOREVER)
         self._dismiss = client.admit(self._cancellation) if client.admit else None
-        recording.attach(self)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
