@@ -5,8 +5,8 @@ from urllib.parse import urlencode
 
 import pytest
 import upstream as wire
-from asking import SSE, wait_until
-from conversation import Conversation, request_bytes
+from asking import wait_until
+from conversation import Conversation
 from server import Rill, StartRill
 from upstream import Upstream
 
