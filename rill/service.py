@@ -88,7 +88,10 @@ class Service:
     def record(self, request: Request, relays: bool, recording: Recording) -> None:
         """Begin to record the answer in a greenlet of its own."""
         send = (recording.append, _send_nothing) if relays else None
-        recorded = request._replace(admit=recording.admit, reset=_reset_nothing, send=send, recording=recording)
+        reply = request.reply._replace(id_prefix=f"{recording.id}:")
+        recorded = request._replace(
+            reply=reply, admit=recording.admit, reset=_reset_nothing, send=send, recording=recording
+        )
         gevent.spawn(recording.pump, lambda: self.answer(recorded).body)
 
     def read_answer(self, prompt: Prompt) -> Iterator[list[Event]]:

@@ -25,7 +25,7 @@ from rill.streaming.replay import Recordings
 ID = re.compile(r"[\w-]{22}", re.ASCII)
 EVENT_ID = re.compile(r"([\w-]{22}):([0-9]{1,9})", re.ASCII)
 # One range with a first byte; any other may be ignored: https://www.rfc-editor.org/rfc/rfc9110#section-14.2
-RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{1,15})\s*-\s*([0-9]{0,15})\s*", re.ASCII | re.IGNORECASE)
+RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{1,18})\s*-\s*([0-9]{0,18})\s*", re.ASCII | re.IGNORECASE)
 # The last byte of an answer that is not complete: https://www.rfc-editor.org/rfc/rfc8673#section-2
 VERY_LARGE = 2**53 - 1
 UNKNOWN = "This answer is unknown, or has expired."

@@ -94,7 +94,8 @@ class Reader:
             raise self._cancellation.problem() from None
 
     def push(self, data: bytes) -> None:
-        if not self._waits or not self._client.send or self.position + len(data) > self._stop:
+        end = self.position + len(data)
+        if not self._waits or not self._client.send or end != self._recording.length or end > self._stop:
             self.wake()
             return
         frame = data if self._client.reset else b"%x\r\n%b\r\n" % (len(data), data)
