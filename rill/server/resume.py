@@ -136,6 +136,7 @@ class Resumption:
             if place.position:
                 recording.note_resumption(place.position)
             if place.position and place.position == recording.length and recording.ended in ("complete", "reported"):
+                recording.was_read = True
                 return Replay(204, {})
             opened.pop_all()
             return Replay(206 if place.is_partial else 200, _headers_of(recording, place), reader)

@@ -76,7 +76,8 @@ class Recordings:
         return None if latest is None or latest.is_ambiguous else latest
 
     def stop(self, recording: Recording) -> None:
-        """End the answer now."""
+        """End the answer now; nobody returns to it."""
+        recording.was_read = True
         recording.cancel("client_stopped")
 
     def reserve(self, recording: Recording) -> bool:

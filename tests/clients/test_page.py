@@ -22,7 +22,7 @@ from server import ROOT, Rill, StartRill
 from test_chromium import SECONDS
 from upstream import Upstream
 
-MOST_BYTES = 16_384
+MOST_BYTES = 18_432
 COMPLETE = "Complete."
 STOPPED = "Stopped."
 INCOMPLETE = "Truncated: the answer is incomplete. "
