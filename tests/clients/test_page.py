@@ -661,7 +661,7 @@ def test_the_page_is_small_and_loads_nothing_from_other_origins(open_page: Page,
         return [[...new Set(urls.map((url) => url.origin))], urls.map((url) => url.pathname)]
     """)
     assert origins == [open_page.run("return location.origin")]
-    assert sorted(names) == ["/drip", "/page.css", "/page.js", "/stream", "/v1/models"]
+    assert sorted(names) == ["/drip", "/page.css", "/page.js", "/stream", "/stream", "/v1/models"]
     assert open_page.find("link[rel=icon]").get_attribute("href") == "data:,"  # otherwise browsers request /favicon.ico
     files = list((ROOT / "rill" / "page").iterdir())
     assert {file.name for file in files} == {"index.html", "page.js", "page.css"}
