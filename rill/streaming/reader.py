@@ -103,12 +103,16 @@ class Reader:
             sent = self._client.send[0](frame)
         except OSError:
             sent = 0  # The greenlet meets the same error.
-        self.position += len(data)
+        self.position = end
         if sent < len(frame):
-            self._unsent = frame[sent:]
-            self.wake()
+            self.block(frame[sent:])
+
+    def block(self, unsent: bytes) -> None:
+        self._unsent = unsent
+        self.wake()
 
     def wake(self) -> None:
+        self._recording.stop_sending()
         self._waits = False
         self._changed.set()
 
@@ -144,10 +148,12 @@ class Reader:
         """Return once there is something to do: until then `push` writes what comes."""
         self._changed.clear()
         self._waits = True
+        if self._client.send and not self._client.reset and self._stop == math.inf:
+            self._recording.send_to(self, self._client.send[0])
         try:
             self._changed.wait()
         finally:
-            self._waits = False
+            self.wake()
         unsent, self._unsent = self._unsent, b""
         if unsent and self._client.send:
             try:

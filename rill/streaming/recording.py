@@ -33,12 +33,15 @@ class Asked(NamedTuple):
 
 
 class Follower(Protocol):
-    """A reader of a recording, which is told what happens to it; neither method waits."""
+    """A reader of a recording, which is told what happens to it; no method waits."""
 
     position: int
 
     def push(self, data: bytes) -> None:
         """Take bytes that were appended just now."""
+
+    def block(self, unsent: bytes) -> None:
+        """Send the rest of a frame before anything else."""
 
     def wake(self) -> None:
         """Look at the recording again."""
@@ -72,11 +75,13 @@ class Recording:
         "_base",
         "_cancellation",
         "_data",
+        "_direct",
         "_drain",
         "_grace",
         "_keeper",
         "_readers",
         "_reserved",
+        "_send",
         "asked",
         "ended",
         "id",
@@ -102,6 +107,8 @@ class Recording:
         self._reserved = BLOCK_BYTES
         self._drain = drain
         self._readers: set[Follower] = set()
+        self._direct: Follower | None = None
+        self._send: Callable[[bytes], int] | None = None
         self._cancellation: Cancellation | None = None
         self._grace: Any = None
 
@@ -164,9 +171,20 @@ class Recording:
 
     def append(self, data: bytes) -> int:
         """Record bytes and pass them to the readers; return their number. It never waits."""
+        if len(self._data) + len(data) > self._reserved:
+            self._grow(len(data))
         self._data += data
-        if len(self._data) > self._reserved:
-            self._grow()
+        if self._send:
+            # The same as `push`, which would touch more memory for each token.
+            frame = b"%x\r\n%b\r\n" % (len(data), data)
+            try:
+                sent = self._send(frame)
+            except OSError:
+                sent = 0  # The reader meets the same error.
+            if sent < len(frame) and (reader := self._direct):
+                self.stop_sending()
+                reader.block(frame[sent:])
+            return len(data)
         for reader in self._readers:
             reader.push(data)
         return len(data)
@@ -187,6 +205,7 @@ class Recording:
 
     def attach(self, reader: Follower) -> None:
         """Add a reader, which is told of every change from now on."""
+        self.stop_sending()
         self._readers.add(reader)
         self._stop_grace()
         self._note_readers()
@@ -198,6 +217,17 @@ class Recording:
         if self.is_lost:
             self._trim()
         self._note_readers()
+
+    def send_to(self, reader: Follower, send: Callable[[bytes], int]) -> None:
+        """Send what is appended to a reader that waits, without `push`, if it is the only one and has read all."""
+        if len(self._readers) == 1 and reader.position == self.length:
+            self._direct, self._send = reader, send
+
+    def stop_sending(self) -> None:
+        """Use `push` again."""
+        if self._direct:
+            self._direct.position = self.length
+            self._direct = self._send = None
 
     def note_resumption(self, position: int) -> None:
         """Count a reader that continues the answer from a position."""
@@ -220,8 +250,8 @@ class Recording:
         for reader in self._readers:
             reader.wake()
 
-    def _grow(self) -> None:
-        while self._reserved < len(self._data) and not self.is_lost:
+    def _grow(self, size: int) -> None:
+        while self._reserved < len(self._data) + size and not self.is_lost:
             if self._keeper.reserve(self):
                 self._reserved += BLOCK_BYTES
             else:
@@ -230,6 +260,7 @@ class Recording:
             self._trim()
 
     def _trim(self) -> None:
+        self.stop_sending()
         needed = min((reader.position for reader in self._readers), default=self.length)
         if needed > self._base:
             del self._data[: needed - self._base]

@@ -6,7 +6,6 @@ behind them, and an entry `e` last. `rill:request:<identity>` has the id of the 
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,8 @@ from rill.streaming.redis_link import Link, channel_of
 
 # How long bytes wait for a batch, unless another worker follows the answer.
 BATCH_SECONDS = 1.0
+# How often the greenlet looks for them: what is due is copied together.
+TICK_SECONDS = 0.25
 # How many recordings are copied between two looks at other greenlets.
 MAX_BATCH = 50
 # The expiry of an open answer beyond its grace period, for a worker that is killed, and how often it is renewed.
@@ -64,6 +65,9 @@ class RemoteReader:
     def push(self, data: bytes) -> None:
         self.mark()
 
+    def block(self, unsent: bytes) -> None:
+        """Do nothing: only a reader that waits for its connection is sent to directly."""
+
     def wake(self) -> None:
         self.awaits_reply = True
         self.mark()
@@ -74,9 +78,9 @@ class SharedRecording(Recording):
 
     __slots__ = (
         "_shipper",
+        "due",
         "failing_since",
         "has_shipped_end",
-        "is_queued",
         "remote",
         "renewed",
         "shipped",
@@ -88,7 +92,8 @@ class SharedRecording(Recording):
         self._shipper = shipper
         self.shipped = 0
         self.shipped_state = "unread"
-        self.has_shipped_end = self.is_queued = False
+        self.has_shipped_end = False
+        self.due = 0.0  # when to copy next: monotonic, in seconds
         self.failing_since = 0.0  # monotonic, in seconds; 0 if it is not
         self.renewed = time.monotonic()
         self.remote: dict[str, RemoteReader] = {}  # by worker
@@ -103,11 +108,6 @@ class SharedRecording(Recording):
         """Whether Redis has everything."""
         has_all = self.shipped == self.length and self.has_shipped_end == bool(self.ended)
         return has_all and (self.is_ambiguous or self.shipped_state == self.state)
-
-    def append(self, data: bytes) -> int:
-        if not self.is_queued:
-            self._shipper.queue(self)
-        return super().append(data)
 
     def follow(self, worker: str, position: int) -> None:
         """Send another worker what follows a position, until its lease ends."""
@@ -136,7 +136,6 @@ class Shipper:
         self._link = link
         self._open: dict[SharedRecording, None] = {}
         self._urgent: dict[SharedRecording, None] = {}
-        self._due: deque[tuple[float, SharedRecording]] = deque()
         self._check_at = 0.0  # monotonic, in seconds
         self._changed = Event()
         self._greenlet: gevent.Greenlet[..., None] | None = None
@@ -147,11 +146,6 @@ class Shipper:
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
         self._changed.set()
-
-    def queue(self, recording: SharedRecording) -> None:
-        """Copy what is appended with the next batch."""
-        recording.is_queued = True
-        self._due.append((time.monotonic() + BATCH_SECONDS, recording))
 
     def mark(self, recording: SharedRecording) -> None:
         """Copy what has changed at once."""
@@ -169,46 +163,30 @@ class Shipper:
 
     def _run(self) -> None:
         while True:
-            self._changed.wait(self._seconds_left())
+            self._changed.wait(TICK_SECONDS if self._open else None)
             self._changed.clear()
             self._check_times()
-            while batch := self._take_batch():
+            while batch := list(self._urgent)[:MAX_BATCH]:
+                for recording in batch:
+                    del self._urgent[recording]
                 try:
                     self._ship(batch)
                 except RedisError:
                     self._note_failure(batch)
-                    gevent.sleep(0.1)
+                    break
                 except Exception:
                     log.exception("a recorded answer could not be copied")
                     for recording in batch:
                         recording.lose()
 
-    def _seconds_left(self) -> float | None:
-        dues = [self._due[0][0]] if self._due else []
-        if self._open:
-            dues.append(self._check_at)
-        return max(0.0, min(dues) - time.monotonic()) if dues else None
-
-    def _take_batch(self) -> list[SharedRecording]:
-        now = time.monotonic()
-        batch = list(self._urgent)[:MAX_BATCH]
-        for recording in batch:
-            del self._urgent[recording]
-        while self._due and self._due[0][0] <= now and len(batch) < MAX_BATCH:
-            recording = self._due.popleft()[1]
-            recording.is_queued = False
-            if not recording.is_lost:
-                batch.append(recording)
-        return list(dict.fromkeys(batch))
-
     def _check_times(self) -> None:
-        """Renew the expiry of open answers, and end the leases of workers that are silent."""
+        """Select the recordings of a batch, renew their expiry, and end the leases of workers that are silent."""
         now = time.monotonic()
         if now < self._check_at:
             return
-        self._check_at = now + BATCH_SECONDS
+        self._check_at = now + TICK_SECONDS
         for recording in tuple(self._open):
-            if now - recording.renewed >= RENEWAL_SECONDS:
+            if recording.due <= now and (not recording.is_shipped or now - recording.renewed >= RENEWAL_SECONDS):
                 self._urgent[recording] = None
             for reader in tuple(recording.remote.values()):
                 if reader.lease < now:
@@ -218,7 +196,9 @@ class Shipper:
         """Send one pipeline; raise RedisError if it failed as a whole."""
         pipeline = self._link.redis.pipeline(transaction=False)
         notes: list[Callable[[Any], None]] = []
+        due = time.monotonic() + BATCH_SECONDS
         for recording in batch:
+            recording.due = due
             notes += self._add_commands(pipeline, recording)
         results = self._link.run(lambda: pipeline.execute(raise_on_error=False))
         for note, result in zip(notes, results, strict=True):
@@ -275,13 +255,12 @@ class Shipper:
         now = time.monotonic()
         for recording in batch:
             recording.failing_since = recording.failing_since or now
-            if now - recording.failing_since < LOST_SECONDS:
-                if not recording.is_queued:
-                    self.queue(recording)
-            else:
+            if now - recording.failing_since >= LOST_SECONDS:
                 if reason:
                     log.warning("Redis rejects an answer (%s): it cannot be resumed", reason)
                 recording.lose()
+            else:
+                self._open[recording] = None
 
 
 def message_of(recording: Recording, position: int) -> tuple[str, bytes]:
