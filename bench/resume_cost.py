@@ -1,7 +1,7 @@
 """Measure what recording an answer costs: resume_cost.py [--runs N] [--base FOLDER]
 
-200 streams of 20 tokens a second: not recorded, recorded in memory, and in Redis; with --base also by the Rill of another
-folder, not recorded. CPU per token of the server and of Redis, and Redis commands per second and open answer; medians.
+200 streams of 20 tokens a second: not recorded, recorded in memory, and in Redis; with --base also not recorded by the
+Rill of another folder. CPU per token of Rill and of Redis, and Redis commands per second and open answer; medians.
 """
 
 import argparse
