@@ -77,8 +77,8 @@ def on_starting(server):
         )
     if server.cfg.workers > 1 and _settings.resume_seconds and not _settings.redis_url:
         sys.exit(
-            "rill: with several workers, RILL_RESUME_SECONDS needs REDIS_URL: a client that returns reaches any worker. "
-            "Set REDIS_URL, or WEB_CONCURRENCY=1"
+            "rill: with several workers, RILL_RESUME_SECONDS needs REDIS_URL, because a client may return to any of "
+            "them: set REDIS_URL, or WEB_CONCURRENCY=1"
         )
     os.environ.pop(METRICS_DIRECTORY, None)  # It may be inherited, for example from the master that started this one.
     if server.cfg.workers > 1:
