@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
 from rill.admission.client import Client
+from rill.admission.concurrency import ConcurrencyLimit
 from rill.admission.cross_site import Hosts, check_initiator
 from rill.admission.mint import mint
 from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
@@ -23,6 +24,7 @@ from rill.prompt import Prompt, ReplyFormat
 from rill.server.drip import drip
 from rill.server.open_files import fit_open_files
 from rill.server.overload import RETRY_SECONDS
+from rill.server.paths import advice_for
 from rill.server.request import (
     ReadPrompt,
     address_of,
@@ -44,10 +46,13 @@ from rill.server.response import (
     send_json,
     send_page,
     send_problem,
+    send_replay,
     send_usage,
 )
+from rill.server.resume import Replay, Resumption, open_recordings
 from rill.service import Request, Service
 from rill.settings import Settings
+from rill.streaming.reader import Connection
 from rill.telemetry.logs import write_logs
 from rill.telemetry.rejection_log import RejectionLog
 
@@ -81,8 +86,12 @@ class Routes:
         slots, _ = fit_open_files(settings.max_streams)
         self._service = Service(settings, slots)
         self.telemetry = self._service.telemetry
+        self._resumption = None
+        if settings.resume_seconds:
+            readers = ConcurrencyLimit(slots, settings.max_streams_per_client)
+            self._resumption = Resumption(open_recordings(settings.redis_url), readers, settings)
 
-    def table(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
+    def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
             ("GET", "/", lambda: send_page("index.html")),
@@ -92,6 +101,8 @@ class Routes:
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
+            ("GET", "/stream/<id>", self.replay),
+            ("DELETE", "/stream/<id>", self.stop),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
@@ -104,23 +115,24 @@ class Routes:
 
     def answer(self, dialect: Dialect, read_prompt: ReadPrompt) -> Response:
         """Stream an answer; return once it has started, and raise Problem if it does not."""
+        resumption = self._resumption if dialect in (TEXT, SSE) else None
         if request.method == "HEAD":
-            return Response(content_type=dialect.media_type)
+            return Response(content_type=dialect.media_type, headers=resumption.limits if resumption else {})
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
-        if dialect in (TEXT, SSE):
+        if dialect in (TEXT, SSE) and not resumption:
             check_range(request)
-        if dialect is SSE and "Last-Event-ID" in request.headers:
-            return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
-        client = self.identify()
+            if dialect is SSE and "Last-Event-ID" in request.headers:
+                return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
+        client, connection = self.identify(), self._connection()
+        if resumption and (replay := resumption.resume(request, dialect, client.name, connection)):
+            return send_replay(replay)
         prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
-        connection = connection_of(request)
-        admit = connection.admit if connection else None
-        reset = connection.reset if connection and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        send = (connection.send_now, connection.sendall) if connection and self._relays else None
-        asked = Request(prompt, reply, dialect, client, g.request_id, admit, reset, send, reservation)
+        asked = Request(prompt, reply, dialect, client, g.request_id, *connection, reservation)
+        if resumption and prompt.resume_seconds and (replay := self.record(resumption, asked)):
+            return send_replay(replay._replace(headers={**headers, **replay.headers}))
         answer = self._service.answer(asked)
-        if connection and answer.body.beginning:
-            connection.hold_next()
+        if answer.body.beginning and (held := connection_of(request)):
+            held.hold_next()
         headers = {**answer.headers, **headers}
         return Response(answer.body, content_type=answer.media_type, headers=headers, direct_passthrough=True)
 
@@ -129,6 +141,41 @@ class Routes:
         prompt, reply = read_prompt(request, self._settings)
         self.check_open()
         return apply_fallback_header(request, prompt), reply
+
+    def record(self, resumption: Resumption, asked: Request) -> Replay | None:
+        """Record an answer and return it once it has started, None if it cannot be recorded; raise Problem."""
+        record = partial(self._service.record, asked, self._relays)
+        cancel = partial(self._service.cancel, asked)
+        seconds, name = asked.prompt.resume_seconds, asked.client.name
+        return resumption.start(request, asked.dialect, seconds, name, self._connection(), record, cancel)
+
+    def replay(self, id: str) -> Response:
+        """Send a recorded answer, or the rest of it."""
+        resumption, name = self._find_resumption()
+        return send_replay(resumption.read(request, id, name, self._connection()))
+
+    def stop(self, id: str) -> Response:
+        """Stop a recorded answer."""
+        resumption, name = self._find_resumption()
+        resumption.stop(id, name)
+        return Response(status=204)
+
+    def _find_resumption(self) -> tuple[Resumption, str]:
+        """Return what resumes answers here, and the client's name; raise Problem."""
+        check_initiator(request.method, request.headers.get, self._settings.cors_origins)
+        if not self._resumption:
+            raise Problem("not_found", advice_for(request.path))
+        name = self.identify().name
+        self.check_open()
+        return self._resumption, name
+
+    def _connection(self) -> Connection:
+        """Return the client's connection, as an answer uses it."""
+        connection = connection_of(request)
+        if not connection:
+            return Connection()
+        reset = connection.reset if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
+        return Connection(connection.admit, reset, (connection.send_now, connection.sendall) if self._relays else None)
 
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""

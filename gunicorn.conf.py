@@ -74,12 +74,19 @@ def on_starting(server):
         sys.exit(
             "rill: does not speak TLS itself: put a proxy in front (docs/deploy.md), without --certfile and --keyfile"
         )
+    if server.cfg.workers > 1 and _settings.resume_seconds and not _settings.redis_url:
+        sys.exit(
+            "rill: with several workers, RILL_RESUME_SECONDS needs REDIS_URL, because a client may return to any of "
+            "them: set REDIS_URL, or WEB_CONCURRENCY=1"
+        )
     os.environ.pop(METRICS_DIRECTORY, None)  # It may be inherited, for example from the master that started this one.
     _import_application()
 
 
 def nworkers_changed(server, new_value, old_value):
-    """Warn if several workers replace a single one, whose metrics are not shared."""
+    """Warn if several workers replace a single one, whose metrics and recorded answers are not shared."""
+    if new_value > 1 and _settings.resume_seconds and not _settings.redis_url:
+        server.log.warning("Set REDIS_URL: a worker cannot resume an answer that is in the memory of another one.")
     if old_value == 1 and METRICS_DIRECTORY not in os.environ:
         server.log.warning(
             "Rill started with one worker, so each worker's /metrics counts for that worker alone. "

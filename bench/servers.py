@@ -29,6 +29,7 @@ class Task:
     folder: Path  # for its files and logs; removed after the run
     certificate: Path | None  # of a TLS upstream
     workers: int
+    settings: tuple[tuple[str, str], ...] = ()  # of Rill, besides those below
 
     @property
     def upstream(self) -> str:
@@ -111,6 +112,7 @@ def environment(task: Task) -> dict[str, str]:
         "RILL_MAX_STREAMS_PER_CLIENT": "12000",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    known |= dict(task.settings)
     if task.certificate:
         known |= {"SSL_CERT_FILE": str(task.certificate), "NODE_EXTRA_CA_CERTS": str(task.certificate)}
     return known

@@ -13,7 +13,9 @@ request: admit, ask, stream, record. Around it:
 - `admission`: API keys, JWTs, cross-site checks, rate limit, token budgets, concurrency
 - `dialects`: the client protocols: how each reads a request, and its encoder; `__init__` has a row for each
 - `streaming`: an answer in progress: `cancellation` (deadlines, disconnects, shutdown), `delivery` (the bytes, the
-  outcome, and `PassThrough`, the encoder of a body that is sent whole), and `relay` (the fast path for text)
+  outcome, and `PassThrough`, the encoder of a body that is sent whole), and `relay` (the fast path for text); an answer
+  that outlives its connection: `recording`, its `reader`s, and where it is found: `replay` (this worker's memory) or
+  `replay_redis` (all workers, with `shipping` and `redis_link`)
 - `upstream`: the Messages API's side: the SDK, fallbacks, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
 - `offline`: a Messages API that needs no key and no network; `cli`: `flask ask` and `flask mint`; `page`: the web page

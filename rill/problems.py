@@ -51,8 +51,12 @@ KINDS = {
     "refused": Kind(422, "refusal", "The model refused to answer."),
     "rate_limited": Kind(429, "rate_limit_error", "Too many requests.", "Try again later."),
     "budget_exhausted": Kind(429, "rate_limit_error", "The token budget is used up.", "Try again later."),
+    "idempotency_key_reused": Kind(
+        422, "invalid_request_error", "This Idempotency-Key was sent with a different request. Use a new one."
+    ),
     "upstream_rate_limited": Kind(429, "rate_limit_error", "The model's rate limit is reached.", "Try again later."),
     "client_disconnected": Kind(499, "api_error", "The client disconnected before the end of the answer."),
+    "client_stopped": Kind(499, "api_error", "The client stopped the answer."),
     "client_too_slow": Kind(499, "api_error", "The client did not read the answer."),
     "internal_error": Kind(500, "api_error", "Internal error."),
     "upstream_rejected": Kind(502, "api_error", "The model's API does not accept this service's key or address."),
@@ -116,6 +120,7 @@ CANCELLATION_REASONS = (
     "total_timeout",
     "shutdown",
     "client_disconnected",
+    "client_stopped",
     "client_too_slow",
 )
 

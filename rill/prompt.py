@@ -12,6 +12,7 @@ class Prompt:
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
     `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
     `allows_fallback`: another model or upstream may answer; of the fallback models only `allowed_models`, None for all.
+    `resume_seconds`: how long the answer outlives its connection.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Prompt:
     default_model: bool = False
     allows_fallback: bool = True
     allowed_models: Sequence[str] | None = None
+    resume_seconds: int = 0
 
     @property
     def is_streamed(self) -> bool:
@@ -31,7 +33,11 @@ class Prompt:
 
 
 class ReplyFormat(NamedTuple):
-    """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own."""
+    """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own.
+
+    `id_prefix` begins the ids of server-sent events.
+    """
 
     streamed: bool = True
     include_usage: bool = False
+    id_prefix: str = ""

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import gevent
+
 from rill import offline
 from rill.admission.auth import Authentication
 from rill.admission.bill import Bill
@@ -20,6 +22,7 @@ from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 from rill.streaming.cancellation import Cancellation, Cancelled, Deadlines
 from rill.streaming.delivery import Delivery, PassThrough, await_beginning
+from rill.streaming.recording import Recording
 from rill.telemetry.metrics import Telemetry
 from rill.telemetry.record import Record
 from rill.upstream.answer import Answer
@@ -35,7 +38,7 @@ class Request(NamedTuple):
     `admit` connects the answer with the client's connection and returns what disconnects them; it is None without a
     connection. `reset` resets the connection of a client that cannot tell a truncated body from a complete one.
     `send` is the connection's write that never waits, and the one that may; None disables the relay. `reservation` is
-    settled at the end of the answer.
+    settled at the end of the answer. `recording` is where the answer goes instead of a connection.
     """
 
     prompt: Prompt
@@ -47,6 +50,7 @@ class Request(NamedTuple):
     reset: Callable[..., None] | None = None
     send: tuple[Callable[[bytes], int], Callable[[bytes], None]] | None = None
     reservation: Reservation | None = None
+    recording: Recording | None = None
 
 
 class Reply(NamedTuple):
@@ -92,6 +96,20 @@ class Service:
                 record.status, record.outcome = problem.status, problem.name
                 self.telemetry.count_upstream_error(problem)
                 raise
+
+    def record(self, request: Request, relays: bool, recording: Recording) -> None:
+        """Begin to record the answer in a greenlet of its own."""
+        send = (recording.append, _send_nothing) if relays else None
+        reply = request.reply._replace(id_prefix=f"{recording.id}:")
+        recorded = request._replace(
+            reply=reply, admit=recording.admit, reset=_reset_nothing, send=send, recording=recording
+        )
+        gevent.spawn(recording.pump, lambda: self.answer(recorded).body)
+
+    def cancel(self, request: Request) -> None:
+        """Release what is reserved for a request that needs no answer of its own."""
+        if request.reservation:
+            self.limits.settle(request.reservation, 0)
 
     def read_answer(self, prompt: Prompt) -> Iterator[list[Event]]:
         """Yield the events of an answer that no connection waits for; raise Problem."""
@@ -139,7 +157,7 @@ class Service:
             raise cancellation.problem() from None
         dialect.check_beginning(beginning)
         release = ExitStack()
-        finish = partial(self._finish, record, cancellation, release)
+        finish = partial(self._finish, record, cancellation, release, request.recording)
         delivery = Delivery(beginning, reads, encoder, cancellation, request.reset, finish)
         release.enter_context(held.pop_all())
         if request.send:
@@ -152,13 +170,30 @@ class Service:
             return replace(self._deadlines, start=self._deadlines.idle)
         return self._deadlines
 
-    def _finish(self, record: Record, cancellation: Cancellation, release: ExitStack, delivery: Delivery) -> None:
+    def _finish(
+        self,
+        record: Record,
+        cancellation: Cancellation,
+        release: ExitStack,
+        recording: Recording | None,
+        delivery: Delivery,
+    ) -> None:
         record.status, record.outcome, record.bytes_sent = 200, delivery.outcome, delivery.bytes_sent
         record.first_text = cancellation.first_text
+        if recording:
+            record.resumptions, record.replayed_bytes = recording.resumptions, recording.replayed_bytes
         record.stop_reason = delivery.end.stop_reason if delivery.end else None
         if delivery.problem:
             self.telemetry.count_upstream_error(delivery.problem)
         release.close()
+
+
+def _reset_nothing(flush_seconds: float = 0.0) -> None:
+    """Reset no connection: a recording has none, and knows how its answer ended."""
+
+
+def _send_nothing(data: bytes) -> None:
+    """Send no rest: a recording takes everything at once."""
 
 
 def _jwts_of(settings: Settings) -> "Jwts | None":

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = _setting(
         "RILL_SHUTDOWN_GRACE_SECONDS", 20, "seconds that answers may finish in after SIGTERM", ge=0
     )
+    resume_seconds: int = _setting(
+        "RILL_RESUME_SECONDS", 0, "most seconds of `resume=`: an answer outlives its connection", ge=0, le=86_400
+    )
 
     @field_validator(
         *("allowed_models", "fallback_models", "cors_origins", "allowed_hosts", "upstream_features"), mode="before"
@@ -248,6 +251,14 @@ class Settings(BaseSettings):
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens}.")
         return model or self.default_model, max_tokens or self.default_max_tokens
+
+    def check_resume(self, seconds: int) -> int:
+        """Return the seconds that a client asks an answer to outlive its connection; raise Problem if too many."""
+        if not self.resume_seconds:
+            raise Problem("bad_request", "resume: should be 0: RILL_RESUME_SECONDS is not set here.")
+        if not 0 <= seconds <= self.resume_seconds:
+            raise Problem("bad_request", f"resume: should be from 0 to {self.resume_seconds} seconds.")
+        return seconds
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -354,4 +354,5 @@ def test_a_reservation_holds_for_the_whole_answer_and_concurrent_ones_share_the_
         with ask(rill, headers=headers) as third:
             assert (third.status, third.headers["retry-after"]) == (429, str(RESERVED_SECONDS))
         upstream.open("rest")
+        assert (first.read_rest(), second.read_rest()) == (b"first", b"first")
     wait_for_use(rill, headers, lambda used: used == 2 * (INPUT + 3))

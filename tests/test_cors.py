@@ -217,6 +217,11 @@ def test_a_preflight_of_a_listed_origin_needs_no_key_and_allows_its_headers(
     assert upstream.requests == []
 
 
+def test_a_page_of_a_listed_origin_may_stop_a_recorded_answer(service: Rill) -> None:
+    _, received, _ = send(service, "OPTIONS", "/stream/x", {"Access-Control-Request-Method": "DELETE", "Origin": APP})
+    assert members(received, "access-control-allow-methods") == {"get", "head", "delete"}
+
+
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "TRACE"])
 def test_a_preflight_does_not_allow_another_method(service: Rill, method: str) -> None:
     _, received, _ = send(service, "OPTIONS", "/stream", {"Access-Control-Request-Method": method, "Origin": APP})

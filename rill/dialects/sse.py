@@ -24,6 +24,7 @@ class SSEEncoder:
     def __init__(self, model: str, reply: ReplyFormat, request_id: str) -> None:
         self._begun = time.monotonic()
         self._keep_alive = KeepAlive()
+        self._id_prefix = reply.id_prefix
         self._count = 0
         self._after_cr = False
 
@@ -31,7 +32,7 @@ class SSEEncoder:
         if isinstance(event, Text):
             return self.encode_deltas(event.text)
         if isinstance(event, Start):
-            return b"id: 0\n\n"
+            return f"id: {self._id_prefix}0\n\n".encode()
         if isinstance(event, End):
             elapsed = round(time.monotonic() - self._begun, 3)
             done = {"stop_reason": event.stop_reason, "usage": event.usage, "elapsed_seconds": elapsed}
@@ -53,4 +54,4 @@ class SSEEncoder:
     def _write(self, event: str) -> bytes:
         self._keep_alive.note_write()
         self._count += 1
-        return f"id: {self._count}\n{event}\n\n".encode()
+        return f"id: {self._id_prefix}{self._count}\n{event}\n\n".encode()

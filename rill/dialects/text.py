@@ -59,6 +59,7 @@ class StreamRequest(BaseModel):
     max_tokens: int | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     fallback: Annotated[StrictBool | None, BeforeValidator(read_switch)] = None
+    resume: int | None = None
 
 
 # The fields that may hold the prompt.
@@ -148,6 +149,7 @@ def _prompt_of(asked: StreamRequest, settings: Settings) -> Prompt:
         {name: value for name, value in options.items() if value is not None},
         default_model=asked.model is None,
         allows_fallback=asked.fallback is not False,
+        resume_seconds=settings.check_resume(asked.resume) if asked.resume else 0,
     )
 
 

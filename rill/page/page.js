@@ -10,11 +10,15 @@ const STOP_REASONS = {
   refusal: "Complete: the model refused to continue. The next prompt omits this answer.",
 };
 
+// How often a lost connection is tried again, once a second, before the answer counts as truncated.
+const ATTEMPTS = 60;
+
 let conversation = [];
 let running = null;
 let retryWithKey = false;
 let bufferingCheck = null;
 let following = false;
+let resume;
 let storage = {};
 try {
   storage = sessionStorage;
@@ -93,7 +97,7 @@ class Turn {
   }
 }
 
-async function ask(prompt) {
+async function ask(prompt, path) {
   const messages = conversation;
   const turn = new Turn(prompt);
   const controller = new AbortController();
@@ -101,7 +105,7 @@ async function ask(prompt) {
   $("prompt").value = "";
   $("prompt").focus();
   announce("Waiting for the answer.");
-  const outcome = await answer([...messages, { role: "user", content: prompt }], turn, controller.signal);
+  const outcome = await answer([...messages, { role: "user", content: prompt }], turn, controller.signal, path);
   setRunning(null);
   turn.end(outcome);
   // The Messages API rejects an empty message, and after a refusal it refuses every later prompt.
@@ -125,26 +129,46 @@ function setRunning(controller) {
   $("stop").hidden = !running;
 }
 
-// Send the messages, add the answer to the turn, and return the outcome.
-async function answer(messages, turn, signal) {
+// Send the messages, or continue the answer at `path`; add it to the turn, and return the outcome.
+async function answer(messages, turn, signal, path = "") {
   const headers = { Accept: "text/event-stream", "Content-Type": "application/json" };
-  const body = JSON.stringify({ messages, model: $("model").value || undefined });
-  let outcome;
+  const body = JSON.stringify({ messages, model: $("model").value || undefined, resume });
+  let [outcome, lastId] = [];
   let failure = { kind: "rejected", message: "No answer: the server is unreachable." };
-  try {
-    const response = await request("stream", { method: "POST", headers, body, signal });
-    if (!response.ok || !hasType(response, "text/event-stream")) return await describeRejection(response);
-    failure = describeTruncated("The connection failed.");
-    for await (const { type, data } of readEvents(response.body)) {
-      if (outcome) continue;
-      if (type === "message") turn.add(data);
-      if (type === "done") outcome = describeComplete(JSON.parse(data));
-      if (type === "error") outcome = describeTruncated(JSON.parse(data).detail);
+  for (let attempts = 0; attempts < (path ? ATTEMPTS : 1) && !outcome && !signal.aborted; attempts += 1) {
+    if (attempts) await new Promise((resolve) => setTimeout(resolve, 1000));
+    if (lastId) headers["Last-Event-ID"] = lastId;
+    try {
+      const response = await request(path || "stream", { ...(!path && { method: "POST", body }), headers, signal });
+      if (!response.ok || !hasType(response, "text/event-stream")) {
+        if (!turn.text) failure = await describeRejection(response);
+        break;
+      }
+      path = keepPath(response, messages);
+      failure = describeTruncated("The connection failed.");
+      for await (const { type, data, id } of readEvents(response.body)) {
+        [lastId, attempts] = [id, 0];
+        if (outcome) continue;
+        if (type === "message") turn.add(data);
+        if (type === "done") outcome = describeComplete(JSON.parse(data));
+        if (type === "error") outcome = describeTruncated(JSON.parse(data).detail);
+      }
+      failure = describeTruncated("The connection closed before the answer was complete.");
+    } catch {
+      // The connection failed, or the answer was stopped.
     }
-    return outcome ?? describeTruncated("The connection closed before the answer was complete.");
-  } catch {
-    return outcome ?? (signal.aborted ? { kind: "stopped", message: "Stopped." } : failure);
   }
+  delete storage.rillAnswer;
+  if (outcome || !signal.aborted) return outcome ?? failure;
+  if (path) request(path, { method: "DELETE", keepalive: true }).catch(() => {});
+  return { kind: "stopped", message: "Stopped." };
+}
+
+// Return the path at which a reload continues an answer, "" if it cannot be resumed.
+function keepPath(response, messages) {
+  const path = response.headers.get("Content-Location")?.slice(1) ?? "";
+  if (path) storage.rillAnswer = JSON.stringify({ path, messages });
+  return path;
 }
 
 function describeComplete({ stop_reason, usage }) {
@@ -171,7 +195,7 @@ function hasType(response, type) {
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 export async function* readEvents(body) {
   const decoder = new TextDecoder();
-  let [rest, type, data, afterCR] = ["", "", [], false];
+  let [rest, type, data, id, afterCR] = ["", "", [], "", false];
   for await (const bytes of readChunks(body)) {
     let text = decoder.decode(bytes, { stream: true });
     if (!text) continue;
@@ -184,8 +208,9 @@ export async function* readEvents(body) {
       const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
       if (field === "event") type = value;
       if (field === "data") data.push(value);
+      if (field === "id") id = value;
       if (line) continue;
-      if (data.length) yield { type: type || "message", data: data.join("\n") };
+      if (data.length) yield { type: type || "message", data: data.join("\n"), id };
       [type, data] = ["", []];
     }
   }
@@ -210,6 +235,17 @@ async function checkBuffering() {
   const streams = arrivals.at(-1) - arrivals[0] > 450;
   const warning = "A proxy buffers the response: text does not appear as it is written.";
   $("buffering").textContent = streams ? "Text is not buffered on the way." : warning;
+}
+
+// Learn whether answers can be resumed, and continue the one that a reload interrupted.
+async function continueAnswer() {
+  const response = await request("stream", { method: "HEAD" }).catch(() => null);
+  resume = Number(response?.headers.get("Resume-Seconds")) || undefined;
+  if (!storage.rillAnswer || running) return;
+  const { path, messages } = JSON.parse(storage.rillAnswer);
+  const { content } = messages.pop();
+  conversation = messages;
+  ask(content, path);
 }
 
 async function listModels() {
@@ -301,3 +337,4 @@ $("new").onclick = () => {
 };
 
 listModels();
+continueAnswer();

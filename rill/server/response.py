@@ -16,6 +16,7 @@ from rill.dialects import ANTHROPIC
 from rill.problems import Problem
 from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
+from rill.server.resume import Replay
 from rill.settings import Settings
 
 HEADERS = [
@@ -35,6 +36,8 @@ EXPOSED_HEADERS = ", ".join(
     (
         *(
             "Retry-After",
+            "Content-Location",
+            "Content-Range",
             "X-Should-Retry",
             "X-Max-Tokens",
             "X-Request-Id",
@@ -103,6 +106,11 @@ def send_file(folder: str, file: str) -> flask.Response:
 def send_json(value: Any) -> Response:
     """Return a value as JSON."""
     return Response(json.dumps(value), content_type="application/json")
+
+
+def send_replay(replay: Replay) -> Response:
+    """Return a response from a recording."""
+    return Response(replay.body, status=replay.status, headers=replay.headers, direct_passthrough=True)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -209,7 +217,8 @@ def _allow_origin(origins: frozenset[str], response: Response) -> Response:
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
     response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
     if request.method == "OPTIONS":
-        response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST"
+        is_recorded = request.path.startswith("/stream/")
+        response.headers["Access-Control-Allow-Methods"] = f"GET, HEAD, {'DELETE' if is_recorded else 'POST'}"
         response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
         response.headers["Access-Control-Max-Age"] = "600"
     return response

@@ -182,10 +182,11 @@ class Worker(GeventWorker):
     handle_quit = handle_exit  # SIGINT, and SIGQUIT by which gunicorn passes it on.
 
     def _drain(self) -> None:
-        """Stop accepting, let the answers finish, cancel the rest, and stop the worker."""
+        """Stop accepting, let the answers that have readers finish, cancel the rest, and stop the worker."""
         for server in self._servers:
             self._stop_accepting(server)
         deadline = time.monotonic() + self._drain_seconds
+        self._connections.drain.end_unread()
         self._wait_until(deadline)
         self._connections.drain.begun = True
         self._connections.drain.cancel_all()
@@ -201,7 +202,9 @@ class Worker(GeventWorker):
             reload = self._is_reload()
             self._connections.close_idle(RELOAD_IDLE_SECONDS if reload else 0.0)
             # A new connection may still send its request; if the whole server stops, only within END_SECONDS.
-            if not (self._connections if reload or time.monotonic() < fresh else self._connections.busy):
+            waiting = self._connections if reload or time.monotonic() < fresh else self._connections.busy
+            # The reader of a recorded answer may be at another worker.
+            if not waiting and self._connections.drain.is_empty:
                 return
             gevent.sleep(DRAIN_POLL_SECONDS)
 

@@ -160,11 +160,21 @@ class Cancellation:
 
 
 class Drain:
-    """The open answers of this worker, which shutdown ends; once `begun`, no new one is accepted."""
+    """The open answers of this worker, which shutdown ends; once `begun`, no new one is accepted.
+
+    Answers without a reader end when shutdown begins, before all others.
+    """
 
     def __init__(self) -> None:
         self.begun = False
         self._open: set[Cancellation] = set()
+        self._unread: set[Cancellation] = set()
+        self._ends_unread = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no answer is open."""
+        return not self._open
 
     def add(self, answer: Cancellation) -> None:
         """Count an answer as open."""
@@ -173,6 +183,24 @@ class Drain:
     def discard(self, answer: Cancellation) -> None:
         """Count an answer as open no longer."""
         self._open.discard(answer)
+        self._unread.discard(answer)
+
+    def keep(self, answer: Cancellation) -> None:
+        """Note that an open answer has a reader."""
+        self._unread.discard(answer)
+
+    def end_first(self, answer: Cancellation) -> None:
+        """Note that an open answer has no reader."""
+        if self._ends_unread:
+            answer.cancel("shutdown")
+        else:
+            self._unread.add(answer)
+
+    def end_unread(self) -> None:
+        """End the answers that have no reader, now and from now on."""
+        self._ends_unread = True
+        for answer in tuple(self._unread):
+            answer.cancel("shutdown")
 
     def cancel_all(self) -> None:
         """End the answers that are still open."""

@@ -13,6 +13,7 @@ class Record:
     """The facts about one answer; `begun` and `first_text` are monotonic, in seconds.
 
     `model` and `upstream` are those that answered, or were asked last; `attempts` counts the requests to upstreams.
+    `resumptions` is None for an answer that was not recorded.
     """
 
     request_id: str
@@ -30,6 +31,8 @@ class Record:
     charged_tokens: int | None = None
     first_text: float | None = None
     bytes_sent: int = 0
+    resumptions: int | None = None
+    replayed_bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class Record:
 
     def as_fields(self) -> dict[str, Any]:
         """Return the fields of the log line."""
-        return {
+        fields = {
             "request_id": self.request_id,
             "upstream_request_id": self.upstream_request_id,
             "client": self.client,
@@ -69,3 +72,6 @@ class Record:
             "charged_tokens": self.charged_tokens,
             "bytes": self.bytes_sent,
         }
+        if self.resumptions is not None:
+            fields |= {"resumptions": self.resumptions, "replayed_bytes": self.replayed_bytes}
+        return fields

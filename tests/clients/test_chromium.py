@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import upstream as wire
+from cutting_proxy import CuttingProxy
 from gated import FIRST, QUESTION, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -44,7 +45,7 @@ def page(browser: webdriver.Chrome, service: Rill, upstream: Upstream) -> "Page"
 class Page:
     """A page of the server's origin."""
 
-    def __init__(self, browser: webdriver.Chrome, service: Rill) -> None:
+    def __init__(self, browser: webdriver.Chrome, service: Rill | CuttingProxy) -> None:
         self._browser = browser
         browser.get(service.url)
 

@@ -151,6 +151,8 @@ def is_fault(context: HookContext, failure: Failure, case: Case, response: Respo
 
 def is_valid_when_parsed(case: Case, sent: PreparedRequest) -> bool:
     """Return whether a request meant to be invalid is valid when parsed: a list in a query is its first value."""
+    if case.path not in REQUESTS:
+        return True  # The id of a recorded answer is known or not, and any header is valid.
     url, body = urlsplit(sent.url or ""), sent.body or b""
     request = Request.from_values(
         method=sent.method,
