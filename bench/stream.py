@@ -155,9 +155,10 @@ class Stream:
 
 def request_of(dialect: str, prompt: str, port: int) -> bytes:
     """Return a request in one of Rill's dialects; every server supports `text`."""
-    if dialect in ("text", "sse"):
+    if dialect in ("text", "sse", "resumable"):
         accept = "text/event-stream" if dialect == "sse" else "*/*"
-        line, body = f"GET /stream?q={quote(prompt)}", ""
+        resume = "&resume=60" if dialect == "resumable" else ""
+        line, body = f"GET /stream?q={quote(prompt)}{resume}", ""
         fields = f"Accept: {accept}\r\n"
     else:
         line = "POST /v1/messages" if dialect == "anthropic" else "POST /v1/chat/completions"

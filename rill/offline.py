@@ -85,7 +85,9 @@ def _compose(request: dict[str, Any], prompt: str, identity: str) -> tuple[list[
     model, limit, messages = request["model"], request["max_tokens"], request["messages"]
     if not 1 <= limit <= MAX_TOKENS:
         raise ValueError
-    if not all(each["role"] == "assistant" or (each["role"] == "user" and each["content"]) for each in messages):
+    if not all(
+        each["role"] in ("assistant", "system") or (each["role"] == "user" and each["content"]) for each in messages
+    ):
         raise ValueError
     contents = [request.get("system", ""), *(each["content"] for each in messages)]
     count = sum(len(TOKEN.findall(_text(content))) for content in contents)

@@ -14,7 +14,7 @@ from typing import Self
 import pytest
 import redis
 
-START_SECONDS = 10
+START_SECONDS = 60
 # Below the range of ephemeral ports, so that no other process takes one while its server is down.
 PORTS = range(20_000, 32_000)
 

@@ -66,4 +66,4 @@ class Overload:
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
-            log.warning("overloaded: the worker does not keep up with its clients, and rejects requests for answers")
+            log.warning("the worker does not keep up with its clients: it rejects requests for answers")

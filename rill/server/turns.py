@@ -15,7 +15,7 @@ LATE_SECONDS = 0.05
 LATE_ITERATIONS = 20
 IN_TIME_SECONDS = 0.02
 # If no turn was taken for this long, the next one finds out whether the worker is still behind.
-MEASURED_SECONDS = 1.0
+MEASURED_SECONDS = 0.1
 
 
 class Turns:

@@ -54,16 +54,16 @@ class Clients:
     """A Node process that runs the scripts of tests/clients/js one after the other: each SDK is loaded only once."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        self.node = node
         self._process: subprocess.Popen[str] | None = None
 
     @contextmanager
     def run(self, script: str, way: str, url: str) -> Iterator["Reports"]:
         """Start a script; the process ends with the context if the script has not ended then."""
         if not self._process:
-            command = [self._node.node, str(JS / "run.mjs")]
+            command = [self.node.node, str(JS / "run.mjs")]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, env=self._node.environment, stdin=pipe, stdout=pipe, text=True)
+            self._process = subprocess.Popen(command, env=self.node.environment, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps([script, way, url]), file=self._process.stdin, flush=True)

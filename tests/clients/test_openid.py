@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import upstream as wire
 from asking import wait_until
-from javascript import Node
+from javascript import Clients
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 from server import StartRill
@@ -38,9 +38,10 @@ ask().then((end) => { ended = end }, (error) => { ended = String(error) })
 
 
 @pytest.fixture(scope="module")
-def provider(node: Node) -> Iterator[dict[str, Any]]:
-    with node.run("openid_provider.mjs") as script:
-        yield script.next()
+def provider(node: Clients) -> Iterator[dict[str, Any]]:
+    # It runs as long as the tests, so not in the process of the clients.
+    with Clients(node.node).run("openid_provider.mjs", "serve", "") as reports:
+        yield next(reports)
 
 
 def wait_for(browser: webdriver.Chrome, expression: str, expected: object) -> None:

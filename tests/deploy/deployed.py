@@ -13,7 +13,7 @@ from pathlib import Path
 from conversation import Conversation, request_bytes
 from server import BUSY_PORT
 
-START_SECONDS = 20
+START_SECONDS = 60
 STOP_SECONDS = 40
 # Like the user nobody it may write nowhere, but it may read every file: the tests' Python may be in root's folder.
 MAY_READ = "=-all,+dac_read_search"

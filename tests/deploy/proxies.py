@@ -17,7 +17,7 @@ from server import ROOT, Rill
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
 CADDY = shutil.which("caddy")
-START_SECONDS = 15
+START_SECONDS = 60
 NGINX_CONF = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
 CADDYFILE = (ROOT / "deploy" / "Caddyfile").read_text("utf-8")
 

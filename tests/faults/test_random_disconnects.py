@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 import upstream as wire
 from asking import ask, wait_until
 from conversation import Conversation, request_bytes
@@ -60,6 +61,7 @@ def test_thousands_of_random_disconnects_leak_nothing(service: Rill, upstream: U
             for done in [clients.submit(disconnect_at_random, service, seed) for seed in range(DISCONNECTS)]:
                 done.result()
         wait_until(lambda: all(each.outcome for each in upstream.answers), lambda: "upstream answers are open", 20)
+        wait_until(lambda: requests.get(f"{service.url}/readyz", timeout=20).status_code == 200, "overload")
         for _ in range(COMPLETE):
             with ask(service, q="short", headers={"Connection": "close"}) as asked:
                 assert (asked.status, asked.read_rest(), asked.ended) == (200, b"all", "clean")
