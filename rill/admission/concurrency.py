@@ -24,16 +24,24 @@ class ConcurrencyLimit:
     @contextmanager
     def hold_slot(self, client: str) -> Iterator[None]:
         """Hold one slot for as long as the context lasts; raise Problem if none is free."""
+        self.take_slot(client)
+        try:
+            yield
+        finally:
+            self.free_slot(client)
+
+    def take_slot(self, client: str) -> None:
+        """Take one slot until `free_slot`; raise Problem if none is free."""
         self.check_capacity()
         if self._open_of[client] >= self._per_client:
             message = f"At most {self._per_client} concurrent answers for one client."
             raise Problem("rate_limited", message, retry_after=1)
         self._open += 1
         self._open_of[client] += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-            self._open_of[client] -= 1
-            if not self._open_of[client]:
-                del self._open_of[client]
+
+    def free_slot(self, client: str) -> None:
+        """Free a slot that was taken."""
+        self._open -= 1
+        self._open_of[client] -= 1
+        if not self._open_of[client]:
+            del self._open_of[client]

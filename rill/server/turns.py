@@ -12,7 +12,7 @@ ITERATION_SECONDS = 0.005
 LATE_SECONDS = 0.05
 # A worker is behind from so many late iterations in a row, which no pause of the host or of Python's collector causes,
 # until a turn waits less than IN_TIME_SECONDS.
-LATE_ITERATIONS = 20
+LATE_ITERATIONS = 60
 IN_TIME_SECONDS = 0.02
 # If no turn was taken for this long, the next one finds out whether the worker is still behind.
 MEASURED_SECONDS = 0.1

@@ -85,8 +85,9 @@ class Worker(GeventWorker):
         self._stopped = Event()
         self._turns = Turns()
         self._connections = Connections(Drain())
-        app: Any = self.wsgi
-        self._overload = Overload(self._cors_origins, app.extensions["rill"].count_rejection)
+        # The application may be wrapped in another one.
+        telemetry = getattr(self.wsgi, "extensions", {}).get("rill")
+        self._overload = Overload(self._cors_origins, telemetry.count_rejection if telemetry else lambda problem: None)
         self._inodes = {f"socket:[{os.fstat(each.fileno()).st_ino}]" for each in self.sockets}
         self._servers = [self._listen(each) for each in self.sockets]
         while self.alive:

@@ -94,6 +94,7 @@ class Answer:
                 yield events
             if decoder.problem:
                 raise broken if broken and not decoder.has_error else decoder.problem
+            del data, events  # The next read may wait for long, and the relay may take all that follow.
         self._await_terminator()
 
     def _read_whole(self) -> Iterator[list[Event]]:
