@@ -27,11 +27,21 @@ from rill.server.request import (
     connection_of,
     preferred_dialect,
     read_completion,
+    read_count,
     read_messages,
     read_prompt_body,
     read_query,
 )
-from rill.server.response import Response, build_app, problem_of, send_file, send_json, send_page, send_problem
+from rill.server.response import (
+    Response,
+    build_app,
+    problem_of,
+    send_file,
+    send_greeting,
+    send_json,
+    send_page,
+    send_problem,
+)
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs
@@ -67,10 +77,10 @@ class Routes:
         self._service = Service(settings, slots)
         self.telemetry = self._service.telemetry
 
-    def table(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
+    def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
-            ("GET", "/", lambda: send_page("index.html")),
+            ("GET", "/", self.greet),
             ("GET", "/page.js", lambda: send_page("page.js")),
             ("GET", "/page.css", lambda: send_page("page.css")),
             ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
@@ -79,8 +89,10 @@ class Routes:
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
+            ("POST", "/v1/messages/count_tokens", lambda: self.answer(ANTHROPIC, read_count)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
             ("GET", "/v1/models", self.list_models),
+            ("GET", "/v1/models/<path:id>", self.show_model),
             ("GET", "/healthz", lambda: Response("alive\n")),
             ("GET", "/readyz", self.check_ready),
             ("GET", "/metrics", self.show_metrics),
@@ -108,6 +120,12 @@ class Routes:
             connection.hold_next()
         return Response(answer.body, content_type=answer.media_type, headers=answer.headers, direct_passthrough=True)
 
+    def greet(self) -> flask.Response:
+        """Answer `/?q=` as /stream does; otherwise send the page, or help as text."""
+        if "q" in request.args:
+            return self.answer(preferred_dialect(request), read_query)
+        return send_greeting()
+
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
         if request.method == "HEAD":
@@ -125,6 +143,13 @@ class Routes:
         """List the models that may be asked for by name."""
         self.identify()
         return send_json(models.list_models(self._settings.known_models()))
+
+    def show_model(self, id: str) -> Response:
+        """Describe a model that may be asked for by name."""
+        self.identify()
+        if not self._settings.allows(id):
+            raise Problem("model_not_found")
+        return send_json(models.describe_model(id))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""

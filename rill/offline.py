@@ -1,5 +1,7 @@
 """A Messages API that needs no key and no network: POST /v1/messages in, an answer about the prompt out.
 
+POST /v1/messages/count_tokens counts the tokens of a request.
+
 The wire format is the real one, streamed or whole; fields that this model does not need are ignored. The same request
 always gets the same bytes. In the last user text, `tokens=N` makes the answer exactly N tokens long (if `max_tokens`
 allows), and `rate=R` sets the tokens per second, 0 for no pause.
@@ -21,6 +23,7 @@ import gevent
 
 # From U+3000 on, scripts put no spaces between words: a character is a token. The matches cover any text completely.
 TOKEN = re.compile(r"\s*(?:[^\s\u3000-\U0010ffff]{1,12}|\S)|\s+")
+PATH, COUNT_PATH = "/v1/messages", "/v1/messages/count_tokens"
 MAX_TOKENS = 128_000
 TOKENS_PER_SECOND = 50.0
 PING_EVERY_TOKENS = 100
@@ -50,12 +53,17 @@ def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplicat
         body = environ["wsgi.input"].read(size)
         identity = f"offline_{hashlib.sha256(body).hexdigest()[:24]}"
         headers = [("content-type", "application/json"), ("request-id", f"req_{identity}")]
-        if (environ["REQUEST_METHOD"], environ["PATH_INFO"]) != ("POST", "/v1/messages"):
+        is_count = environ["PATH_INFO"] == COUNT_PATH
+        if environ["REQUEST_METHOD"] != "POST" or not (is_count or environ["PATH_INFO"] == PATH):
             start_response("404 Not Found", headers)
-            error = _error("not_found_error", "Only POST /v1/messages is served.", identity)
+            error = _error("not_found_error", f"Only POST {PATH} and {COUNT_PATH} are served.", identity)
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [error]
         try:
             request = json.loads(body)
+            if is_count:
+                whole = _encode({"input_tokens": _count(request)})
+                start_response("200 OK", headers)
+                return [whole]
             prompt = next(_text(each["content"]) for each in reversed(request["messages"]) if each["role"] == "user")
             tokens, message = _compose(request, prompt, f"msg_{identity}")
             whole = _encode(message)
@@ -91,13 +99,18 @@ def _text(content: Any) -> str:
     return "\n".join(block["text"] for block in content if block["type"] == "text")
 
 
+def _count(request: dict[str, Any]) -> int:
+    """Return the tokens of the request; raise any exception for a bad one."""
+    contents = [request.get("system", ""), *(each["content"] for each in request["messages"])]
+    return sum(len(TOKEN.findall(_text(content))) for content in contents)
+
+
 def _compose(request: dict[str, Any], prompt: str, identity: str) -> tuple[list[str], dict[str, Any]]:
     """Return the tokens of the answer, and the message that they make; raise any exception for a bad request."""
     model, limit, messages = request["model"], request["max_tokens"], request["messages"]
     if not 1 <= limit <= MAX_TOKENS or any(not each["content"] and each["role"] == "user" for each in messages):
         raise ValueError
-    contents = [request.get("system", ""), *(each["content"] for each in messages)]
-    count = sum(len(TOKEN.findall(_text(content))) for content in contents)
+    count = _count(request)
     natural = [*TOKEN.findall(OPENING.format(prompt=prompt, count=count, model=model)), *FURTHER]
     wanted = int(_steered("tokens", prompt, len(natural)))
     tokens = list(islice(chain(natural, cycle(FURTHER)), min(wanted, limit)))

@@ -10,7 +10,8 @@ class Prompt:
     """A request of the Messages API: https://docs.anthropic.com/en/api/messages
 
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
-    `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
+    `headers` and `query` go with the request unchanged. `default_model`: the client named no model. `is_count`: only
+    the tokens of the request are counted, for which `max_tokens` is not sent.
     """
 
     model: str
@@ -20,11 +21,12 @@ class Prompt:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     default_model: bool = False
+    is_count: bool = False
 
     @property
     def is_streamed(self) -> bool:
         """Whether the upstream sends the answer as events."""
-        return bool(self.options.get("stream", True))
+        return not self.is_count and bool(self.options.get("stream", True))
 
 
 class ReplyFormat(NamedTuple):

@@ -123,7 +123,7 @@ class Service:
         return Reply(delivery, media_type, headers)
 
     def _deadlines_of(self, request: Request) -> Deadlines:
-        if not request.prompt.is_streamed:
+        if not request.prompt.is_streamed and not request.prompt.is_count:
             # The first byte of such an answer is its last one.
             return replace(self._deadlines, start=self._deadlines.idle)
         return self._deadlines

@@ -31,6 +31,7 @@ class Answer:
         "_break",
         "_decoder",
         "_end_span",
+        "_is_count",
         "_is_streamed",
         "_is_verbatim",
         "_reads",
@@ -40,10 +41,18 @@ class Answer:
         "request_id",
     )
 
-    def __init__(self, response: httpx2.Response, is_streamed: bool, is_verbatim: bool, secrets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        is_streamed: bool,
+        is_verbatim: bool,
+        secrets: Sequence[str],
+        is_count: bool = False,
+    ) -> None:
         self.headers = visible_headers(response, secrets)
         self.request_id = self.headers.get("request-id")
         self._is_streamed = is_streamed
+        self._is_count = is_count
         self._is_verbatim = is_verbatim
         self._beginning: list[Event] = []
         self._reads = self._read_stream() if is_streamed else self._read_whole()
@@ -112,7 +121,7 @@ class Answer:
             while (data := self._read()) is not None:
                 chunks.append(data)
                 yield [Heartbeat(working=bool(data))]
-            end = self._decoder.read_message(b"".join(chunks))
+            end = self._decoder.read_message(b"".join(chunks), self._is_count)
         except Exception:
             # Whatever ended the wait for the last bytes, a complete message was billed.
             complete = self._complete_end(b"".join(chunks))
@@ -125,7 +134,7 @@ class Answer:
         """Return the end of the message in `body`, None if it is not complete."""
         decoder = Decoder()
         with suppress(Problem):
-            end = decoder.read_message(body)
+            end = decoder.read_message(body, self._is_count)
             self._decoder.usage.update(decoder.usage)
             self._break, self._decoder.ended = None, True
             return end

@@ -82,14 +82,17 @@ class Decoder:
         events += self._take_text()
         return events if events or self.problem else [Heartbeat(self._working)]
 
-    def read_message(self, body: bytes) -> End:
-        """Return the end of a message that was not streamed; raise Problem if it is not a message."""
+    def read_message(self, body: bytes, is_count: bool = False) -> End:
+        """Return the end of a message (or of a count of tokens) that was not streamed; raise Problem for another body.
+
+        The tokens of a count are not in `usage`, because they are not billed.
+        """
         self._data.append(body)
         try:
             message = self._parse_data()
             if message.get("type") == "error":
                 raise self._problem_in(message)
-            if message.get("type") != "message":
+            if not ("input_tokens" in message if is_count else message.get("type") == "message"):
                 raise Problem("upstream_error")
         except Problem as problem:
             self.problem = problem

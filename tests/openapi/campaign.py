@@ -43,6 +43,7 @@ REQUESTS = {
     "/stream": "Question",
     "/chat/stream": "Question",
     "/v1/messages": "AnthropicRequest",
+    "/v1/messages/count_tokens": "AnthropicCount",
     "/v1/chat/completions": "OpenAIRequest",
 }
 NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
 STREAM_PATHS = ("/stream", "/chat/stream")
-DIALECTS = ("/v1/messages", "/v1/chat/completions")
+DIALECTS = ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions")
 
 
 class Conformance:
@@ -87,7 +87,7 @@ class TestProblemsInJSON(Conformance):
 
 
 class TestAnthropic(Conformance):
-    paths = ("/v1/messages",)
+    paths = ("/v1/messages", "/v1/messages/count_tokens")
     seed, examples, least, long = 4, 8, 100, 5_000
 
 
