@@ -11,7 +11,7 @@ from typing import Any
 
 import jiter
 
-from rill.events import End, Event, Heartbeat, Start, Text
+from rill.events import End, Event, Heartbeat, Start, Text, ToolCall, ToolInput
 from rill.problems import Problem, upstream_problem
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -30,6 +30,7 @@ class Decoder:
         "_data",
         "_data_bytes",
         "_high_surrogate",
+        "_in_call",
         "_secrets",
         "_stop",
         "_surrogates",
@@ -55,12 +56,13 @@ class Decoder:
         self._data_bytes = 0
         self._text = ""
         self._working = False
+        self._in_call = False
         self._stop: dict[str, Any] = {}
         self._surrogates = False
         self._high_surrogate = ""
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events of one read: its text joined in one Text, or one Heartbeat if it has none.
+        """Return the events of one read, its text joined between others, or one Heartbeat if it has none.
 
         `problem` is set, and follows these events, if the upstream sent an `error` event or not the Messages API.
         """
@@ -172,7 +174,7 @@ class Decoder:
             raise Problem("upstream_error")
         return message
 
-    def _take(self, message: dict[str, Any]) -> Start | End | None:
+    def _take(self, message: dict[str, Any]) -> Start | ToolCall | ToolInput | End | None:
         kind = message.get("type")
         if kind == "content_block_delta":
             self._working = True
@@ -180,7 +182,16 @@ class Decoder:
             if isinstance(delta, dict) and delta.get("type") == "text_delta":
                 text = delta.get("text")
                 self._text += text if isinstance(text, str) else ""
-        elif kind == "content_block_start" or kind == "content_block_stop":
+            elif isinstance(delta, dict) and delta.get("type") == "input_json_delta":
+                piece = _string(delta.get("partial_json"))
+                return ToolInput(piece) if piece and self._in_call else None
+        elif kind == "content_block_start":
+            self._working = True
+            block = _mapping(message.get("content_block"))
+            self._in_call = block.get("type") == "tool_use"
+            if self._in_call:
+                return ToolCall(_string(block.get("id")) or "", _string(block.get("name")) or "")
+        elif kind == "content_block_stop":
             self._working = True
         elif kind == "message_start":
             self._working = True

@@ -47,7 +47,7 @@ REQUESTS = {
     "/v1/chat/completions": "OpenAIRequest",
 }
 NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}
-BOOLEANS = {"stream", "include_usage"}
+BOOLEANS = {"stream", "include_usage", "parallel_tool_calls"}
 
 
 @dataclass
