@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
 from rill.admission.cross_site import Hosts, check_initiator
-from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
+from rill.dialects import ANTHROPIC, OPENAI, RESPONSES, SSE, TEXT, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
@@ -31,6 +31,7 @@ from rill.server.request import (
     read_messages,
     read_prompt_body,
     read_query,
+    read_response,
 )
 from rill.server.response import (
     Response,
@@ -91,6 +92,7 @@ class Routes:
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/messages/count_tokens", lambda: self.answer(ANTHROPIC, read_count)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
+            ("POST", "/v1/responses", lambda: self.answer(RESPONSES, read_response)),
             ("GET", "/v1/models", self.list_models),
             ("GET", "/v1/models/<path:id>", self.show_model),
             ("GET", "/healthz", lambda: Response("alive\n")),

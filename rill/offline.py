@@ -29,6 +29,7 @@ from rill.offline_json import instance_of
 TOKEN = re.compile(r"\s*(?:[^\s\u3000-\U0010ffff]{1,12}|\S)|\s+")
 PATH, COUNT_PATH = "/v1/messages", "/v1/messages/count_tokens"
 MAX_TOKENS = 128_000
+ROLES = ("user", "assistant", "system")
 TOKENS_PER_SECOND = 50.0
 PING_EVERY_TOKENS = 100
 
@@ -64,11 +65,11 @@ def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplicat
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [error]
         try:
             request = json.loads(body)
+            prompt = next(_text(each["content"]) for each in reversed(request["messages"]) if each["role"] == "user")
             if is_count:
                 whole = _encode({"input_tokens": _count(request)})
                 start_response("200 OK", headers)
                 return [whole]
-            prompt = next(_text(each["content"]) for each in reversed(request["messages"]) if each["role"] == "user")
             tokens, message = _compose(request, prompt, identity)
             whole = _encode(message)
         except Exception:  # Rill's own requests are valid; no other needs a diagnosis.
@@ -110,14 +111,17 @@ def _text(content: Any) -> str:
 
 def _count(request: dict[str, Any]) -> int:
     """Return the tokens of the request; raise any exception for a bad one."""
-    contents = [request.get("system", ""), *(each["content"] for each in request["messages"])]
+    messages = request["messages"]
+    if any(each["role"] not in ROLES or (not each["content"] and each["role"] == "user") for each in messages):
+        raise ValueError
+    contents = [request.get("system", ""), *(each["content"] for each in messages)]
     return sum(len(TOKEN.findall(_text(content))) for content in contents)
 
 
 def _compose(request: dict[str, Any], prompt: str, identity: str) -> tuple[list[str], dict[str, Any]]:
     """Return the tokens of the answer, and the message that they make; raise any exception for a bad request."""
-    model, limit, messages = request["model"], request["max_tokens"], request["messages"]
-    if not 1 <= limit <= MAX_TOKENS or any(not each["content"] and each["role"] == "user" for each in messages):
+    model, limit = request["model"], request["max_tokens"]
+    if not 1 <= limit <= MAX_TOKENS:
         raise ValueError
     count = _count(request)
     tool = _called_tool(request)

@@ -26,6 +26,7 @@ GUARDED = {
     "POST /v1/messages": ("POST", "/v1/messages", CHAT),
     "POST /v1/messages/count_tokens": ("POST", "/v1/messages/count_tokens", CHAT),
     "POST /v1/chat/completions": ("POST", "/v1/chat/completions", CHAT),
+    "POST /v1/responses": ("POST", "/v1/responses", b'{"input": "hi"}'),
     "GET /?q=": ("GET", "/?q=hi", b""),
     "GET /v1/models": ("GET", "/v1/models", b""),
     "GET /v1/models/claude-sonnet-5-5": ("GET", "/v1/models/claude-sonnet-5-5", b""),

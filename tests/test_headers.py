@@ -97,6 +97,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", {}, b""),
     "POST /v1/messages": ("POST", MESSAGES, JSON, chat(stream=True)),
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),
+    "POST /v1/responses": ("POST", "/v1/responses", JSON, b'{"input": "hi", "stream": true}'),
 }
 # Every other route; none of them has a rate limit.
 FREE = [

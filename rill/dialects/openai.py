@@ -209,9 +209,9 @@ def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyForma
 
 def _tools_and_output_of(asked: CompletionRequest, messages: list[dict[str, Any]]) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    choice = choice_of(asked.tool_choice, asked.parallel_tool_calls)
     if asked.tools:
-        options["tools"] = [tool.function.as_tool() for tool in asked.tools]
-        options["tool_choice"] = choice_of(asked.tool_choice, asked.parallel_tool_calls)
+        options.update(tools=[tool.function.as_tool() for tool in asked.tools], tool_choice=choice)
     thinking = thinking_options(asked.reasoning_effort, "reasoning_effort", messages, options.get("tool_choice"))
     form = asked.response_format.as_options() if asked.response_format else {}
     output = {**thinking.pop("output_config", {}), **form}

@@ -8,7 +8,7 @@ MEANT = {
     "/messages": "/v1/messages",
     "/chat/completions": "/v1/chat/completions",
     "/completions": "/v1/chat/completions",
-    "/responses": "/v1/chat/completions",
+    "/responses": "/v1/responses",
     "/models": "/v1/models",
     "/chat/stream": "/chat/stream",
     "/stream": "/stream",
@@ -29,7 +29,7 @@ def advice_for(path: str) -> str | None:
     if meant:
         return f"There is nothing here. Use {meant}."
     if path.startswith("/v1/"):
-        return "There is nothing here. Use /v1/messages, /v1/chat/completions or /v1/models."
+        return "There is nothing here. Use /v1/messages, /v1/chat/completions, /v1/responses or /v1/models."
     return None
 
 

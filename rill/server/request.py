@@ -13,7 +13,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.admission import auth
-from rill.dialects import SSE, TEXT, anthropic, openai, text
+from rill.dialects import SSE, TEXT, anthropic, openai, responses, text
 from rill.dialects.base import Dialect
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -114,6 +114,11 @@ def read_count(request: Request, settings: Settings) -> tuple[Prompt, ReplyForma
 def read_completion(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
     """Return the prompt of a request for a chat completion; raise Problem."""
     return openai.read_completion(read_body(request, settings.max_body_bytes), settings)
+
+
+def read_response(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a request of OpenAI's Responses; raise Problem."""
+    return responses.read_response(read_body(request, settings.max_body_bytes), settings)
 
 
 def read_body(request: Request, max_bytes: int) -> bytes:

@@ -45,8 +45,9 @@ REQUESTS = {
     "/v1/messages": "AnthropicRequest",
     "/v1/messages/count_tokens": "AnthropicCount",
     "/v1/chat/completions": "OpenAIRequest",
+    "/v1/responses": "ResponsesRequest",
 }
-NUMBERS = {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}
+NUMBERS = {"max_tokens", "max_output_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"}
 BOOLEANS = {"stream", "include_usage", "parallel_tool_calls"}
 
 

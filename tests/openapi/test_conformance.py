@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
 STREAM_PATHS = ("/stream", "/chat/stream")
-DIALECTS = ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions")
+DIALECTS = ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/v1/responses")
 
 
 class Conformance:
@@ -92,7 +92,7 @@ class TestAnthropic(Conformance):
 
 
 class TestOpenAI(Conformance):
-    paths = ("/v1/chat/completions",)
+    paths = ("/v1/chat/completions", "/v1/responses")
     seed, examples, least, long = 5, 8, 100, 5_000
 
 

@@ -19,6 +19,7 @@ PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "POST /v1/messages": {"body": QUESTION, "media_type": "application/json"},
     "POST /v1/messages/count_tokens": {"body": COUNTED, "media_type": "application/json"},
     "POST /v1/chat/completions": {"body": QUESTION, "media_type": "application/json"},
+    "POST /v1/responses": {"body": {"input": "hello"}, "media_type": "application/json"},
 }
 FILES = ("GET /", "GET /page.js", "GET /page.css", "GET /openapi.json")
 UPSTREAM_ERRORS = [
@@ -133,7 +134,7 @@ def test_a_body_too_long_or_of_another_type_is_rejected_as_described(share_rill:
 
 
 def test_a_compressed_body_is_rejected_as_described(service: Rill) -> None:
-    for asked in ("POST /stream", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/chat/completions"):
+    for asked in ("POST /stream", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/responses"):
         assert statuses_of(service, asked, {"Content-Encoding": "gzip"}) == {415}
 
 
