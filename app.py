@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from rill import cli
 from rill.admission.cross_site import Hosts, check_initiator
-from rill.dialects import ANTHROPIC, OPENAI, RESPONSES, SSE, TEXT, models, text
+from rill.dialects import ANTHROPIC, OPENAI, RESPONSES, SSE, TEXT, UI_MESSAGES, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
@@ -88,6 +88,7 @@ class Routes:
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
+            ("POST", "/api/chat", lambda: self.answer(UI_MESSAGES, read_prompt_body)),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/messages/count_tokens", lambda: self.answer(ANTHROPIC, read_count)),

@@ -100,7 +100,7 @@ class Service:
             answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note)
             held.enter_context(closing(answer))
             reads = cancellation.watch(answer)
-            headers = answer.headers if dialect.is_verbatim else {}
+            headers = answer.headers if dialect.is_verbatim else dialect.headers
             media_type = dialect.media_type
             encoder: Encoder
             if dialect.encode_whole and not request.reply.streamed:

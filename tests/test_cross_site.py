@@ -22,6 +22,7 @@ JSON = {"Content-Type": "application/json"}
 GUARDED = {
     "GET /stream": ("GET", "/stream?q=hi", b""),
     "POST /stream": ("POST", "/stream", b'{"q": "hi"}'),
+    "POST /api/chat": ("POST", "/api/chat", b'{"q": "hi"}'),
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", b""),
     "POST /v1/messages": ("POST", "/v1/messages", CHAT),
     "POST /v1/messages/count_tokens": ("POST", "/v1/messages/count_tokens", CHAT),

@@ -94,6 +94,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "GET /stream": ("GET", "/stream?q=hi", {}, b""),
     "POST /stream": ("POST", "/stream", {}, b"hi"),
     "GET /stream as events": ("GET", "/stream?q=hi", SSE, b""),
+    "POST /api/chat": ("POST", "/api/chat", JSON, b'{"q": "hi"}'),
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", {}, b""),
     "POST /v1/messages": ("POST", MESSAGES, JSON, chat(stream=True)),
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),

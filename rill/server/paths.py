@@ -13,9 +13,8 @@ MEANT = {
     "/chat/stream": "/chat/stream",
     "/stream": "/stream",
 }
-# The default paths of the AI SDK's useChat and useCompletion.
+# The default path of the AI SDK's useCompletion.
 AI_SDK = {
-    "/api/chat": "new TextStreamChatTransport({ api: '/stream' }) as the transport of useChat",
     "/api/completion": "api: '/stream' and streamProtocol: 'text' for useCompletion",
 }
 

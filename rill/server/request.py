@@ -13,7 +13,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.admission import auth
-from rill.dialects import SSE, TEXT, anthropic, openai, responses, text
+from rill.dialects import SSE, TEXT, UI_MESSAGES, anthropic, openai, responses, text, ui_messages
 from rill.dialects.base import Dialect
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
@@ -63,7 +63,9 @@ def api_key_of(request: Request) -> str | None:
 
 
 def preferred_dialect(request: Request) -> Dialect:
-    """Return server-sent events if the Accept header prefers them, else plain text."""
+    """Return the AI SDK's stream if a header names it, server-sent events if Accept prefers them, else plain text."""
+    if ui_messages.HEADER in request.headers:
+        return UI_MESSAGES
     return _dialect_for(request.headers.get("Accept", ""))
 
 

@@ -22,12 +22,22 @@ STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "OpenAI's create": (
         "openai_sdk.mjs",
         "stream",
-        {"finish_reason": "stop", "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}},
+        {
+            "finish_reason": "stop",
+            "usage": {
+                "prompt_tokens": 12,
+                "completion_tokens": 7,
+                "total_tokens": 19,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
+            },
+        },
     ),
     "AI SDK with Anthropic's": ("ai_sdk.mjs", "anthropic-stream", {"finishReason": "stop", "outputTokens": 7}),
     "AI SDK with OpenAI's": ("ai_sdk.mjs", "openai-stream", {"finishReason": "stop", "outputTokens": 7}),
     "useCompletion": ("text_protocol.mjs", "completion", {"text": FIRST + SECOND}),
     "useChat": ("text_protocol.mjs", "chat", {"status": "ready", "roles": ["user", "assistant"]}),
+    "useChat by default": ("text_protocol.mjs", "default-chat", {"status": "ready", "roles": ["user", "assistant"]}),
     "fetch": ("fetch.mjs", "stream", None),
 }
 
@@ -40,6 +50,7 @@ TRUNCATION_ERRORS = {
     "AI SDK with OpenAI's": ("StreamProviderError", "The model's API"),
     "useCompletion": ("TypeError", "terminated"),
     "useChat": ("TypeError", "terminated"),
+    "useChat by default": ("Error", "The model's API"),
     "fetch": ("TypeError", "terminated"),
 }
 
@@ -52,6 +63,7 @@ REJECTIONS = {
     "AI SDK with OpenAI's": {"name": "AI_APICallError", "status": 429, "retryAfter": "7"},
     "useCompletion": {},
     "useChat": {},
+    "useChat by default": {},
 }
 
 

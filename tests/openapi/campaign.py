@@ -41,6 +41,7 @@ LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
 # The schema of a parsed request to each path.
 REQUESTS = {
     "/stream": "Question",
+    "/api/chat": "Question",
     "/chat/stream": "Question",
     "/v1/messages": "AnthropicRequest",
     "/v1/messages/count_tokens": "AnthropicCount",
@@ -143,7 +144,7 @@ def is_fault(context: HookContext, failure: Failure, case: Case, response: Respo
         first = first_message(case.body)
         return first is None or first.get("role") == "user"
     if isinstance(failure, AcceptedNegativeData):
-        return not is_valid_when_parsed(case, response.request)
+        return case.path in REQUESTS and not is_valid_when_parsed(case, response.request)
     return True
 
 
