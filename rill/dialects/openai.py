@@ -27,7 +27,7 @@ from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 DATA_URL = re.compile(r"data:(image/[\w.+-]+);base64,([A-Za-z0-9+/=\s]+)")
-THINKING = "use reasoning_effort"
+THINKING = "use reasoning_effort, or POST /v1/messages with `thinking`"
 # Structured output of the Messages API needs a schema in which every object is closed.
 ANY_OBJECT = "Answer with one JSON object and nothing else: neither Markdown nor text around it."
 # A field -> what to do instead. A value that has no effect (null, false, 0, an empty list or object) is accepted.
