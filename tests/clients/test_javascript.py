@@ -8,7 +8,7 @@ import pytest
 import upstream as wire
 from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from javascript import Node, Script
-from server import Rill
+from server import Rill, StartRill
 from upstream import REQUEST_ID, Upstream
 
 # What each client reports about a complete answer, besides its text.
@@ -213,3 +213,9 @@ def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_pro
         failed, end = running.rest()
     assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
     assert len(upstream.requests) == 1
+
+
+def test_the_ai_sdk_completes_a_tool_loop_and_an_object_with_each_api(node: Node, share_rill: StartRill) -> None:
+    with node.run("ai_sdk_tools.mjs", "all", share_rill(RILL_OFFLINE="1").url) as running:
+        (line,) = running.rest()
+    assert line == {"end": [{"steps": 2, "same": True, "output": {"city": "city"}}] * 3}
