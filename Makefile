@@ -8,7 +8,7 @@ CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 
 # The tests of the modules that do no I/O, which cover every branch of them.
 PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
-	features files relay sse_decoder)
+	openai_tools responses ui_messages count_tokens features files relay sse_decoder)
 
 # The tests of texts and outcomes, which run with the relay and without it.
 BOTH_PATHS := tests/test_stream.py tests/faults/test_upstream_failures.py tests/faults/test_billing.py tests/faults/test_attribution.py

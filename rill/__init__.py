@@ -15,7 +15,8 @@ time, such as 60/minute). `service` is the life of one request: admit, ask, stre
   outcome, and `PassThrough`, the encoder of a body that is sent whole), and `relay` (the fast path for text)
 - `upstream`: the Messages API's side: the SDK, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
-- `offline`: a Messages API that needs no key and no network; `cli`: `flask ask`; `page`: the web page at `/`
+- `offline`: a Messages API that needs no key and no network (`offline_json`: what it passes to tools);
+  `cli`: `flask ask`; `page`: the web page at `/`
 
 The import rule: server > service > {admission, dialects, streaming, upstream, telemetry} > core. A module imports from
 its own folder and from the right, never from the left; siblings in braces do not import each other. `app.py`

@@ -12,6 +12,12 @@ from conversation import Conversation
 from server import Rill, StartRill
 from upstream import Upstream
 
+from rill.dialects.anthropic import read_count
+from rill.dialects.models import describe_model, list_models
+from rill.problems import Problem
+from rill.settings import Settings
+from rill.upstream.sse_decoder import Decoder
+
 PATH = "/v1/messages/count_tokens"
 QUESTION: dict[str, Any] = {
     "model": "claude-sonnet-5-5",
@@ -136,3 +142,28 @@ def test_a_model_that_is_not_allowed_does_not_exist(share_rill: StartRill) -> No
 def test_with_any_model_allowed_every_name_is_described(share_rill: StartRill) -> None:
     with openai.OpenAI(base_url=f"{share_rill(RILL_ALLOWED_MODELS='*').url}/v1", api_key="any") as client:
         assert client.models.retrieve("vendor/a-model").id == "vendor/a-model"
+
+
+# Without a server
+
+
+def test_a_count_is_read_like_a_message() -> None:
+    settings = Settings(ANTHROPIC_API_KEY="sk-test")
+    prompt, reply = read_count(json.dumps(QUESTION).encode(), {"anthropic-version": "1"}, {"beta": "true"}, settings)
+    assert (prompt.is_count, prompt.is_streamed, reply.streamed) == (True, False, False)
+    assert (prompt.headers, prompt.query) == ({"anthropic-version": "1"}, {"beta": "true"})
+    for fields in ({"model": ""}, {"messages": "hi"}, {"messages": [{}] * 10_001}):
+        with pytest.raises(Problem, match=next(iter(fields))):
+            read_count(json.dumps({**QUESTION, **fields}).encode(), {}, {}, settings)
+
+
+def test_only_a_count_is_read_as_one() -> None:
+    decoder = Decoder()
+    assert decoder.read_message(COUNT, is_count=True).usage == {}
+    for body, is_count in ((COUNT, False), (b'{"type": "message"}', True)):
+        with pytest.raises(Problem):
+            Decoder().read_message(body, is_count)
+
+
+def test_one_model_is_described_like_those_of_the_list() -> None:
+    assert list_models(["a", "*"])["data"] == [describe_model("a")]

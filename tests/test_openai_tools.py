@@ -13,10 +13,11 @@ from upstream import Upstream
 from rill.dialects.openai import ANY_OBJECT, read_completion
 from rill.dialects.openai_encoder import OpenAIEncoder, encode_whole
 from rill.dialects.schema import fit_schema
-from rill.events import End, Event, Start, Text, ToolCall, ToolInput
+from rill.events import End, Event, Heartbeat, Start, Text, ToolCall, ToolInput
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
+from rill.upstream.sse_decoder import Decoder
 
 HI = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -266,3 +267,16 @@ def test_the_offline_model_completes_a_tool_loop_and_structured_output(share_ril
         assert (last.finish_reason, "sunny" in last.message.content) == ("stop", True)
         place = client.chat.completions.parse(**question, response_format=Place).choices[0].message.parsed
         assert place.name == "name"
+
+
+def test_a_schema_that_is_not_an_object_is_kept() -> None:
+    assert fit_schema(True) is True
+    assert fit_schema({"type": "array", "minItems": 1})["minItems"] == 1
+
+
+def test_the_decoder_yields_calls_and_their_arguments() -> None:
+    decoder = Decoder()
+    begun = wire.block_start(0, "tool_use", id="a", name="f") + argument("") + argument("{}")
+    assert decoder.feed(begun) == [ToolCall("a", "f"), ToolInput("{}")]
+    searched = wire.block_start(1, "server_tool_use", id="b", name="web_search") + argument("{}")
+    assert decoder.feed(searched) == [Heartbeat(working=True)]

@@ -13,8 +13,10 @@ from server import Rill, StartRill
 from upstream import Upstream
 
 from rill.dialects.responses import read_response
+from rill.dialects.responses_encoder import ResponsesEncoder, encode_whole
+from rill.events import End, Event, Heartbeat, Start, Text, ToolCall, ToolInput
 from rill.problems import Problem
-from rill.prompt import Prompt
+from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 MODEL = "claude-sonnet-5-5"
@@ -23,6 +25,7 @@ TOOL: dict[str, Any] = {"type": "function", "name": "weather", "description": "R
 HI = {"role": "user", "content": "hi"}
 CALL = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "weather", "arguments": '{"city": "Bern"}'}
 RESULT = {"type": "function_call_output", "call_id": "c1", "output": "sunny"}
+END = End("tool_use", {"input_tokens": 3, "output_tokens": 5})
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -58,6 +61,16 @@ def test_items_become_messages() -> None:
     assert last == HI
 
 
+def test_other_forms_of_items_are_read() -> None:
+    system = {"role": "system", "content": [{"type": "input_text", "text": "Be brief."}]}
+    prompt = read(
+        input=[system, HI, {"role": "assistant", "content": "Yes."}], text={"format": {"type": "json_object"}}
+    )
+    assert prompt.options["system"].startswith("Be brief.\n\nAnswer with one JSON object")
+    assert prompt.messages[1] == {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
+    assert read(input=[HI, {"role": "assistant", "content": ""}]).messages == [HI]
+
+
 def test_options_are_translated() -> None:
     closed = {**SCHEMA, "additionalProperties": False}
     options = read(
@@ -91,6 +104,9 @@ def test_options_are_translated() -> None:
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": "reasoning"}]}, "input: should have"),
+        ({"input": [{"role": "user", "content": 7}]}, "input.0.content"),
+        ({"input": [{"role": "system", "content": [{"type": "input_image", "image_url": PNG}]}]}, "input.0.content"),
     ],
 )
 def test_what_is_not_supported_is_rejected_by_name(fields: dict[str, Any], named: str) -> None:
@@ -101,6 +117,35 @@ def test_what_is_not_supported_is_rejected_by_name(fields: dict[str, Any], named
 
 
 # Answers
+
+
+def write(*events: Event) -> list[dict[str, Any]]:
+    encoder = ResponsesEncoder("m", ReplyFormat(), "r")
+    written = b"".join(map(encoder.encode, events)).decode().split("\n\n")[:-1]
+    return [json.loads(each.partition("data: ")[2]) for each in written]
+
+
+def test_a_call_without_arguments_gets_an_empty_object() -> None:
+    events = write(
+        Start(), ToolCall("c1", "now"), Heartbeat(True), Text("So"), ToolCall("c2", "f"), ToolInput("{}"), END
+    )
+    first, text, second = events[-1]["response"]["output"]
+    assert [item["type"] for item in (first, text, second)] == ["function_call", "message", "function_call"]
+    assert (first["arguments"], text["content"][0]["text"], second["arguments"]) == ("{}", "So", "{}")
+    assert events[-1]["response"]["usage"]["total_tokens"] == 8
+
+
+def test_a_failed_response_reports_the_problem() -> None:
+    failed = ResponsesEncoder("m", ReplyFormat(), "r").encode_error(Problem("upstream_truncated")).decode()
+    assert failed.count("event: ") == 2
+    assert '"status": "failed"' in failed
+    assert '"code": "upstream_truncated"' in failed
+
+
+def test_a_whole_response_is_the_last_event_of_a_stream() -> None:
+    body, end = encode_whole([[Start(), Text("A")], [END]], "m", "r")
+    assert (end, json.loads(body)["status"]) == (END, "completed")
+    assert json.loads(encode_whole([[Start()]], "m", "r")[0])["status"] == "in_progress"
 
 
 def test_the_first_text_comes_before_the_upstream_sends_the_second(client: openai.OpenAI, upstream: Upstream) -> None:

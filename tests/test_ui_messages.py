@@ -9,7 +9,10 @@ from gated import FIRST, SECOND, gated_answer
 from server import Rill
 from upstream import Upstream
 
-from rill.dialects.ui_messages import HEADER
+from rill.dialects.ui_messages import HEADER, UIMessageEncoder
+from rill.events import End, Heartbeat, Start, Text
+from rill.problems import Problem
+from rill.prompt import ReplyFormat
 
 JSON = {"Content-Type": "application/json", "Connection": "close"}
 ASKED = {
@@ -75,3 +78,14 @@ def test_the_same_request_without_the_header_gets_plain_text(service: Rill, upst
     upstream.script(*wire.answer(FIRST, SECOND))
     with service.ask("POST", "/stream", JSON, BODY) as asked:
         assert asked.read_rest().decode() == FIRST + SECOND
+
+
+def test_every_event_has_its_chunks() -> None:
+    encoder = UIMessageEncoder("m", ReplyFormat(), "r")
+    events = [Start(), Heartbeat(working=True), Text("a"), Text("b"), End("max_tokens", {})]
+    chunks = chunks_of(b"".join(map(encoder.encode, events)))
+    assert [chunk["type"] for chunk in chunks[2:5]] == ["text-start", "text-delta", "text-delta"]
+    assert chunks[-2]["finishReason"] == "length"
+    assert chunks_of(UIMessageEncoder("m", ReplyFormat(), "r").encode(End(None, {})))[1]["finishReason"] == "other"
+    (error,) = chunks_of(encoder.encode_error(Problem("idle_timeout")))
+    assert error["errorText"].startswith("The model was idle")
