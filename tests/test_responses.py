@@ -127,11 +127,18 @@ def write(*events: Event) -> list[dict[str, Any]]:
 
 def test_a_call_without_arguments_gets_an_empty_object() -> None:
     events = write(
-        Start(), ToolCall("c1", "now"), Heartbeat(True), Text("So"), ToolCall("c2", "f"), ToolInput("{}"), END
+        Start(),
+        ToolCall("c1", "now"),
+        Heartbeat(True),
+        Text("So"),
+        Text("."),
+        ToolCall("c2", "f"),
+        ToolInput("{}"),
+        END,
     )
     first, text, second = events[-1]["response"]["output"]
     assert [item["type"] for item in (first, text, second)] == ["function_call", "message", "function_call"]
-    assert (first["arguments"], text["content"][0]["text"], second["arguments"]) == ("{}", "So", "{}")
+    assert (first["arguments"], text["content"][0]["text"], second["arguments"]) == ("{}", "So.", "{}")
     assert events[-1]["response"]["usage"]["total_tokens"] == 8
 
 
