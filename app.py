@@ -16,7 +16,7 @@ from rill.admission.client import Client
 from rill.admission.concurrency import ConcurrencyLimit
 from rill.admission.cross_site import Hosts, check_initiator
 from rill.admission.mint import mint
-from rill.dialects import ANTHROPIC, OPENAI, SSE, TEXT, models, text
+from rill.dialects import ANTHROPIC, OPENAI, RESPONSES, SSE, TEXT, UI_MESSAGES, models, text
 from rill.dialects.base import Dialect
 from rill.events import Event
 from rill.problems import Problem
@@ -34,15 +34,18 @@ from rill.server.request import (
     connection_of,
     preferred_dialect,
     read_completion,
+    read_count,
     read_messages,
     read_prompt_body,
     read_query,
+    read_response,
 )
 from rill.server.response import (
     Response,
     build_app,
     problem_of,
     send_file,
+    send_greeting,
     send_json,
     send_page,
     send_problem,
@@ -94,7 +97,7 @@ class Routes:
     def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
-            ("GET", "/", lambda: send_page("index.html")),
+            ("GET", "/", self.greet),
             ("GET", "/page.js", lambda: send_page("page.js")),
             ("GET", "/page.css", lambda: send_page("page.css")),
             ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
@@ -103,11 +106,15 @@ class Routes:
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
             ("GET", "/stream/<id>", self.replay),
             ("DELETE", "/stream/<id>", self.stop),
+            ("POST", "/api/chat", lambda: self.answer(UI_MESSAGES, read_prompt_body)),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
+            ("POST", "/v1/messages/count_tokens", lambda: self.answer(ANTHROPIC, read_count)),
             ("POST", "/v1/chat/completions", lambda: self.answer(OPENAI, read_completion)),
+            ("POST", "/v1/responses", lambda: self.answer(RESPONSES, read_response)),
             ("GET", "/v1/models", self.list_models),
             ("GET", "/usage", self.show_usage),
+            ("GET", "/v1/models/<path:id>", self.show_model),
             ("GET", "/healthz", lambda: Response("alive\n")),
             ("GET", "/readyz", self.check_ready),
             ("GET", "/metrics", self.show_metrics),
@@ -177,6 +184,12 @@ class Routes:
         reset = connection.reset if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
         return Connection(connection.admit, reset, (connection.send_now, connection.sendall) if self._relays else None)
 
+    def greet(self) -> flask.Response:
+        """Answer `/?q=` as /stream does; otherwise send the page, or help as text."""
+        if "q" in request.args:
+            return self.answer(preferred_dialect(request), read_query)
+        return send_greeting()
+
     def drip(self) -> Response:
         """Stream paced chunks without a model: if they arrive all at once, a proxy on the way buffers."""
         if request.method == "HEAD":
@@ -199,6 +212,12 @@ class Routes:
         """Return what the client has used of its token budgets."""
         client = self.identify()
         return send_usage(client.name, self._service.limits.usage(client))
+
+    def show_model(self, id: str) -> Response:
+        """Describe a model that may be asked for by name."""
+        if not (self.identify().may_ask(id) and self._settings.allows(id)):
+            raise Problem("model_not_found")
+        return send_json(models.describe_model(id))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""

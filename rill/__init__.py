@@ -18,7 +18,8 @@ request: admit, ask, stream, record. Around it:
   `replay_redis` (all workers, with `shipping` and `redis_link`)
 - `upstream`: the Messages API's side: the SDK, fallbacks, the SSE decoder, the HTTP transport and its pool
 - `telemetry`: logs and metrics
-- `offline`: a Messages API that needs no key and no network; `cli`: `flask ask` and `flask mint`; `page`: the web page
+- `offline`: a Messages API that needs no key and no network (`offline_json`: what it passes to tools); `cli`:
+  `flask ask` and `flask mint`; `page`: the web page
 
 The import rule: server > service > {admission, dialects, streaming, upstream, telemetry} > core. A module imports from
 its own folder and from the right, never from the left; siblings in braces do not import each other. `app.py`

@@ -27,8 +27,23 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model begins to call a tool of the client's."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolInput:
+    """A piece of the JSON that the last called tool gets; a call without any has no arguments."""
+
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A read without text; `working` if the model sent other content, such as thinking."""
+    """A read without text and calls; `working` if the model sent other content, such as thinking."""
 
     working: bool
 
@@ -45,7 +60,7 @@ class End:
     explanation: str | None = None
 
 
-Event = Start | Bytes | Text | Heartbeat | End
+Event = Start | Bytes | Text | ToolCall | ToolInput | Heartbeat | End
 
 
 class Encoder(Protocol):

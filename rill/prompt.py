@@ -12,7 +12,8 @@ class Prompt:
     `max_tokens` limits the tokens of the answer. `options` holds the API's other fields (system, temperature ...);
     `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
     `allows_fallback`: another model or upstream may answer; of the fallback models only `allowed_models`, None for all.
-    `resume_seconds`: how long the answer outlives its connection.
+    `resume_seconds`: how long the answer outlives its connection. `is_count`: only the tokens of the
+    request are counted, for which `max_tokens` is not sent.
     """
 
     model: str
@@ -25,11 +26,12 @@ class Prompt:
     allows_fallback: bool = True
     allowed_models: Sequence[str] | None = None
     resume_seconds: int = 0
+    is_count: bool = False
 
     @property
     def is_streamed(self) -> bool:
         """Whether the upstream sends the answer as events."""
-        return bool(self.options.get("stream", True))
+        return not self.is_count and bool(self.options.get("stream", True))
 
 
 class ReplyFormat(NamedTuple):

@@ -156,7 +156,7 @@ class Service:
             answer = self._upstream.ask(prompt, self._deadlines.start, dialect.is_verbatim, note, record.note_attempt)
             held.append(answer.close)
             reads = cancellation.watch(answer)
-            headers = answer.headers if dialect.is_verbatim else {}
+            headers = answer.headers if dialect.is_verbatim else dialect.headers
             if self._names_who_answered:
                 headers = {**headers, **answer_headers(record.upstream, record.model)}
             media_type = dialect.media_type
@@ -179,7 +179,7 @@ class Service:
         return Reply(delivery, media_type, headers)
 
     def _deadlines_of(self, request: Request) -> Deadlines:
-        if not request.prompt.is_streamed:
+        if not request.prompt.is_streamed and not request.prompt.is_count:
             # The first byte of such an answer is its last one.
             return replace(self._deadlines, start=self._deadlines.idle)
         return self._deadlines

@@ -241,13 +241,17 @@ class Settings(BaseSettings):
         """Return whether another model or upstream may answer; the offline model never fails."""
         return not self.offline and bool(self.fallback_models or self.fallback_base_url)
 
+    def allows(self, model: str) -> bool:
+        """Return whether clients may ask for the model by name."""
+        return not {model, "*"}.isdisjoint(self.enabled_models())
+
     def check(self, model: str | None, max_tokens: int | None) -> tuple[str, int]:
         """Return the model and max_tokens, by default those of the settings; raise Problem if they are not allowed."""
-        allowed = self.enabled_models()
         if model is not None and len(model) > MAX_MODEL_LENGTH:
             raise Problem("bad_request", f"model: should be at most {MAX_MODEL_LENGTH} characters.")
-        if model is not None and model not in allowed and "*" not in allowed:
-            raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {', '.join(allowed)}.")
+        if model is not None and not self.allows(model):
+            allowed = ", ".join(self.enabled_models())
+            raise Problem("forbidden", f"model: this one may not be asked for here. Allowed: {allowed}.")
         if max_tokens is not None and not 1 <= max_tokens <= self.max_tokens:
             raise Problem("bad_request", f"max_tokens: should be from 1 to {self.max_tokens}.")
         return model or self.default_model, max_tokens or self.default_max_tokens

@@ -22,15 +22,20 @@ JSON = {"Content-Type": "application/json"}
 GUARDED = {
     "GET /stream": ("GET", "/stream?q=hi", b""),
     "POST /stream": ("POST", "/stream", b'{"q": "hi"}'),
+    "POST /api/chat": ("POST", "/api/chat", b'{"q": "hi"}'),
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", b""),
     "POST /v1/messages": ("POST", "/v1/messages", CHAT),
+    "POST /v1/messages/count_tokens": ("POST", "/v1/messages/count_tokens", CHAT),
     "POST /v1/chat/completions": ("POST", "/v1/chat/completions", CHAT),
+    "POST /v1/responses": ("POST", "/v1/responses", b'{"input": "hi"}'),
+    "GET /?q=": ("GET", "/?q=hi", b""),
     "GET /v1/models": ("GET", "/v1/models", b""),
+    "GET /v1/models/claude-sonnet-5-5": ("GET", "/v1/models/claude-sonnet-5-5", b""),
     "GET /drip": ("GET", "/drip", b""),
     "GET /metrics": ("GET", "/metrics", b""),
     "GET /": ("GET", "/", b""),
 }
-BILLED = [name for name in GUARDED if name not in ("GET /v1/models", "GET /metrics", "GET /")]
+BILLED = [name for name in GUARDED if "models" not in name and name not in ("GET /metrics", "GET /")]
 
 
 @pytest.fixture

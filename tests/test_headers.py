@@ -94,12 +94,25 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "GET /stream": ("GET", "/stream?q=hi", {}, b""),
     "POST /stream": ("POST", "/stream", {}, b"hi"),
     "GET /stream as events": ("GET", "/stream?q=hi", SSE, b""),
+    "POST /api/chat": ("POST", "/api/chat", JSON, b'{"q": "hi"}'),
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", {}, b""),
     "POST /v1/messages": ("POST", MESSAGES, JSON, chat(stream=True)),
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),
+    "POST /v1/responses": ("POST", "/v1/responses", JSON, b'{"input": "hi", "stream": true}'),
 }
 # Every other route; none of them has a rate limit.
-FREE = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/models", "/healthz", "/readyz", "/metrics", "/usage"]
+FREE = [
+    "/",
+    "/page.js",
+    "/page.css",
+    "/openapi.json",
+    "/v1/models",
+    f"/v1/models/{MODEL}",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/usage",
+]
 
 
 def is_installed(path: str) -> bool:
@@ -109,10 +122,12 @@ def is_installed(path: str) -> bool:
 
 
 def test_every_route_is_covered_here() -> None:
-    routes = {f"{','.join(sorted(rule.methods - {'HEAD', 'OPTIONS'}))} {rule.rule}" for rule in rules()}
+    methods = [(",".join(sorted(rule.methods - {"HEAD", "OPTIONS"})), rule.rule) for rule in rules()]
+    routes = {f"{method} {path}".replace("<path:id>", MODEL) for method, path in methods}
     asking = {name.removesuffix(" as events") for name in REQUESTS}
-    recorded = {"GET /stream/<id>", "DELETE /stream/<id>"}  # tests/test_resume.py
-    assert routes == asking | recorded | {f"GET {path}" for path in [*FREE, "/drip"]}
+    # tests/test_resume.py and tests/test_count_tokens.py
+    elsewhere = {"GET /stream/<id>", "DELETE /stream/<id>", "POST /v1/messages/count_tokens"}
+    assert routes == asking | elsewhere | {f"GET {path}" for path in [*FREE, "/drip"]}
 
 
 def rules() -> list[Any]:
@@ -232,7 +247,7 @@ def test_the_response_to_an_unparseable_request_may_not_be_stored_or_sniffed(ser
 def test_the_page_loads_nothing_from_other_origins_and_runs_no_inline_code(service: Rill, path: str) -> None:
     if not is_installed(path):
         pytest.skip(f"{path} does not exist yet")
-    policy = directives(ask(service, path))
+    policy = directives(ask(service, path, {"Accept": "text/html"}))
     for directive in ("script-src", "style-src", "connect-src"):
         assert policy[directive] == "'self'"
     assert (policy["base-uri"], policy["form-action"]) == ("'none'", "'none'")

@@ -62,11 +62,10 @@ SUGGESTED = {
     "/chat/completions": "/v1/chat/completions",
     "/v1/v1/chat/completions": "/v1/chat/completions",
     "/v1/completions": "/v1/chat/completions",
-    "/v1/responses": "/v1/chat/completions",
+    "/v1/v1/responses": "/v1/responses",
     "/models": "/v1/models",
     "/v1/nothing": "/v1/messages",
     "/v1/stream": "/stream",
-    "/api/chat": "TextStreamChatTransport({ api: '/stream' })",
     "/api/completion": "streamProtocol: 'text'",
 }
 

@@ -194,7 +194,7 @@ CHAT = "/v1/chat/completions"
     [
         ("thinking", {"type": "enabled", "budget_tokens": 1024}, "/v1/messages"),
         ("reasoning", {"effort": "high"}, "/v1/messages"),
-        ("reasoning_effort", "low", "/v1/messages"),
+        ("reasoning_effort", "extreme", "none, minimal"),
         ("stop_sequences", ["a"], "use stop"),
         ("system", "Be brief.", "role system"),
         ("cache_control", {"type": "ephemeral"}, "/v1/messages"),
@@ -258,9 +258,9 @@ PATHS: dict[str, tuple[object, str]] = {
         {"role": "system", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]},
         "content",
     ),
-    "a tool's call": ({"role": "assistant", "content": None, "tool_calls": [{}]}, "tool_calls"),
+    "a tool's call": ({"role": "assistant", "content": None, "tool_calls": [{}]}, "tool_calls.0.id"),
     "a function's call": ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "function_call"),
-    "a tool's result": ({"role": "tool", "content": "3", "tool_call_id": "1"}, "role"),
+    "a result without its call": ({"role": "tool", "content": "3"}, "tool_call_id"),
 }
 
 

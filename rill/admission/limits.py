@@ -61,6 +61,10 @@ class Limits:
             if self._shared:
                 self._rate.count(client.name)
             raise
+        if prompt.is_count:  # It is not billed.
+            if self._shared:
+                self._rate.count(client.name)
+            return _admit(prompt, asked, reply)
         prompt, reservation = self._budget.reserve(client, prompt, self._rate)
         return _admit(prompt, asked, reply, reservation)
 

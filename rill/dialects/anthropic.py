@@ -5,6 +5,7 @@ https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/doc
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rill.dialects.base import KeepAlive
 from rill.dialects.features import check_features
@@ -24,16 +25,11 @@ def read_messages(
 ) -> tuple[Prompt, ReplyFormat]:
     """Return the request to forward; raise Problem for anything that this service does not allow."""
     fields = read_json_object(body)
-    model, max_tokens, messages = fields.get("model"), fields.get("max_tokens"), fields.get("messages")
-    if not isinstance(model, str) or not model:
-        raise Problem("bad_request", "model: should be the name of a model.")
-    if type(max_tokens) is not int or not isinstance(messages, list):
+    model, max_tokens = _model_of(fields), fields.get("max_tokens")
+    if type(max_tokens) is not int or not isinstance(fields.get("messages"), list):
         raise Problem("bad_request", "max_tokens and messages: should be a number and a list.")
-    if len(messages) > MAX_MESSAGES:
-        raise Problem("bad_request", f"messages: should be at most {MAX_MESSAGES}.")
     settings.check(model, max_tokens)
-    forwarded = {name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS}
-    check_features(fields, forwarded.get("anthropic-beta", ""), settings)
+    forwarded = _check(fields, headers, settings)
     streamed = fields.get("stream", False)
     if not isinstance(streamed, bool):
         raise Problem("bad_request", "stream: should be true or false.")
@@ -41,12 +37,51 @@ def read_messages(
     prompt = Prompt(
         model=model,
         max_tokens=max_tokens,
-        messages=messages,
+        messages=fields["messages"],
         options={**options, "stream": streamed},
         headers=forwarded,
-        query={"beta": query["beta"]} if "beta" in query else {},
+        query=_query_of(query),
     )
     return prompt, ReplyFormat(streamed)
+
+
+def read_count(
+    body: bytes, headers: Mapping[str, str], query: Mapping[str, str], settings: Settings
+) -> tuple[Prompt, ReplyFormat]:
+    """Return the request to count the tokens of a prompt; raise Problem for anything that is not allowed.
+
+    https://docs.anthropic.com/en/api/messages-count-tokens
+    """
+    fields = read_json_object(body)
+    model = _model_of(fields)
+    settings.check(model, None)
+    forwarded = _check(fields, headers, settings)
+    options = {name: value for name, value in fields.items() if name not in ("model", "messages")}
+    prompt = Prompt(model, 0, fields["messages"], options, forwarded, _query_of(query), is_count=True)
+    return prompt, ReplyFormat(streamed=False)
+
+
+def _model_of(fields: Mapping[str, Any]) -> str:
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise Problem("bad_request", "model: should be the name of a model.")
+    return model
+
+
+def _check(fields: Mapping[str, Any], headers: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """Return the headers to forward; raise Problem for messages or features that are not allowed."""
+    messages = fields.get("messages")
+    if not isinstance(messages, list):
+        raise Problem("bad_request", "messages: should be a list.")
+    if len(messages) > MAX_MESSAGES:
+        raise Problem("bad_request", f"messages: should be at most {MAX_MESSAGES}.")
+    forwarded = {name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS}
+    check_features(fields, forwarded.get("anthropic-beta", ""), settings)
+    return forwarded
+
+
+def _query_of(query: Mapping[str, str]) -> dict[str, str]:
+    return {"beta": query["beta"]} if "beta" in query else {}
 
 
 class AnthropicEncoder:

@@ -1,7 +1,8 @@
 """What makes a dialect: how an answer and a problem are written for one client protocol."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rill.events import Encoder, End, Event
@@ -23,7 +24,8 @@ class Dialect(NamedTuple):
     `open_encoder` returns the encoder of one streamed answer, from the model, the format and the request's id.
     `wants_text`: an answer starts with its first text. `check_beginning` raises Problem for a beginning that a status
     reports better. `is_verbatim`: the client gets the upstream's own bytes and headers. `encode_whole` returns the body
-    and the end of an answer that is not streamed; `encode_problem` a rejection, if the dialect has its own shape.
+    and the end of an answer that is not streamed; `encode_problem` a rejection, if the dialect has its own shape;
+    `headers` go with each answer.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Dialect(NamedTuple):
     is_verbatim: bool = False
     encode_whole: Callable[[Iterable[list[Event]], str, str], tuple[bytes, End]] | None = None
     encode_problem: Callable[[Problem, str], bytes] | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class KeepAlive:

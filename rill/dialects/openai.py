@@ -5,22 +5,26 @@ IGNORED, the `detail` of an image and the `name` of a message have no effect.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rill.dialects.openai_tools import Call, Tool, add_result, choice_of, thinking_options
+from rill.dialects.schema import fit_schema
 from rill.dialects.validation import MAX_MESSAGES, TextOrList, bad_field, read_json_object, reject_fields
 from rill.problems import Problem
 from rill.prompt import Prompt, ReplyFormat
 from rill.settings import Settings
 
 DATA_URL = re.compile(r"data:(image/[\w.+-]+);base64,([A-Za-z0-9+/=\s]+)")
-THINKING = "use POST /v1/messages with `thinking`"
+THINKING = "use reasoning_effort, or POST /v1/messages with `thinking`"
+# Structured output of the Messages API needs a schema in which every object is closed.
+ANY_OBJECT = "Answer with one JSON object and nothing else: neither Markdown nor text around it."
 # A field -> what to do instead. A value that has no effect (null, false, 0, an empty list or object) is accepted.
 UNSUPPORTED = {
-    **dict.fromkeys(("tools", "functions"), "use POST /v1/messages, which takes the Anthropic API's tools"),
+    "functions": "use tools",
     **dict.fromkeys(("thinking", "reasoning"), THINKING),
     **dict.fromkeys(
         ("cache_control", "mcp_servers", "container", "context_management", "output_config", "output_format"),
@@ -42,7 +46,7 @@ UNSUPPORTED = {
 # Fields without effect on the text of an answer by Claude.
 IGNORED = {
     *("user", "safety_identifier", "metadata", "store", "service_tier", "prediction"),
-    *("prompt_cache_key", "prompt_cache_retention", "tool_choice", "function_call", "parallel_tool_calls"),
+    *("prompt_cache_key", "prompt_cache_retention", "function_call"),
 }
 FIELD_NAME = re.compile(r"[A-Za-z_]{1,40}")
 
@@ -73,25 +77,55 @@ class Part(BaseModel):
 class Message(BaseModel):
     """A message of a role that has a counterpart in the Messages API."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: TextOrList[Part] | None = None
     refusal: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
 
     def as_content(self, where: str) -> str | list[dict[str, Any]]:
         """Return the content in the Messages API's shape; raise Problem."""
         if self.content is None:
             if self.role != "assistant":
                 raise Problem("bad_request", f"{where}.content: should be a string or a list.")
-            return self.refusal or ""
+            return self._with_calls(where, self.refusal or "")
         if isinstance(self.content, str):
-            return self.content
+            return self._with_calls(where, self.content)
         blocks = [part.as_block(f"{where}.content.{index}") for index, part in enumerate(self.content)]
         if self.role in ("system", "developer") and any(block["type"] != "text" for block in blocks):
             raise Problem(
                 "bad_request",
                 f"{where}.content: a {self.role} message should be text; only a user message may have images.",
             )
-        return blocks
+        return self._with_calls(where, blocks)
+
+    def _with_calls(self, where: str, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        if not self.tool_calls or self.role != "assistant":
+            return content
+        said = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        calls = [call.as_block(f"{where}.tool_calls.{index}") for index, call in enumerate(self.tool_calls)]
+        return [*(block for block in said if block.get("text") != ""), *calls]
+
+
+class JSONSchema(BaseModel):
+    """The schema of a structured answer."""
+
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class ResponseFormat(BaseModel):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the option of the Messages API; raise Problem if the schema is missing."""
+        if self.type != "json_schema":
+            return {}
+        if self.json_schema is None:
+            raise Problem("bad_request", "response_format.json_schema: should be an object with a schema.")
+        return {"format": {"type": "json_schema", "schema": fit_schema(self.json_schema.schema_)}}
 
 
 class StreamOptions(BaseModel):
@@ -113,12 +147,17 @@ class CompletionRequest(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None  # Not a field of OpenAI's, but many of its clients can send it.
     stop: TextOrList[str] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Any = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
-KNOWN = {*CompletionRequest.model_fields, *UNSUPPORTED, *IGNORED, "reasoning_effort", "response_format", "modalities"}
+KNOWN = {*CompletionRequest.model_fields, *UNSUPPORTED, *IGNORED, "modalities"}
 
 
 def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyFormat]:
@@ -129,7 +168,7 @@ def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyForma
         asked = CompletionRequest.model_validate(fields)
     except ValidationError as error:
         raise bad_field(error) from None
-    messages, system = _messages_of(asked.messages)
+    messages, system = _messages_of(asked)
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
     options = {
         "system": system or settings.system_prompt,
@@ -137,6 +176,7 @@ def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyForma
         "top_p": asked.top_p,
         "top_k": asked.top_k,
         "stop_sequences": stops or None,
+        **_tools_and_output_of(asked, messages),
     }
     model, max_tokens = settings.check(asked.model, asked.max_completion_tokens or asked.max_tokens)
     prompt = Prompt(
@@ -149,18 +189,35 @@ def read_completion(body: bytes, settings: Settings) -> tuple[Prompt, ReplyForma
     return prompt, ReplyFormat(bool(asked.stream), bool(asked.stream_options and asked.stream_options.include_usage))
 
 
-def _messages_of(asked: Iterable[Message]) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]]]:
+def _tools_and_output_of(asked: CompletionRequest, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    choice = choice_of(asked.tool_choice, asked.parallel_tool_calls)
+    if asked.tools:
+        options.update(tools=[tool.function.as_tool() for tool in asked.tools], tool_choice=choice)
+    thinking = thinking_options(asked.reasoning_effort, "reasoning_effort", messages, options.get("tool_choice"))
+    form = asked.response_format.as_options() if asked.response_format else {}
+    output = {**thinking.pop("output_config", {}), **form}
+    return {**options, **thinking, "output_config": output or None}
+
+
+def _messages_of(asked: CompletionRequest) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]]]:
     """Return the conversation and the system prompt; raise Problem if there is no conversation."""
     messages: list[dict[str, Any]] = []
     system: list[str | list[dict[str, Any]]] = []
-    for index, message in enumerate(asked):
+    for index, message in enumerate(asked.messages):
         content = message.as_content(f"messages.{index}")
-        if message.role in ("system", "developer"):
+        if message.role == "tool":
+            if not message.tool_call_id:
+                raise Problem("bad_request", f"messages.{index}.tool_call_id: should be the id of a call.")
+            add_result(messages, message.tool_call_id, content)
+        elif message.role in ("system", "developer"):
             system.append(content)
         elif content or message.role == "user":  # The upstream rejects an empty message of the assistant.
             messages.append({"role": message.role, "content": content})
     if not messages:
         raise Problem("bad_request", "messages: should have at least one message of the role user.")
+    if asked.response_format and asked.response_format.type == "json_object":
+        system.append(ANY_OBJECT)
     return messages, _system_of(system)
 
 
@@ -173,26 +230,21 @@ def _system_of(contents: Sequence[str | list[dict[str, Any]]]) -> str | list[dic
 
 
 def _reject_unsupported(fields: dict[str, Any]) -> None:
-    if fields.get("reasoning_effort") != "none":
-        reject_fields(fields, {"reasoning_effort": THINKING})
     reject_fields(fields, UNSUPPORTED)
-    kind = fields.get("response_format")
-    if isinstance(kind, dict) and kind.get("type", "text") != "text":
-        raise Problem("bad_request", "response_format: only text is supported here; use POST /v1/messages for JSON.")
     if fields.get("modalities") not in (None, [], ["text"]):
         raise Problem("bad_request", "modalities: only text is supported here; leave it out.")
-    _reject_tools(fields.get("messages"))
+    _reject_old_calls(fields.get("messages"))
     unknown = [name for name in fields if name not in KNOWN and fields[name]]
     if unknown:
         name = unknown[0] if FIELD_NAME.fullmatch(unknown[0]) else "a field"
         raise Problem("bad_request", f"{name}: not known here; leave it out.")
 
 
-def _reject_tools(messages: Any) -> None:
+def _reject_old_calls(messages: Any) -> None:
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue
-        names = [name for name in ("tool_calls", "function_call", "audio") if message.get(name)]
-        if names or message.get("role") in ("tool", "function"):
+        names = [name for name in ("function_call", "audio") if message.get(name)]
+        if names or message.get("role") == "function":
             where = f"messages.{index}.{names[0] if names else 'role'}"
-            raise Problem("bad_request", f"{where}: not supported here; {UNSUPPORTED['tools']}.")
+            raise Problem("bad_request", f"{where}: not supported here; use tools and text.")

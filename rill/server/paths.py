@@ -8,14 +8,13 @@ MEANT = {
     "/messages": "/v1/messages",
     "/chat/completions": "/v1/chat/completions",
     "/completions": "/v1/chat/completions",
-    "/responses": "/v1/chat/completions",
+    "/responses": "/v1/responses",
     "/models": "/v1/models",
     "/chat/stream": "/chat/stream",
     "/stream": "/stream",
 }
-# The default paths of the AI SDK's useChat and useCompletion.
+# The default path of the AI SDK's useCompletion.
 AI_SDK = {
-    "/api/chat": "new TextStreamChatTransport({ api: '/stream' }) as the transport of useChat",
     "/api/completion": "api: '/stream' and streamProtocol: 'text' for useCompletion",
 }
 
@@ -29,7 +28,7 @@ def advice_for(path: str) -> str | None:
     if meant:
         return f"There is nothing here. Use {meant}."
     if path.startswith("/v1/"):
-        return "There is nothing here. Use /v1/messages, /v1/chat/completions or /v1/models."
+        return "There is nothing here. Use /v1/messages, /v1/chat/completions, /v1/responses or /v1/models."
     return None
 
 

@@ -14,7 +14,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.admission import auth
-from rill.dialects import SSE, TEXT, anthropic, openai, text
+from rill.dialects import SSE, TEXT, UI_MESSAGES, anthropic, openai, responses, text, ui_messages
 from rill.dialects.base import Dialect
 from rill.dialects.validation import read_switch
 from rill.problems import Problem
@@ -29,6 +29,8 @@ FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 # A Range that starts after the first byte: wget -c and curl -C - send it for a partial file.
 RESUMES = re.compile(r"\s*bytes\s*=\s*0*[1-9][0-9]*\s*-", re.ASCII | re.IGNORECASE)
 VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+NO_ENCODING = "Content-Encoding: a compressed body is not supported here. Send it uncompressed, without this header."
 
 ReadPrompt = Callable[[Request, Settings], tuple[Prompt, ReplyFormat]]
 
@@ -63,7 +65,9 @@ def api_key_of(request: Request) -> str | None:
 
 
 def preferred_dialect(request: Request) -> Dialect:
-    """Return server-sent events if the Accept header prefers them, else plain text."""
+    """Return the AI SDK's stream if a header names it, server-sent events if Accept prefers them, else plain text."""
+    if ui_messages.HEADER in request.headers:
+        return UI_MESSAGES
     return _dialect_for(request.headers.get("Accept", ""))
 
 
@@ -113,13 +117,27 @@ def read_messages(request: Request, settings: Settings) -> tuple[Prompt, ReplyFo
     return anthropic.read_messages(body, dict(request.headers), request.args.to_dict(), settings)
 
 
+def read_count(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt whose tokens a request of the Messages API counts; raise Problem."""
+    body = read_body(request, settings.max_body_bytes)
+    return anthropic.read_count(body, dict(request.headers), request.args.to_dict(), settings)
+
+
 def read_completion(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
     """Return the prompt of a request for a chat completion; raise Problem."""
     return openai.read_completion(read_body(request, settings.max_body_bytes), settings)
 
 
+def read_response(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a request of OpenAI's Responses; raise Problem."""
+    return responses.read_response(read_body(request, settings.max_body_bytes), settings)
+
+
 def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of the request; raise Problem if it is too long, too slow or incomplete."""
+    """Return the body of the request; raise Problem if it is too long, too slow, incomplete or compressed."""
+    if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
+        # https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
+        raise Problem("unsupported_media_type", NO_ENCODING, headers={"Accept-Encoding": "identity"})
     too_long = Problem("content_too_large", f"The body should be at most {max_bytes} bytes long.")
     if (request.content_length or 0) > max_bytes:
         raise too_long

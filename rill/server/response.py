@@ -14,6 +14,7 @@ from rill.admission.budget import Usage
 from rill.admission.rate_limit import RATE_HEADERS
 from rill.dialects import ANTHROPIC
 from rill.problems import Problem
+from rill.server.help import HELP
 from rill.server.paths import advice_for, dialect_of
 from rill.server.request import id_of
 from rill.server.resume import Replay
@@ -96,6 +97,13 @@ def send_page(file: str) -> flask.Response:
     return response
 
 
+def send_greeting() -> flask.Response:
+    """Return the page if the client prefers HTML, as browsers do, else help as text; curl accepts anything."""
+    if request.accept_mimetypes.best_match(["text/plain", "text/html"]) == "text/html":
+        return send_page("index.html")
+    return Response(HELP.replace("ADDRESS", request.host_url.rstrip("/")), content_type="text/plain; charset=utf-8")
+
+
 def send_file(folder: str, file: str) -> flask.Response:
     """Return a file that exists, as far as the request's conditions ask for it."""
     if request.headers.get("If-Match", "").strip() == "*":
@@ -147,7 +155,7 @@ def send_problem(problem: Problem) -> Response:
     if problem.status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="Rill", Basic realm="Rill"'
     response.headers.update(problem.headers)
-    response.vary.add("anthropic-version" if request.path == "/v1/models" else "Accept")
+    response.vary.add("anthropic-version" if request.path.startswith("/v1/models") else "Accept")
     return response
 
 
@@ -199,7 +207,7 @@ def _complete_headers(response: Response) -> Response:
     headers.extend([*HEADERS, ("X-Request-Id", g.request_id)])  # `update` would search all headers for each of these.
     if "Content-Security-Policy" not in headers:
         headers.add("Content-Security-Policy", POLICY)
-    if request.path == "/stream":
+    if request.path in ("/", "/stream"):
         response.vary.add("Accept")
     return response
 

@@ -25,10 +25,18 @@ class Answer:
     of the content. `nudge` wakes a read that waits.
     """
 
-    def __init__(self, response: httpx2.Response, is_streamed: bool, is_verbatim: bool, secrets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        is_streamed: bool,
+        is_verbatim: bool,
+        secrets: Sequence[str],
+        is_count: bool = False,
+    ) -> None:
         self.headers = visible_headers(response, secrets)
         self.request_id = self.headers.get("request-id")
         self._is_streamed = is_streamed
+        self._is_count = is_count
         self._is_verbatim = is_verbatim
         self._reads: Iterator[list[Event]] = self._read_stream() if is_streamed else self._read_whole()
         self._decoder = Decoder(secrets)
@@ -108,7 +116,7 @@ class Answer:
             broken = error
         body = b"".join(chunks)
         try:
-            end = self._decoder.read_message(body)
+            end = self._decoder.read_message(body, self._is_count)
         except Problem:
             if broken is None:
                 raise

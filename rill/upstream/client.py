@@ -114,7 +114,7 @@ class Upstream:
             raise Failed(self._failure_of(error, prompt)) from error
 
     def _begin(self, prompt: Prompt, verbatim: bool, on_open: Callable[[Answer], None]) -> Answer:
-        answer = Answer(self._open(prompt), prompt.is_streamed, verbatim, self._secrets)
+        answer = Answer(self._open(prompt), prompt.is_streamed, verbatim, self._secrets, prompt.is_count)
         try:
             on_open(answer)
             answer.begin()
@@ -127,15 +127,7 @@ class Upstream:
 
     def _open(self, prompt: Prompt) -> httpx2.Response:
         try:
-            stream = self._client.messages.stream(
-                model=prompt.model,
-                max_tokens=prompt.max_tokens,
-                messages=prompt.messages,  # type: ignore[arg-type]
-                extra_body=dict(prompt.options),
-                extra_headers={**prompt.headers, **HEADERS},
-                extra_query=dict(prompt.query),
-            )
-            return stream.__enter__().response
+            return self._send_count(prompt) if prompt.is_count else self._send(prompt)
         except anthropic.APIConnectionError as error:
             # The SDK takes any exception for an error of the connection, a Cancelled too.
             if error.__cause__ is not None and not isinstance(error.__cause__, httpx2.HTTPError):
@@ -147,6 +139,29 @@ class Upstream:
         except ValueError as error:
             # Python reads JSON that it cannot write: 1e999 is read as an infinity.
             raise Problem("bad_request", f"The request cannot be passed on as JSON: {error}.") from None
+
+    def _send(self, prompt: Prompt) -> httpx2.Response:
+        stream = self._client.messages.stream(
+            model=prompt.model,
+            max_tokens=prompt.max_tokens,
+            messages=prompt.messages,  # type: ignore[arg-type]
+            extra_body=dict(prompt.options),
+            extra_headers={**prompt.headers, **HEADERS},
+            extra_query=dict(prompt.query),
+        )
+        return stream.__enter__().response
+
+    def _send_count(self, prompt: Prompt) -> httpx2.Response:
+        # `messages.count_tokens` reads the body, which has to be cancellable, and knows no further fields.
+        stream = self._client.post(
+            "/v1/messages/count_tokens",
+            cast_to=object,
+            body={"model": prompt.model, "messages": prompt.messages, **prompt.options},
+            options={"headers": {**prompt.headers, **HEADERS}, "params": dict(prompt.query)},
+            stream=True,
+            stream_cls=anthropic.Stream[object],
+        )
+        return stream.response
 
     def _failure_of(self, error: anthropic.APIError, prompt: Prompt) -> Failure:
         if isinstance(error, anthropic.APIStatusError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import jiter
 
-from rill.events import End, Event, Heartbeat, Start, Text
+from rill.events import End, Event, Heartbeat, Start, Text, ToolCall, ToolInput
 from rill.problems import Problem, upstream_problem
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -40,12 +40,13 @@ class Decoder:
         self._size = 0  # of that event so far, in bytes
         self._text = ""
         self._working = False
+        self._in_call = False
         self._stop: dict[str, Any] = {}
         self._surrogates = False
         self._high_surrogate = ""
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events of one read: its text joined in one Text, or one Heartbeat if it has none.
+        """Return the events of one read, its text joined between others, or one Heartbeat if it has none.
 
         `problem` is set, and follows these events, if the upstream sent an `error` event or not the Messages API.
         """
@@ -71,14 +72,17 @@ class Decoder:
         events += self._take_text()
         return events if events or self.problem else [Heartbeat(self._working)]
 
-    def read_message(self, body: bytes) -> End:
-        """Return the end of a message that was not streamed; raise Problem if it is not a message."""
+    def read_message(self, body: bytes, is_count: bool = False) -> End:
+        """Return the end of a message (or of a count of tokens) that was not streamed; raise Problem for another body.
+
+        The tokens of a count are not in `usage`, because they are not billed.
+        """
         self._data.append(body)
         try:
             message = self._parse_data()
             if message.get("type") == "error":
                 raise self._problem_in(message)
-            if message.get("type") != "message":
+            if not ("input_tokens" in message if is_count else message.get("type") == "message"):
                 raise Problem("upstream_error")
         except Problem as problem:
             self.problem = problem
@@ -142,12 +146,18 @@ class Decoder:
             raise Problem("upstream_error")
         return message
 
-    def _take(self, message: dict[str, Any]) -> Start | End | None:
-        kind, event = message.get("type"), None
+    def _take(self, message: dict[str, Any]) -> Start | ToolCall | ToolInput | End | None:
+        kind = message.get("type")
+        event: Start | ToolCall | ToolInput | None = None
         if kind == "content_block_delta":
             delta = message.get("delta")
             if isinstance(delta, dict):
-                self._take_delta(delta)
+                event = self._take_delta(delta)
+        elif kind == "content_block_start":
+            block = _mapping(message.get("content_block"))
+            self._in_call = block.get("type") == "tool_use"
+            if self._in_call:
+                event = ToolCall(_string(block.get("id")) or "", _string(block.get("name")) or "")
         elif kind == "message_start":
             self._count(_mapping(message.get("message")).get("usage"))
             event = Start()
@@ -158,17 +168,20 @@ class Decoder:
             return self._end()
         elif kind == "error":
             raise self._problem_in(message)
-        elif kind not in ("content_block_start", "content_block_stop"):
+        elif kind != "content_block_stop":
             return None
         self._working = True
         return event
 
-    def _take_delta(self, delta: dict[str, Any]) -> None:
+    def _take_delta(self, delta: dict[str, Any]) -> ToolInput | None:
         content = delta.get("text") or delta.get("thinking") or delta.get("partial_json")
         if isinstance(content, str):
             self.received_bytes += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
             if delta.get("type") == "text_delta":
                 self._text += content
+            elif content and self._in_call and delta.get("type") == "input_json_delta":
+                return ToolInput(content)
+        return None
 
     def _problem_in(self, message: dict[str, Any]) -> Problem:
         self.has_error = True

@@ -9,7 +9,7 @@ import pytest
 import upstream as wire
 from gated import FIRST, SECOND, TRUNCATIONS, gated_answer, script_rate_limit, truncated_answer
 from javascript import Clients, Reports
-from server import Rill
+from server import Rill, StartRill
 from upstream import REQUEST_ID, Upstream
 
 # What each client reports about a complete answer, besides its text.
@@ -23,12 +23,22 @@ STREAMS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "OpenAI's create": (
         "openai_sdk.mjs",
         "stream",
-        {"finish_reason": "stop", "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}},
+        {
+            "finish_reason": "stop",
+            "usage": {
+                "prompt_tokens": 12,
+                "completion_tokens": 7,
+                "total_tokens": 19,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
+            },
+        },
     ),
     "AI SDK with Anthropic's": ("ai_sdk.mjs", "anthropic-stream", {"finishReason": "stop", "outputTokens": 7}),
     "AI SDK with OpenAI's": ("ai_sdk.mjs", "openai-stream", {"finishReason": "stop", "outputTokens": 7}),
     "useCompletion": ("text_protocol.mjs", "completion", {"text": FIRST + SECOND}),
     "useChat": ("text_protocol.mjs", "chat", {"status": "ready", "roles": ["user", "assistant"]}),
+    "useChat by default": ("text_protocol.mjs", "default-chat", {"status": "ready", "roles": ["user", "assistant"]}),
     "fetch": ("fetch.mjs", "stream", None),
 }
 
@@ -41,6 +51,7 @@ TRUNCATION_ERRORS = {
     "AI SDK with OpenAI's": ("StreamProviderError", "The model's API"),
     "useCompletion": ("TypeError", "terminated"),
     "useChat": ("TypeError", "terminated"),
+    "useChat by default": ("Error", "The model's API"),
     "fetch": ("TypeError", "terminated"),
 }
 
@@ -53,6 +64,7 @@ REJECTIONS = {
     "AI SDK with OpenAI's": {"name": "AI_APICallError", "status": 429, "retryAfter": "7"},
     "useCompletion": {},
     "useChat": {},
+    "useChat by default": {},
 }
 
 
@@ -201,3 +213,9 @@ def test_event_source_receives_an_error_for_a_truncated_answer_and_sends_one_pro
         failed, end = running
     assert (failed["failed"]["status"], end) == (502, {"end": {"code": 204}})
     assert len(upstream.requests) == 1
+
+
+def test_the_ai_sdk_completes_a_tool_loop_and_an_object_with_each_api(node: Clients, share_rill: StartRill) -> None:
+    with node.run("ai_sdk_tools.mjs", "all", share_rill(RILL_OFFLINE="1").url) as running:
+        (line,) = running
+    assert line == {"end": [{"steps": 2, "same": True, "output": {"city": "city"}}] * 3}

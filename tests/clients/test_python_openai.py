@@ -13,7 +13,6 @@ from server import Rill
 from upstream import Upstream
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
 @pytest.fixture
@@ -109,8 +108,13 @@ def test_images_roles_and_parameters_are_translated(client: openai.OpenAI, upstr
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"tools": [TOOL]}, "/v1/messages"), ({"n": 2}, "n: "), ({"seed": 4}, "seed"), ({"logprobs": True}, "logprobs")],
-    ids=["tools", "n", "seed", "logprobs"],
+    [
+        ({"functions": [{"name": "f"}]}, "use tools"),
+        ({"n": 2}, "n: "),
+        ({"seed": 4}, "seed"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+    ids=["functions", "n", "seed", "logprobs"],
 )
 def test_an_unsupported_parameter_is_a_bad_request_error_that_names_it(
     fields: dict[str, Any], message: str, client: openai.OpenAI, upstream: Upstream

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION: dict[str, Any] = json.loads((ROOT / "rill" / "openapi.json").read_text("utf-8"))
 STREAM_PATHS = ("/stream", "/chat/stream")
-DIALECTS = ("/v1/messages", "/v1/chat/completions")
+DIALECTS = ("/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/v1/responses")
 
 
 class Conformance:
@@ -87,12 +87,12 @@ class TestProblemsInJSON(Conformance):
 
 
 class TestAnthropic(Conformance):
-    paths, covers = ("/v1/messages",), True
+    paths, covers = ("/v1/messages", "/v1/messages/count_tokens"), True
     seed, examples, least, long = 4, 4, 100, 5_000
 
 
 class TestOpenAI(Conformance):
-    paths, covers = ("/v1/chat/completions",), True
+    paths, covers = ("/v1/chat/completions", "/v1/responses"), True
     seed, examples, least, long = 5, 4, 100, 5_000
 
 

@@ -11,12 +11,15 @@ from upstream import Upstream
 from rill.admission.auth import FAILURES
 
 QUESTION = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+COUNTED = {name: value for name, value in QUESTION.items() if name != "max_tokens"}
 PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "GET /stream": {"query": {"q": "hello"}},
     "POST /stream": {"body": "hello", "media_type": "text/plain"},
     "GET /chat/stream": {"query": {"message": "hello"}},
     "POST /v1/messages": {"body": QUESTION, "media_type": "application/json"},
+    "POST /v1/messages/count_tokens": {"body": COUNTED, "media_type": "application/json"},
     "POST /v1/chat/completions": {"body": QUESTION, "media_type": "application/json"},
+    "POST /v1/responses": {"body": {"input": "hello"}, "media_type": "application/json"},
 }
 FILES = ("GET /", "GET /page.js", "GET /page.css", "GET /openapi.json")
 UPSTREAM_ERRORS = [
@@ -130,6 +133,16 @@ def test_a_body_too_long_or_of_another_type_is_rejected_as_described(share_rill:
     assert statuses_of(rill, "POST /stream", {"Content-Type": "image/png"}, body="abc") == {415}
 
 
+def test_a_compressed_body_is_rejected_as_described(service: Rill) -> None:
+    for asked in ("POST /stream", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/responses"):
+        assert statuses_of(service, asked, {"Content-Encoding": "gzip"}) == {415}
+
+
+def test_a_model_is_described(service: Rill) -> None:
+    assert statuses_of(service, "GET /v1/models/{id}", path_parameters={"id": "claude-sonnet-5-5"}) == {200}
+    assert statuses_of(service, "GET /v1/models/{id}", path_parameters={"id": "another"}) == {200}
+
+
 def test_a_url_that_is_too_long_is_rejected_as_described(service: Rill) -> None:
     assert statuses_of(service, "GET /stream", query={"q": "a" * 9_000}) == {414}
     assert statuses_of(service, "GET /chat/stream", query={"message": "a" * 9_000}) == {414}
@@ -153,4 +166,9 @@ def test_a_range_or_conditional_request_for_a_file_is_answered_as_described(
     service: Rill, name: str, value: str, status: int
 ) -> None:
     for asked in FILES:
-        assert statuses_of(service, asked, {name: value}) == {status}
+        assert statuses_of(service, asked, {name: value, **page_of(asked)}) == {status}
+
+
+def page_of(asked: str) -> dict[str, str]:
+    """Return the header with which the page is requested; without it, `/` is help."""
+    return {"Accept": "text/html"} if asked == "GET /" else {}

@@ -1,10 +1,10 @@
 // The parts of the AI SDK behind useCompletion and useChat, with their state in plain fields.
 
-import { AbstractChat, TextStreamChatTransport, callCompletionApi } from 'ai'
+import { AbstractChat, DefaultChatTransport, TextStreamChatTransport, callCompletionApi } from 'ai'
 import { question, report } from './report.mjs'
 
 class Chat extends AbstractChat {
-  constructor(api) {
+  constructor(transport) {
     const state = {
       status: 'ready',
       error: undefined,
@@ -18,8 +18,15 @@ class Chat extends AbstractChat {
       },
       snapshot: (thing) => structuredClone(thing),
     }
-    super({ transport: new TextStreamChatTransport({ api }), state })
+    super({ transport, state })
   }
+}
+
+async function ask(transport) {
+  const chat = new Chat(transport)
+  await chat.sendMessage({ text: question })
+  if (chat.error) throw chat.error
+  return { status: chat.status, roles: chat.messages.map((message) => message.role) }
 }
 
 export default {
@@ -39,10 +46,6 @@ export default {
     if (failure) throw failure
     return { text }
   },
-  async chat(url) {
-    const chat = new Chat(`${url}/stream`)
-    await chat.sendMessage({ text: question })
-    if (chat.error) throw chat.error
-    return { status: chat.status, roles: chat.messages.map((message) => message.role) }
-  },
+  chat: (url) => ask(new TextStreamChatTransport({ api: `${url}/stream` })),
+  'default-chat': (url) => ask(new DefaultChatTransport({ api: `${url}/api/chat` })),
 }
