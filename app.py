@@ -67,12 +67,11 @@ class Routes:
         self._service = Service(settings, slots)
         self.telemetry = self._service.telemetry
 
-    def table(self) -> list[tuple[str, str, Callable[[], flask.Response]]]:
+    def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
             ("GET", "/", lambda: send_page("index.html")),
-            ("GET", "/page.js", lambda: send_page("page.js")),
-            ("GET", "/page.css", lambda: send_page("page.css")),
+            ("GET", "/page/<file>", send_page),
             ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
@@ -124,7 +123,7 @@ class Routes:
     def list_models(self) -> Response:
         """List the models that may be asked for by name."""
         self.identify()
-        return send_json(models.list_models(self._settings.known_models()))
+        return send_json(models.list_models(self._settings.known_models(), self._settings.offline))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""

@@ -10,8 +10,8 @@ from typing import Any
 EPOCH = "1970-01-01T00:00:00Z"
 
 
-def list_models(names: Sequence[str]) -> dict[str, Any]:
-    """Return the list of these models, without `*`."""
+def list_models(names: Sequence[str], offline: bool = False) -> dict[str, Any]:
+    """Return the list of these models, without `*`; the page shows who answers."""
     models = [
         {
             "id": name,
@@ -20,7 +20,7 @@ def list_models(names: Sequence[str]) -> dict[str, Any]:
             "display_name": name,
             "created_at": EPOCH,
             "created": 0,
-            "owned_by": "anthropic",
+            "owned_by": "offline" if offline else "anthropic",
         }
         for name in names
         if name != "*"

@@ -18,7 +18,7 @@ PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "POST /v1/messages": {"body": QUESTION, "media_type": "application/json"},
     "POST /v1/chat/completions": {"body": QUESTION, "media_type": "application/json"},
 }
-FILES = ("GET /", "GET /page.js", "GET /page.css", "GET /openapi.json")
+FILES = ("GET /", "GET /page/{file}", "GET /openapi.json")
 UPSTREAM_ERRORS = [
     (400, "invalid_request_error", 400),
     (401, "authentication_error", 502),
