@@ -116,6 +116,24 @@ def test_if_match_any_is_satisfied_by_an_existing_file(service: Rill, path: str)
     assert ask(service, "GET", path, {"If-Match": '"another"'})[0] in (200, 412)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        "../app.py",
+        "..\\app.py",
+        "%2fetc%2fpasswd",
+        ".",
+        "nothing.js",
+        "page.js/",
+        "a/b",
+    ],
+)
+def test_only_files_of_the_page_are_served(service: Rill, file: str) -> None:
+    assert ask(service, "GET", f"/page/{file}")[0] == 404
+
+
 def test_a_body_that_is_too_long_is_rejected_without_100_continue(service: Rill) -> None:
     head = request_bytes("POST", "/stream", {"Content-Length": "1001", "Expect": "100-continue"})
     with Conversation(service.port, head) as asked:

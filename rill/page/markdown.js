@@ -151,7 +151,7 @@ export class Markdown {
     const name = /\d/.test(mark) ? "ol" : "ul";
     let list = sibling?.localName === name ? sibling : null;
     if (!list) {
-      list = this.#append(element(name));
+      list = this.#append(directed(element(name), rest));
       if (name === "ol" && parseInt(mark, 10) !== 1) list.start = parseInt(mark, 10);
     }
     const node = directed(element("li"), rest);

@@ -66,7 +66,11 @@ def test_every_reference_resolves_and_every_component_is_used() -> None:
 
 def test_the_operations_are_the_routes() -> None:
     app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
-    served = {(method, re.sub(r"<(\w+)>", r"{\1}", rule.rule)) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
+    served = {
+        (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
     routes = {(method, path) for method, path in served if method not in ("HEAD", "OPTIONS")}
     assert {(method, path) for method, path, _ in operations()} == routes
 

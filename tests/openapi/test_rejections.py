@@ -35,6 +35,8 @@ def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None
     from campaign import status_as_described
 
     sent = {**PROMPT_REQUESTS.get(asked, {}), **fields}
+    if "{file}" in asked:
+        sent["path_parameters"] = {"file": "page.js"}
     return {
         status_as_described(rill.url, asked, {"Accept": accept, **(headers or {})}, **sent)
         for accept in ("*/*", "application/json")
