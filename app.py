@@ -98,8 +98,7 @@ class Routes:
         """Return every route: method, path, and view. A GET also answers HEAD."""
         return [
             ("GET", "/", self.greet),
-            ("GET", "/page.js", lambda: send_page("page.js")),
-            ("GET", "/page.css", lambda: send_page("page.css")),
+            ("GET", "/page/<file>", send_page),
             ("GET", "/openapi.json", lambda: send_file("rill", "openapi.json")),
             ("GET", "/drip", self.drip),
             ("GET", "/stream", lambda: self.answer(preferred_dialect(request), read_query)),
@@ -206,7 +205,9 @@ class Routes:
     def list_models(self) -> Response:
         """List the models that may be asked for by name."""
         client = self.identify()
-        return send_json(models.list_models(list(filter(client.may_ask, self._settings.known_models()))))
+        return send_json(
+            models.list_models(list(filter(client.may_ask, self._settings.known_models())), self._settings.offline)
+        )
 
     def show_usage(self) -> Response:
         """Return what the client has used of its token budgets."""
@@ -217,7 +218,7 @@ class Routes:
         """Describe a model that may be asked for by name."""
         if not (self.identify().may_ask(id) and self._settings.allows(id)):
             raise Problem("model_not_found")
-        return send_json(models.describe_model(id))
+        return send_json(models.describe_model(id, self._settings.offline))
 
     def check_ready(self) -> Response:
         """Report whether the worker accepts requests."""

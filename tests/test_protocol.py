@@ -108,11 +108,29 @@ def test_a_user_in_an_absolute_target_is_a_400(service: Rill, user: str) -> None
     assert ask(service, "GET", f"http://{user}127.0.0.1/healthz")[0] == 400
 
 
-@pytest.mark.parametrize("path", ["/", "/page.js", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/page/page.js", "/openapi.json"])
 def test_if_match_any_is_satisfied_by_an_existing_file(service: Rill, path: str) -> None:
     assert ask(service, "GET", path, {"If-Match": "*"})[0] == 200
     assert ask(service, "GET", path, {"If-None-Match": "*"})[0] in (200, 304)
     assert ask(service, "GET", path, {"If-Match": '"another"'})[0] in (200, 412)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        "../app.py",
+        "..\\app.py",
+        "%2fetc%2fpasswd",
+        ".",
+        "nothing.js",
+        "page.js/",
+        "a/b",
+    ],
+)
+def test_only_files_of_the_page_are_served(service: Rill, file: str) -> None:
+    assert ask(service, "GET", f"/page/{file}")[0] == 404
 
 
 def test_a_body_that_is_too_long_is_rejected_without_100_continue(service: Rill) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 EPOCH = "1970-01-01T00:00:00Z"
 
 
-def list_models(names: Sequence[str]) -> dict[str, Any]:
+def list_models(names: Sequence[str], offline: bool = False) -> dict[str, Any]:
     """Return the list of these models, without `*`."""
-    models = [describe_model(name) for name in names if name != "*"]
+    models = [describe_model(name, offline) for name in names if name != "*"]
     first, last = (models[0]["id"], models[-1]["id"]) if models else (None, None)
     return {"object": "list", "data": models, "has_more": False, "first_id": first, "last_id": last}
 
 
-def describe_model(name: str) -> dict[str, Any]:
-    """Return one model."""
+def describe_model(name: str, offline: bool = False) -> dict[str, Any]:
+    """Return one model; the page shows who answers."""
     return {
         "id": name,
         "type": "model",
@@ -26,5 +26,5 @@ def describe_model(name: str) -> dict[str, Any]:
         "display_name": name,
         "created_at": EPOCH,
         "created": 0,
-        "owned_by": "anthropic",
+        "owned_by": "offline" if offline else "anthropic",
     }

@@ -1,125 +1,96 @@
-// The web page: sends prompts to POST /stream, shows each answer as it arrives, and reports its outcome.
+// The web page: sends prompts to POST /stream, shows each answer as it arrives, reports its outcome, and keeps the
+// conversation in this browser.
+
+import { answer, checkResume, curlCommand, hasKey, isBuffered, keyMessage, listModels, setKey } from "./api.js";
+import { copy } from "./clipboard.js";
+import * as conversations from "./conversations.js";
+import { followEnd } from "./scrolling.js";
+import { t, translate } from "./strings.js";
+import { Turn } from "./turn.js";
 
 const $ = (id) => document.getElementById(id);
+const touch = matchMedia("(hover: none) and (pointer: coarse)");
+const INTERRUPTED = "Interrupted: the page was closed before the answer was complete.";
 
-const STOP_REASONS = {
-  end_turn: "Complete.",
-  max_tokens: "Complete: the limit of max_tokens was reached.",
-  model_context_window_exceeded: "Complete: the model's context is full.",
-  stop_sequence: "Complete: a stop sequence was reached.",
-  refusal: "Complete: the model refused to continue. The next prompt omits this answer.",
-};
-
-// How often a lost connection is tried again, once a second, before the answer counts as truncated.
-const ATTEMPTS = 60;
-
-let conversation = [];
+let conversation = conversations.create();
+let turns = [];
 let running = null;
+let editing = null;
 let retryWithKey = false;
 let bufferingCheck = null;
-let following = false;
-let resume;
-let storage = {};
-try {
-  storage = sessionStorage;
-} catch {
-  // The browser stores nothing: the key lasts as long as the page.
-}
+let isPlain = false;
+let leaving = false;
+const scrollToEnd = followEnd($("conversation"), $("to-end"));
 
-// One prompt and its answer on the page.
-class Turn {
-  text = "";
-  pending = "";
-  characters = 0;
-  startedAt = performance.now();
+// Sending
 
-  constructor(prompt) {
-    this.node = $("turn").content.cloneNode(true).firstElementChild;
-    this.part("prompt").textContent = prompt;
-    this.part("copy").onclick = () => this.copy();
-    // Updated with each chunk, the statistics would flicker.
-    this.timer = setInterval(() => this.showStatistics(), 250);
-    $("conversation").append(this.node);
-    scrollToEnd();
-  }
-
-  part(name) {
-    return this.node.querySelector(`.${name}`);
-  }
-
-  add(text) {
-    this.lastAt = performance.now();
-    this.firstAt ??= this.lastAt;
-    // The first chunk starts the clock and is not counted.
-    if (this.text) this.characters += [...text].length;
-    else announce("Receiving the answer.");
-    if (!this.pending) requestAnimationFrame(() => this.draw());
-    this.pending += text;
-    this.text += text;
-  }
-
-  draw() {
-    this.part("answer").append(this.pending);
-    this.pending = "";
-  }
-
-  showStatistics(usage) {
-    const statistics = [];
-    const seconds = (this.lastAt - this.firstAt) / 1000;
-    if (this.text) statistics.push(`${((this.firstAt - this.startedAt) / 1000).toFixed(2)} s to the first text`);
-    // Over a shorter time the rate is meaningless.
-    if (seconds > 0.1) statistics.push(`${Math.round(this.characters / seconds)} characters/s`);
-    if (usage?.input_tokens) statistics.push(`${usage.input_tokens} input tokens, ${usage.output_tokens} output tokens`);
-    this.part("statistics").textContent = statistics.join(" · ");
-  }
-
-  end({ kind, message, usage }) {
-    clearInterval(this.timer);
-    this.node.className = kind;
-    this.part("outcome").textContent = message;
-    this.part("answer").ariaBusy = null;
-    this.part("copy").hidden = !this.text;
-    this.showStatistics(usage);
-    this.draw();
-    announce(message);
-  }
-
-  async copy() {
-    try {
-      await navigator.clipboard.writeText(this.text);
-    } catch {
-      // Over plain HTTP, a page of another machine has no clipboard.
-      getSelection().selectAllChildren(this.part("answer"));
-      document.execCommand("copy");
-    }
-    this.part("copy").textContent = "Copied";
-    announce("Copied.");
-  }
-}
-
-async function ask(prompt, path) {
-  const messages = conversation;
-  const turn = new Turn(prompt);
-  const controller = new AbortController();
-  setRunning(controller);
+async function ask(prompt, { at = turns.length, path, saved = "" } = {}) {
+  for (const { node } of turns.splice(at)) node.remove();
+  const asked = request(prompt, turns);
+  const here = conversation;
+  const turn = addTurn(prompt);
+  setRunning(new AbortController());
   $("prompt").value = "";
-  $("prompt").focus();
-  announce("Waiting for the answer.");
-  const outcome = await answer([...messages, { role: "user", content: prompt }], turn, controller.signal, path);
-  setRunning(null);
+  setEditing(null);
+  // A focused box keeps the keyboard of a phone open, in front of the answer.
+  if (touch.matches) $("prompt").blur();
+  else $("prompt").focus();
+  scrollToEnd();
+  announce(t("Waiting for the answer."));
+  const outcome = await answer(asked, {
+    add: (text) => {
+      if (!turn.text) announce(t("Receiving the answer."));
+      turn.add(text);
+    },
+    keep: (resumePath) => {
+      turn.path = resumePath;
+      save();
+    },
+    signal: running.signal,
+    path,
+  });
+  if (here === conversation) setRunning(null);
+  // An answer that cannot be continued any more is shown as far as it was received.
+  if (path && !turn.text) turn.add(saved);
+  finish(turn, outcome, here);
+}
+
+function finish(turn, outcome, here) {
+  // The browser ends the request of a page that is closed.
+  if (leaving) return;
+  turn.path = "";
   turn.end(outcome);
+  turn.refusal = outcome.refusal;
+  if (here !== conversation) return;
+  announce(outcome.message);
   // The Messages API rejects an empty message, and after a refusal it refuses every later prompt.
-  if (turn.text.trim() && !outcome.refusal) {
-    messages.push({ role: "user", content: prompt }, { role: "assistant", content: turn.text });
-  } else if (messages === conversation) {
-    $("prompt").value ||= prompt;
-  }
+  if (!isPart(turn)) $("prompt").value ||= turn.prompt;
   if (outcome.kind === "unauthorized") {
-    turn.node.remove();
+    turns.splice(turns.indexOf(turn)).forEach(({ node }) => node.remove());
     retryWithKey = true;
     askForKey();
   }
+  markLast();
+  save();
   if (turn.text) bufferingCheck ??= checkBuffering();
+}
+
+// Return whether later requests contain a turn.
+function isPart({ text, refusal }) {
+  return text.trim() && !refusal;
+}
+
+function request(prompt, earlier) {
+  const messages = earlier.filter(isPart).flatMap((turn) => [
+    { role: "user", content: turn.prompt },
+    { role: "assistant", content: turn.text },
+  ]);
+  return {
+    messages: [...messages, { role: "user", content: prompt }],
+    model: $("model").value || undefined,
+    system: $("system").value.trim() ? $("system").value : undefined,
+    max_tokens: Number($("max-tokens").value) || undefined,
+  };
 }
 
 function setRunning(controller) {
@@ -127,150 +98,178 @@ function setRunning(controller) {
   running = controller;
   $("send").hidden = !!running;
   $("stop").hidden = !running;
+  document.body.classList.toggle("running", !!running);
+  $("live").textContent = "";
 }
 
-// Send the messages, or continue the answer at `path`; add it to the turn, and return the outcome.
-async function answer(messages, turn, signal, path = "") {
-  const headers = { Accept: "text/event-stream", "Content-Type": "application/json" };
-  const body = JSON.stringify({ messages, model: $("model").value || undefined, resume });
-  let [outcome, lastId] = [];
-  let failure = { kind: "rejected", message: "No answer: the server is unreachable." };
-  for (let attempts = 0; attempts < (path ? ATTEMPTS : 1) && !outcome && !signal.aborted; attempts += 1) {
-    if (attempts) await new Promise((resolve) => setTimeout(resolve, 1000));
-    if (lastId) headers["Last-Event-ID"] = lastId;
-    try {
-      const response = await request(path || "stream", { ...(!path && { method: "POST", body }), headers, signal });
-      if (!response.ok || !hasType(response, "text/event-stream")) {
-        if (!turn.text) failure = await describeRejection(response);
-        break;
-      }
-      path = keepPath(response, messages);
-      failure = describeTruncated("The connection failed.");
-      for await (const { type, data, id } of readEvents(response.body)) {
-        [lastId, attempts] = [id, 0];
-        if (outcome) continue;
-        if (type === "message") turn.add(data);
-        if (type === "done") outcome = describeComplete(JSON.parse(data));
-        if (type === "error") outcome = describeTruncated(JSON.parse(data).detail);
-      }
-      failure = describeTruncated("The connection closed before the answer was complete.");
-    } catch {
-      // The connection failed, or the answer was stopped.
-    }
-  }
-  delete storage.rillAnswer;
-  if (outcome || !signal.aborted) return outcome ?? failure;
-  if (path) request(path, { method: "DELETE", keepalive: true }).catch(() => {});
-  return { kind: "stopped", message: "Stopped." };
-}
+// Updated with each chunk, the statistics would flicker.
+setInterval(() => {
+  if (running) $("live").textContent = turns.at(-1)?.statistics() ?? "";
+}, 250);
 
-// Return the path at which a reload continues an answer, "" if it cannot be resumed.
-function keepPath(response, messages) {
-  const path = response.headers.get("Content-Location")?.slice(1) ?? "";
-  if (path) storage.rillAnswer = JSON.stringify({ path, messages });
-  return path;
-}
-
-function describeComplete({ stop_reason, usage }) {
-  const message = STOP_REASONS[stop_reason] ?? `Complete: ${stop_reason ?? "no stop reason"}.`;
-  return { kind: "complete", message, usage, refusal: stop_reason === "refusal" };
-}
-
-function describeTruncated(reason) {
-  return { kind: "truncated", message: `Truncated: the answer is incomplete. ${reason}` };
-}
-
-async function describeRejection(response) {
-  if (response.status === 401) return { kind: "unauthorized", message: keyMessage() };
-  // Rill rejects with plain text; any other type comes from a proxy.
-  const reason = hasType(response, "text/plain") ? await response.text() : "The response does not come from Rill.";
-  return { kind: "rejected", message: `Rejected (${response.status}): ${reason.trim()}` };
-}
-
-function hasType(response, type) {
-  return response.headers.get("Content-Type")?.startsWith(type);
-}
-
-// Yield the events of a body, each as soon as it is complete:
-// https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-export async function* readEvents(body) {
-  const decoder = new TextDecoder();
-  let [rest, type, data, id, afterCR] = ["", "", [], "", false];
-  for await (const bytes of readChunks(body)) {
-    let text = decoder.decode(bytes, { stream: true });
-    if (!text) continue;
-    // A CR ends its line at once; an LF in the next chunk does not end another one.
-    if (afterCR && text[0] === "\n") text = text.slice(1);
-    afterCR = text.endsWith("\r");
-    const lines = (rest + text).split(/\r\n|\r|\n/);
-    rest = lines.pop();
-    for (const line of lines) {
-      const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
-      if (field === "event") type = value;
-      if (field === "data") data.push(value);
-      if (field === "id") id = value;
-      if (line) continue;
-      if (data.length) yield { type: type || "message", data: data.join("\n"), id };
-      [type, data] = ["", []];
-    }
-  }
-}
-
-async function* readChunks(body) {
-  const reader = body.getReader();
-  for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
-}
-
-// Show whether a proxy buffers responses.
 async function checkBuffering() {
-  const arrivals = [];
-  try {
-    const { ok, body } = await request("drip");
-    if (!ok) return;
-    for await (const _ of readChunks(body)) arrivals.push(performance.now());
-  } catch {
-    return;
+  if (await isBuffered()) {
+    $("buffering").textContent = t("A proxy buffers the response: text does not appear as it is written.");
   }
-  // The first and the last chunk are sent 900 ms apart.
-  const streams = arrivals.at(-1) - arrivals[0] > 450;
-  const warning = "A proxy buffers the response: text does not appear as it is written.";
-  $("buffering").textContent = streams ? "Text is not buffered on the way." : warning;
 }
 
-// Learn whether answers can be resumed, and continue the one that a reload interrupted.
-async function continueAnswer() {
-  const response = await request("stream", { method: "HEAD" }).catch(() => null);
-  resume = Number(response?.headers.get("Resume-Seconds")) || undefined;
-  if (!storage.rillAnswer || running) return;
-  const { path, messages } = JSON.parse(storage.rillAnswer);
-  const { content } = messages.pop();
-  conversation = messages;
-  ask(content, path);
+// Turns
+
+function addTurn(prompt) {
+  const turn = new Turn(prompt, isPlain);
+  const at = turns.push(turn) - 1;
+  const on = (name, action) => (turn.part(name).onclick = action);
+  on("retry", () => !running && ask(prompt, { at: turns.indexOf(turn) }));
+  on("edit", () => setEditing(turn));
+  on("copy-text", (event) => copyFrom(event.target, turn.renderedText));
+  on("copy-markdown", (event) => copyFrom(event.target, turn.text));
+  on("show-plain", () => {
+    isPlain = !turn.isPlain;
+    turn.showPlain(isPlain);
+  });
+  on("answer", ({ target }) => {
+    if (target.className === "copy-code") copyFrom(target, target.closest(".code").querySelector("code").textContent);
+  });
+  turn.part("curl").ontoggle = () => {
+    turn.part("command").textContent = curlCommand(request(prompt, turns.slice(0, at)));
+  };
+  on("copy-curl", (event) => copyFrom(event.target, turn.part("command").textContent));
+  $("turns").append(turn.node);
+  markLast();
+  return turn;
 }
 
-async function listModels() {
-  const response = await request("v1/models").catch(() => null);
-  if (response?.status === 401) askForKey();
-  if (!response?.ok) return;
-  const { data } = await response.json().catch(() => ({ data: [] }));
-  $("model").replaceChildren(...data.map(({ id }) => new Option(id)));
-  $("models").hidden = data.length < 2;
+// Only the last answer can be retried: the later ones depend on it.
+function markLast() {
+  turns.forEach((turn, index) => (turn.part("retry").hidden = index < turns.length - 1));
+  $("welcome").hidden = turns.length > 0;
+  $("conversation").hidden = !turns.length;
 }
 
-function request(path, options = {}) {
-  const bearer = storage.rillApiKey && { Authorization: `Bearer ${storage.rillApiKey}` };
-  // With credentials, a 401 may open the browser's own dialog instead of our form.
-  return fetch(path, { ...options, headers: { ...bearer, ...options.headers }, credentials: "omit" });
+async function copyFrom(button, text) {
+  await copy(text);
+  button.textContent = t("Copied.");
+  announce(t("Copied."));
 }
 
-function keyMessage() {
-  return storage.rillApiKey ? "The server rejected this API key." : "The server requires an API key.";
+function setEditing(turn) {
+  editing = turn;
+  $("editing").hidden = !turn;
+  if (!turn) return;
+  $("prompt").value = turn.prompt;
+  $("prompt").focus();
+}
+
+// Conversations
+
+function save() {
+  const saved = turns.map(({ prompt, text, outcome, refusal, path }) => ({ prompt, text, outcome, refusal, path }));
+  Object.assign(conversation, {
+    turns: saved,
+    model: $("model").value,
+    system: $("system").value,
+    maxTokens: $("max-tokens").value,
+  });
+  if (saved.length) conversations.save(conversation);
+  try {
+    sessionStorage.rillConversation = conversation.id;
+  } catch {
+    // A reload begins a new conversation.
+  }
+}
+
+function open(opened) {
+  if (running) {
+    running.abort();
+    setRunning(null);
+    Object.assign(turns.at(-1), { path: "", outcome: { kind: "stopped", message: t("Stopped."), statistics: "" } });
+    save();
+  }
+  setEditing(null);
+  conversation = opened;
+  turns = [];
+  $("turns").replaceChildren();
+  for (const saved of opened.turns) {
+    const isLast = saved === opened.turns.at(-1);
+    if (isLast && saved.path && !saved.outcome) {
+      ask(saved.prompt, { path: saved.path, saved: saved.text });
+    } else {
+      const turn = addTurn(saved.prompt);
+      turn.refusal = saved.refusal;
+      turn.restore(saved.text, saved.outcome ?? { kind: "truncated", message: t(INTERRUPTED), statistics: "" });
+    }
+  }
+  if (opened.model && [...$("model").options].some(({ value }) => value === opened.model)) $("model").value = opened.model;
+  $("system").value = opened.system ?? "";
+  $("max-tokens").value = opened.maxTokens ?? "";
+  showModel();
+  markLast();
+  scrollToEnd();
+}
+
+function startNew() {
+  open(conversations.create());
+  save();
+  $("prompt").focus();
+  announce(t("New conversation."));
+}
+
+function showHistory() {
+  const found = conversations.list();
+  $("history-list").replaceChildren(...found.map(historyItem));
+  $("delete-all").hidden = !found.length;
+  if (!$("history").open) $("history").showModal();
+}
+
+function historyItem(kept) {
+  const item = $("kept").content.cloneNode(true).firstElementChild;
+  const [load, remove] = item.querySelectorAll("button");
+  const title = kept.turns[0].prompt.trim().slice(0, 80);
+  load.querySelector("span").textContent = title;
+  load.querySelector("time").textContent = new Date(kept.updated).toLocaleString();
+  if (kept.id === conversation.id) load.ariaCurrent = "true";
+  load.onclick = () => {
+    $("history").close();
+    if (kept.id !== conversation.id) open(kept);
+    save();
+  };
+  remove.ariaLabel = `${t("Delete")}: ${title}`;
+  remove.textContent = t("Delete");
+  remove.onclick = () => forget([kept]);
+  return item;
+}
+
+function forget(kept) {
+  for (const { id } of kept) {
+    if (id === conversation.id) startNew();
+    conversations.remove(id);
+  }
+  showHistory();
+  $("close-history").focus();
+  announce(t("Deleted."));
+}
+
+// The server
+
+async function showModels() {
+  const { models, unauthorized } = await listModels();
+  if (unauthorized) askForKey();
+  const chosen = $("model").value || conversation.model;
+  $("model").replaceChildren(...models.map(({ id }) => new Option(id)));
+  if (models.some(({ id }) => id === chosen)) $("model").value = chosen;
+  $("models").hidden = models.length < 2;
+  $("offline").hidden = models[0]?.owned_by !== "offline";
+  showModel();
+}
+
+function showModel() {
+  $("model-name").textContent = $("model").value;
 }
 
 function askForKey() {
   const message = keyMessage();
-  $("key-message").textContent = `${message} It is stored for this tab only.`;
-  delete storage.rillApiKey;
+  $("key-message").textContent = t("{0} It is stored for this tab only.", message);
+  setKey();
   $("key-form").hidden = false;
   $("key").focus();
   announce(message);
@@ -281,36 +280,35 @@ function announce(message) {
   $("status").textContent = message;
 }
 
-function scrollToEnd() {
-  following = true;
-  scrollTo(0, document.documentElement.scrollHeight);
-}
-
-// Follow the end of the page, whatever lengthens it, unless the reader scrolls away from it.
-addEventListener("scroll", () => {
-  following = innerHeight + scrollY + 40 > document.documentElement.scrollHeight;
-});
-new ResizeObserver(() => {
-  if (following) scrollToEnd();
-}).observe(document.body);
+// Controls
 
 $("prompt-form").onsubmit = (event) => {
   event.preventDefault();
   const prompt = $("prompt").value;
-  if (prompt.trim() && !running) ask(prompt);
+  if (prompt.trim() && !running) ask(prompt, { at: editing ? turns.indexOf(editing) : turns.length });
 };
 
 $("prompt").onkeydown = (event) => {
-  // While an input method composes a character, Enter only selects it.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  // On a touch keyboard, Enter is the only way to start a new line. While an input method composes a character, Enter
+  // only selects it.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch.matches) return;
   event.preventDefault();
   $("prompt-form").requestSubmit();
 };
 
 window.onkeydown = (event) => {
-  if (event.key === "Escape" && !event.isComposing) running?.abort();
+  if (event.key !== "Escape" || event.isComposing || $("history").open) return;
+  if (running) running.abort();
+  else if (editing) cancelEdit();
 };
 
+function cancelEdit() {
+  $("prompt").value = "";
+  setEditing(null);
+  $("prompt").focus();
+}
+
+$("cancel-edit").onclick = cancelEdit;
 $("stop").onclick = (event) => {
   // The second click of a double click on Send arrives here.
   if (event.detail < 2) running?.abort();
@@ -318,23 +316,38 @@ $("stop").onclick = (event) => {
 
 $("key-form").onsubmit = async (event) => {
   event.preventDefault();
-  storage.rillApiKey = $("key").value.trim();
+  setKey($("key").value.trim());
   $("key").value = "";
   $("key-form").hidden = true;
   $("prompt").focus();
-  await listModels();
-  if (!storage.rillApiKey || !retryWithKey) return;
+  await showModels();
+  if (!hasKey() || !retryWithKey) return;
   retryWithKey = false;
   $("prompt-form").requestSubmit();
 };
 
-$("new").onclick = () => {
-  running?.abort();
-  conversation = [];
-  $("conversation").replaceChildren();
-  $("prompt").focus();
-  announce("New conversation.");
+$("examples").onclick = ({ target }) => {
+  if (target.localName === "button") ask(target.textContent);
 };
+$("new").onclick = startNew;
+$("show-history").onclick = showHistory;
+$("close-history").onclick = () => $("history").close();
+$("delete-all").onclick = () => forget(conversations.list());
+$("model").onchange = showModel;
+addEventListener("pagehide", () => {
+  if (running) save();
+  leaving = true;
+});
+addEventListener("pageshow", () => (leaving = false));
 
-listModels();
-continueAnswer();
+translate(document);
+$("fields").disabled = false;
+let kept = null;
+try {
+  kept = conversations.load(sessionStorage.rillConversation);
+} catch {
+  // The browser stores nothing.
+}
+showModels();
+checkResume();
+if (kept) open(kept);

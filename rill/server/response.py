@@ -26,11 +26,12 @@ HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
 ]
-# No response may be shown as a page or load anything; the page loads its own files and asks its own origin.
+# No response may be shown as a page or load anything; the page loads its own files and asks its own origin, by its form
+# where scripts are disabled.
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 # Headers that a page of another origin may read, beside those that every browser allows.
 EXPOSED_HEADERS = ", ".join(

@@ -20,7 +20,7 @@ from server import ROOT, Rill, StartRill, rill_env
 from upstream import Upstream
 
 SECONDS = 20
-NOT_BUFFERED = "Text is not buffered on the way."
+NOT_BUFFERED = ""
 BUFFERED = "A proxy buffers"
 API_KEY = "a-secret-of-alice"
 EVENT_SOURCE_CLOSED = 2
@@ -89,7 +89,10 @@ def test_the_page_reports_whether_nginx_buffers(
         browser.get(nginx.url)
         browser.find_element(By.ID, "prompt").send_keys("What is a rill?\n")
         wait_for(browser, "conversation", FIRST + SECOND)
+        checked = "return performance.getEntriesByName(new URL('drip', location).href).length"
+        WebDriverWait(browser, SECONDS, 0.02).until(lambda _: browser.execute_script(checked))
         wait_for(browser, "buffering", message)
+        assert bool(shown(browser, "buffering")) == bool(message)
         browser.get("about:blank")
 
 

@@ -120,7 +120,7 @@ def test_the_image_runs_as_user_nobody_is_healthy_and_completes_an_answer_before
         running.wait_until_healthy()
         assert os.getuid() or running.user == "nobody"
         assert subprocess.run(health, env=env, check=False).returncode == 0
-        assert status_of(running, "/page.css") == 200
+        assert status_of(running, "/page/page.css") == 200
         with running.ask("GET", "/stream?q=hi", {"X-Api-Key": API_KEY}) as asked:
             asked.read_until(FIRST.encode())
             running.begin_to_stop()

@@ -148,6 +148,7 @@ def is_fault(context: HookContext, failure: Failure, case: Case, response: Respo
         first = first_message(case.body)
         return first is None or first.get("role") == "user"
     if isinstance(failure, AcceptedNegativeData):
+        # A file ignores the query.
         return case.path in REQUESTS and not is_valid_when_parsed(case, response.request)
     return True
 

@@ -67,7 +67,7 @@ def test_every_reference_resolves_and_every_component_is_used() -> None:
 def test_the_operations_are_the_routes() -> None:
     app = create_app(Settings(ANTHROPIC_API_KEY="sk-test-key"))
     served = {
-        (method, rule.rule.replace("<path:id>", "{id}").replace("<id>", "{id}"))
+        (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         for method in rule.methods or ()
     }

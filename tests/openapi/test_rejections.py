@@ -21,7 +21,7 @@ PROMPT_REQUESTS: dict[str, dict[str, Any]] = {
     "POST /v1/chat/completions": {"body": QUESTION, "media_type": "application/json"},
     "POST /v1/responses": {"body": {"input": "hello"}, "media_type": "application/json"},
 }
-FILES = ("GET /", "GET /page.js", "GET /page.css", "GET /openapi.json")
+FILES = ("GET /", "GET /page/{file}", "GET /openapi.json")
 UPSTREAM_ERRORS = [
     (400, "invalid_request_error", 400),
     (401, "authentication_error", 502),
@@ -38,6 +38,8 @@ def statuses_of(rill: Rill, asked: str, headers: Mapping[str, str] | None = None
     from campaign import status_as_described
 
     sent = {**PROMPT_REQUESTS.get(asked, {}), **fields}
+    if "{file}" in asked:
+        sent["path_parameters"] = {"file": "page.js"}
     return {
         status_as_described(rill.url, asked, {"Accept": accept, **(headers or {})}, **sent)
         for accept in ("*/*", "application/json")
