@@ -39,6 +39,7 @@ from rill.server.request import (
     read_prompt_body,
     read_query,
     read_response,
+    writer_of,
 )
 from rill.server.response import (
     Response,
@@ -52,10 +53,9 @@ from rill.server.response import (
     send_replay,
     send_usage,
 )
-from rill.server.resume import Replay, Resumption, open_recordings
+from rill.server.resume import Resumption, open_recordings
 from rill.service import Request, Service
 from rill.settings import Settings
-from rill.streaming.reader import Connection
 from rill.telemetry.logs import write_logs
 from rill.telemetry.rejection_log import RejectionLog
 
@@ -92,7 +92,7 @@ class Routes:
         self._resumption = None
         if settings.resume_seconds:
             readers = ConcurrencyLimit(slots, settings.max_streams_per_client)
-            self._resumption = Resumption(open_recordings(settings.redis_url), readers, settings)
+            self._resumption = Resumption(open_recordings(settings.redis_url), readers, self._service, settings)
 
     def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
@@ -129,12 +129,12 @@ class Routes:
             check_range(request)
             if dialect is SSE and "Last-Event-ID" in request.headers:
                 return Response(status=204)  # EventSource reconnects after every end, and would be billed again.
-        client, connection = self.identify(), self._connection()
+        client, connection = self.identify(), writer_of(request, self._relays)
         if resumption and (replay := resumption.resume(request, dialect, client.name, connection)):
             return send_replay(replay)
         prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
         asked = Request(prompt, reply, dialect, client, g.request_id, *connection, reservation)
-        if resumption and prompt.resume_seconds and (replay := self.record(resumption, asked)):
+        if resumption and prompt.resume_seconds and (replay := resumption.start(request, asked)):
             return send_replay(replay._replace(headers={**headers, **replay.headers}))
         answer = self._service.answer(asked)
         if answer.body.beginning and (held := connection_of(request)):
@@ -148,17 +148,10 @@ class Routes:
         self.check_open()
         return apply_fallback_header(request, prompt), reply
 
-    def record(self, resumption: Resumption, asked: Request) -> Replay | None:
-        """Record an answer and return it once it has started, None if it cannot be recorded; raise Problem."""
-        record = partial(self._service.record, asked, self._relays)
-        cancel = partial(self._service.cancel, asked)
-        seconds, name = asked.prompt.resume_seconds, asked.client.name
-        return resumption.start(request, asked.dialect, seconds, name, self._connection(), record, cancel)
-
     def replay(self, id: str) -> Response:
         """Send a recorded answer, or the rest of it."""
         resumption, name = self._find_resumption()
-        return send_replay(resumption.read(request, id, name, self._connection()))
+        return send_replay(resumption.read(request, id, name, writer_of(request, self._relays)))
 
     def stop(self, id: str) -> Response:
         """Stop a recorded answer."""
@@ -174,14 +167,6 @@ class Routes:
         name = self.identify().name
         self.check_open()
         return self._resumption, name
-
-    def _connection(self) -> Connection:
-        """Return the client's connection, as an answer uses it."""
-        connection = connection_of(request)
-        if not connection:
-            return Connection()
-        reset = connection.reset if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
-        return Connection(connection.admit, reset, (connection.send_now, connection.sendall) if self._relays else None)
 
     def greet(self) -> flask.Response:
         """Answer `/?q=` as /stream does; otherwise send the page, or help as text."""
@@ -205,9 +190,8 @@ class Routes:
     def list_models(self) -> Response:
         """List the models that may be asked for by name."""
         client = self.identify()
-        return send_json(
-            models.list_models(list(filter(client.may_ask, self._settings.known_models())), self._settings.offline)
-        )
+        allowed = list(filter(client.may_ask, self._settings.known_models()))
+        return send_json(models.list_models(allowed, self._settings.offline))
 
     def show_usage(self) -> Response:
         """Return what the client has used of its token budgets."""

@@ -112,9 +112,9 @@ class Service:
             held.release()
             raise
 
-    def record(self, request: Request, relays: bool, recording: Recording) -> None:
+    def record(self, request: Request, recording: Recording) -> None:
         """Begin to record the answer in a greenlet of its own."""
-        send = (recording.append, _send_nothing) if relays else None
+        send = (recording.append, _send_nothing) if request.send else None
         reply = request.reply._replace(id_prefix=f"{recording.id}:")
         recorded = request._replace(
             reply=reply, admit=recording.admit, reset=_reset_nothing, send=send, recording=recording

@@ -393,6 +393,21 @@ def test_a_public_socket_that_systemd_passes_stops_the_start(address: str, optio
     assert ("Listening" in line) == (address == "127.0.0.1")
 
 
+def test_an_answer_may_outlive_its_connection_for_the_seconds_of_the_settings(read: Any) -> None:
+    settings = read(RILL_OFFLINE="1", RILL_RESUME_SECONDS="60")
+    assert settings.check_resume(60) == 60
+    for seconds in (-1, 61):
+        with pytest.raises(Problem, match="resume: should be from 0 to 60 seconds"):
+            settings.check_resume(seconds)
+    with pytest.raises(Problem, match="RILL_RESUME_SECONDS is not set here"):
+        read(RILL_OFFLINE="1", RILL_RESUME_SECONDS="0").check_resume(1)
+
+
+def test_a_key_or_a_jwt_authenticates(read: Any) -> None:
+    assert not read(RILL_OFFLINE="1").authenticates
+    assert read(RILL_OFFLINE="1", RILL_JWT_SECRET="s" * 32).authenticates
+
+
 @pytest.mark.server
 def test_a_failed_start_writes_one_line_to_stderr_and_nothing_else() -> None:
     done = subprocess.run(

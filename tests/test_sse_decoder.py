@@ -465,3 +465,11 @@ def test_the_official_sdk_reads_the_same_text(name: str, upstream: Upstream, cli
     outcome = read(data)
     assert outcome.text == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     assert (outcome.problem is not None) == failed
+
+
+def test_usage_is_final_once_the_output_is_counted() -> None:
+    decoder = Decoder()
+    decoder.feed(wire.opening() + wire.text("some"))
+    assert not decoder.has_final_usage
+    decoder.feed(wire.event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7}))
+    assert decoder.has_final_usage

@@ -11,7 +11,10 @@ from rill.server.paths import dialect_of
 from rill.server.raw_response import raw_response
 
 # The requests that start an answer; all others are cheap, or report the overload themselves.
-_match_answer = re.compile(rb"(?:GET /(?:chat/)?stream|POST (/stream|/v1/messages|/v1/chat/completions))[ ?]").match
+_match_answer = re.compile(
+    rb"(?:GET /(?:(?:chat/)?stream[ ?]|\?)|POST (/stream|/api/chat|/v1/messages(?:/count_tokens)?|/v1/chat/completions|"
+    rb"/v1/responses)[ ?])"
+).match
 _find_origin = re.compile(rb"\r\norigin: *([^\r]+)\r", re.IGNORECASE).search
 # When the client may try again.
 RETRY_SECONDS = 5

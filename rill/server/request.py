@@ -22,6 +22,7 @@ from rill.prompt import Prompt, ReplyFormat
 from rill.server.connection import ClientSocket
 from rill.server.request_body import ChunksTooSmall
 from rill.settings import Settings
+from rill.streaming.reader import Connection
 
 BODY_SECONDS = 30.0
 MAX_FORM_FIELDS = 1000
@@ -50,6 +51,15 @@ def connection_of(request: Request) -> ClientSocket | None:
     """Return the client's connection, None without a server."""
     connection = request.environ.get("gunicorn.socket")
     return connection if isinstance(connection, ClientSocket) else None
+
+
+def writer_of(request: Request, relays: bool) -> Connection:
+    """Return the client's connection as answers are written to it; `relays`: also from within the event loop."""
+    connection = connection_of(request)
+    if not connection:
+        return Connection()
+    reset = connection.reset if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else None
+    return Connection(connection.admit, reset, (connection.send_now, connection.sendall) if relays else None)
 
 
 def api_key_of(request: Request) -> str | None:

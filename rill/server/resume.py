@@ -10,6 +10,7 @@ from typing import NamedTuple
 import gevent
 from werkzeug.wrappers import Request
 
+from rill import service
 from rill.admission.concurrency import ConcurrencyLimit
 from rill.dialects import SSE
 from rill.dialects.base import Dialect
@@ -52,11 +53,14 @@ class Place(NamedTuple):
 class Resumption:
     """The recorded answers of this worker, as its clients reach them; `limits` are headers that announce it."""
 
-    def __init__(self, recordings: Recordings, readers: ConcurrencyLimit, settings: Settings) -> None:
+    def __init__(
+        self, recordings: Recordings, readers: ConcurrencyLimit, answers: service.Service, settings: Settings
+    ) -> None:
         # Otherwise by all who know its id.
         self._is_private = settings.authenticates
         self._recordings = recordings
         self._readers = readers
+        self._service = answers
         self._max_body = settings.max_body_bytes
         self.limits = {"Accept-Ranges": "bytes", "Resume-Seconds": str(settings.resume_seconds)}
 
@@ -76,33 +80,22 @@ class Resumption:
         """Return the answer with this id, or the part that the request asks for; raise Problem."""
         return self._read(request, self._recordings.find(id) if ID.fullmatch(id) else None, name, connection)
 
-    def start(
-        self,
-        request: Request,
-        dialect: Dialect,
-        seconds: int,
-        name: str,
-        connection: Connection,
-        record: Callable[[Recording], None],
-        cancel: Callable[[], None],
-    ) -> Replay | None:
-        """Return an answer once it has started, None if it cannot be recorded; raise Problem.
-
-        `record` begins to record it; `cancel` is called instead if the request needs no answer of its own.
-        """
-        asked = self._asked(request, dialect, name, seconds)
+    def start(self, request: Request, asked: service.Request) -> Replay | None:
+        """Return an answer once it has started, None if it cannot be recorded; raise Problem."""
+        name, connection = asked.client.name, Connection(asked.admit, asked.reset, asked.send)
+        identified = self._asked(request, asked.dialect, name, asked.prompt.resume_seconds)
         with ExitStack() as held, ExitStack() as unused:
-            unused.callback(cancel)
+            unused.callback(self._service.cancel, asked)
             held.enter_context(self._readers.hold_slot(name))
-            recording, is_new = self._recordings.open(asked, drain_of(request))
+            recording, is_new = self._recordings.open(identified, drain_of(request))
             if recording is None:
                 unused.pop_all()
                 return None
-            _check_request(recording, asked)
+            _check_request(recording, identified)
             reader = Reader(recording, connection, held.pop_all().close)
             if is_new:
                 unused.pop_all()
-                record(recording)
+                self._service.record(asked, recording)
             else:
                 recording.note_resumption(0)
         return self._begin(reader, recording, lambda: Place())

@@ -171,7 +171,7 @@ def test_urllib_raises_for_a_truncated_answer(how: str, service: Rill, upstream:
 
 
 def test_urllib_raises_for_a_rejection_in_the_format_of_the_dialect(service: Rill, upstream: Upstream) -> None:
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [{}]}).encode()
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "functions": [{}]}).encode()
     asked = urllib.request.Request(
         f"{service.url}/v1/chat/completions", body, {"Content-Type": "application/json"}, method="POST"
     )
@@ -179,5 +179,5 @@ def test_urllib_raises_for_a_rejection_in_the_format_of_the_dialect(service: Ril
         pass
     with raised.value as response:
         assert response.status == 400
-        assert "/v1/messages" in json.load(response)["error"]["message"]
+        assert "functions" in json.load(response)["error"]["message"]
     assert upstream.requests == []

@@ -18,8 +18,10 @@ ORIGIN = "https://example.com"
 JSON = {"Content-Type": "application/json", "Content-Length": "2", "Origin": ORIGIN}
 REQUESTS = {
     "/stream": request_bytes("GET", "/stream", {"Origin": ORIGIN}),
+    "/api/chat": request_bytes("POST", "/api/chat", JSON, b"{}"),
     "/v1/messages": request_bytes("POST", "/v1/messages", JSON, b"{}"),
     "/v1/chat/completions": request_bytes("POST", "/v1/chat/completions", JSON, b"{}"),
+    "/v1/responses": request_bytes("POST", "/v1/responses", JSON, b"{}"),
 }
 CONCURRENT = 400
 MAX_SECONDS = 30
@@ -75,7 +77,7 @@ def test_an_overloaded_worker_rejects_answers_in_each_dialects_shape_while_open_
             assert "Retry-After: 5\r\n" in head
             assert f"Access-Control-Allow-Origin: {ORIGIN}\r\n" in head
             assert "X-Request-Id: " in head
-            message = body.rstrip() if path == "/stream" else json.loads(body)["error"]["message"]
+            message = body.rstrip() if path in ("/stream", "/api/chat") else json.loads(body)["error"]["message"]
             assert message == "This server is overloaded. Try again in 5 s."
     counted = requests.get(f"{rill.url}/metrics", timeout=10).text
     number = sum(map(len, shed.values()))
