@@ -12,10 +12,10 @@ from random import Random
 from statistics import fmean
 
 # Measured: docs/performance.md, by scenario and figure. Seconds of a core, and MB of 1,000,000 bytes.
-TOKEN_CPU = 30.1e-6  # steady1000, CPU µs/token
-START_CPU = 2.6e-3  # starts1000, CPU ms/start
-STREAM_MB = 0.0297  # open5000, KB/stream
-REST_MB = 502 - 10_000 * STREAM_MB  # two_workers10k, MB, without its streams
+TOKEN_CPU = 35.9e-6  # steady1000, CPU µs/token
+START_CPU = 1.62e-3  # starts1000, CPU ms/start
+STREAM_MB = 0.0255  # open5000, KB/stream
+REST_MB = 385 - 10_000 * STREAM_MB  # two_workers10k, MB, without its streams
 # Measured: docs/scaling.md, "TLS and Redis".
 TLS_TOKEN_CPU, TLS_START_CPU, TLS_STREAM_MB, REDIS_START_CPU = 5e-6, 1.4e-3, 0.038, 0.1e-3
 # Assumed load. Each token is an event of its own, read and written separately.
@@ -23,7 +23,7 @@ TOKENS, SIGMA, RATE = 600, 1.0, 60  # mean length of an answer, spread of its lo
 RETRY_SECONDS, BOOT_SECONDS = 5.0, 2.0  # until a client with a truncated answer retries, at most; until a worker serves
 # Chosen.
 BUSY, MOST_BUSY, MOST_REJECTED = 0.70, 0.01, 0.001  # of a core; of the seconds above that; of the clients
-SLOTS, CELL = 330, 5_000  # RILL_MAX_STREAMS; streams of a cell
+SLOTS, CELL = 300, 5_000  # RILL_MAX_STREAMS; streams of a cell
 WORKERS = 2  # per machine: one per core, each with its own port, so that the router sees it
 
 TOKEN, START = TOKEN_CPU + TLS_TOKEN_CPU, START_CPU + TLS_START_CPU + REDIS_START_CPU
