@@ -75,3 +75,23 @@ def test_an_upstream_that_fails_half_of_its_requests_costs_no_answer_and_little_
     assert failing.complete >= 0.999 * total
     assert failing.p99 < 2 * healthy.p99, (failing.p99, healthy.p99)
     assert max(len(upstream.requests), len(second.requests)) <= 1.2 * total
+
+
+@pytest.mark.timing
+def test_both_upstreams_down_are_reported_in_less_than_a_second_once_their_circuits_are_open(
+    start_rill: StartRill, upstream: Upstream, second: Upstream
+) -> None:
+    rill = start_rill(**fallbacks("both", second))
+    for each in (upstream, second):
+        each.always(FAILING)
+    for _ in range(5):  # The circuits open.
+        with ask(rill) as asked:
+            assert asked.status == 502
+    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
+        begun = time.monotonic()
+        with ask(rill) as asked:
+            assert (asked.status, asked.read_rest()) == (502, b"The model's API failed. Try again.\n")
+        seconds = time.monotonic() - begun
+        if seconds < 1:
+            break
+    assert seconds < 1
