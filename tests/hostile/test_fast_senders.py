@@ -31,9 +31,9 @@ PACED = (
 
 
 @pytest.fixture
-def service(share_rill: StartRill) -> Rill:
-    """Return a server with one worker that requires an API key."""
-    return share_rill(RILL_API_KEYS=f"alice={KEY}")
+def service(start_rill: StartRill) -> Rill:
+    """Return a server with one worker that requires an API key; pipelined requests outlive their sender."""
+    return start_rill(RILL_API_KEYS=f"alice={KEY}")
 
 
 @contextmanager
