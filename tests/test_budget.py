@@ -188,6 +188,7 @@ def test_what_an_answer_costs(answer: Counted | None, outcome: str, tokens: int 
 def test_a_disconnect_before_an_answer_that_is_sent_whole_costs_the_reservation() -> None:
     _, reservation = budget_of("100000/day").reserve(ALICE, prompt(), RATE)
     assert Bill(reservation, is_streamed=False).tokens("client_disconnected") == reservation.tokens
+    assert Bill(reservation, is_streamed=True).tokens("client_stopped") == reservation.input_tokens
 
 
 # The server

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from rill.admission.budget import Reservation
 from rill.admission.token_estimate import CACHE_COUNTS, count_of, estimate_output
 
-# The client left, and the upstream may have worked for it.
-LEFT = ("client_disconnected", "client_too_slow")
+# The client ended the answer, for which the upstream may have worked.
+ENDED_BY_CLIENT = ("client_disconnected", "client_too_slow", "client_stopped")
 
 
 class Counted(Protocol):
@@ -40,7 +40,7 @@ class Bill:
         answer, reserved = self.answer, self.reservation
         read = count_of(answer.usage, "input_tokens", *CACHE_COUNTS) if answer else 0
         if answer is None or not (read or answer.received_bytes):
-            if outcome not in LEFT:
+            if outcome not in ENDED_BY_CLIENT:
                 return 0
             # The upstream may have written all of an answer that it sends as a whole.
             return reserved.input_tokens if self._is_streamed else reserved.tokens

@@ -1,7 +1,6 @@
 """The limits of a client over time: its rate of requests, and its token budget."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from rill.admission.budget import Reservation, TokenBudget, Usage
@@ -17,8 +16,8 @@ class Admitted(NamedTuple):
 
     prompt: Prompt
     reply: ReplyFormat
-    reservation: Reservation | None = None
-    headers: Mapping[str, str] = MappingProxyType({})
+    reservation: Reservation | None
+    headers: Mapping[str, str]
 
 
 class Limits:
@@ -46,11 +45,9 @@ class Limits:
         An invalid request counts too. With Redis, a request and its tokens are counted at once, so that `read` comes
         first.
         """
-        if not self._budget.budgets_of(client):
-            self._rate.count(client.name)
-            asked, reply = read()
-            return _admit(client.restrict(asked, self._models), asked, reply)
-        if self._shared:
+        has_budget = bool(self._budget.budgets_of(client))
+        counts_later = has_budget and self._shared is not None
+        if counts_later:
             self._rate.check_recent(client.name)
         else:
             self._rate.count(client.name)
@@ -58,15 +55,17 @@ class Limits:
             asked, reply = read()
             prompt = client.restrict(asked, self._models)
         except BaseException:
-            if self._shared:
+            if counts_later:
                 self._rate.count(client.name)
             raise
-        if prompt.is_count:  # It is not billed.
-            if self._shared:
-                self._rate.count(client.name)
-            return _admit(prompt, asked, reply)
-        prompt, reservation = self._budget.reserve(client, prompt, self._rate)
-        return _admit(prompt, asked, reply, reservation)
+        reservation = None
+        if has_budget and not prompt.is_count:  # To count tokens is not billed.
+            prompt, reservation = self._budget.reserve(client, prompt, self._rate)
+        elif counts_later:
+            self._rate.count(client.name)
+        is_shorter = prompt.max_tokens < asked.max_tokens
+        headers = {"X-Max-Tokens": str(prompt.max_tokens)} if is_shorter else {}
+        return Admitted(prompt, reply, reservation, headers)
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         """Charge the tokens of an answer that has ended."""
@@ -75,8 +74,3 @@ class Limits:
     def usage(self, client: Client) -> list[Usage]:
         """Return what the client has used of each of its budgets."""
         return self._budget.usage(client)
-
-
-def _admit(prompt: Prompt, asked: Prompt, reply: ReplyFormat, reservation: Reservation | None = None) -> Admitted:
-    is_shorter = prompt.max_tokens < asked.max_tokens
-    return Admitted(prompt, reply, reservation, {"X-Max-Tokens": str(prompt.max_tokens)} if is_shorter else {})

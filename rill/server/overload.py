@@ -1,4 +1,4 @@
-"""What an overloaded worker sends to a new request, before it parses it: this costs a fraction of an answer's start."""
+"""What an overloaded worker sends to a new request for an answer, before it parses it."""
 
 import logging
 import re

@@ -1,7 +1,7 @@
 """Recordings that every worker and machine finds in Redis: read there, and followed from the worker that owns them.
 
 A worker that follows an answer renews that in short intervals; the owner sends it what is appended. Messages are a line
-of words, then bytes: `follow ID WORKER POSITION`, `leave ID WORKER 0|1`, `resumed ID BYTES`, `stop ID` to the owner,
+of words, then bytes: `follow ID WORKER POSITION`, `unfollow ID WORKER 0|1`, `resumed ID BYTES`, `stop ID` to the owner,
 and its `data ID POSITION STARTED ENDED`.
 """
 
@@ -74,7 +74,7 @@ class RemoteRecording(Recording):
             self._home.end_reading(self)
 
     def note_resumption(self, position: int) -> None:
-        self._home.tell(self.owner, f"resumed {self.id} {max(0, self.length - position)}")
+        self._home.notify(self.owner, f"resumed {self.id} {max(0, self.length - position)}")
 
     def note_data(self, position: int, data: bytes, started: bool, ended: str) -> None:
         """Note a message of the owner; bytes behind a gap are dropped, because they are sent again."""
@@ -167,7 +167,7 @@ class SharedRecordings(Recordings):
     def stop(self, recording: Recording) -> None:
         super().stop(recording)
         if isinstance(recording, RemoteRecording) and not recording.ended:
-            self.tell(recording.owner, f"stop {recording.id}")
+            self.notify(recording.owner, f"stop {recording.id}")
 
     def note_end(self, recording: Recording) -> None:
         if isinstance(recording, SharedRecording):
@@ -190,13 +190,13 @@ class SharedRecordings(Recordings):
     def end_reading(self, recording: RemoteRecording) -> None:
         """Follow an answer of another worker no longer."""
         self._budget.release(recording.id, recording.asked.client)
-        self.tell(recording.owner, f"leave {recording.id} {self._link.worker} {int(recording.was_read)}")
+        self.notify(recording.owner, f"unfollow {recording.id} {self._link.worker} {int(recording.was_read)}")
 
-    def tell(self, worker: str, message: str) -> None:
+    def notify(self, worker: str, message: str) -> None:
         """Send a message to a worker, without waiting for that."""
-        gevent.spawn(self._try_to_tell, worker, message)
+        gevent.spawn(self._try_to_notify, worker, message)
 
-    def _try_to_tell(self, worker: str, message: str) -> None:
+    def _try_to_notify(self, worker: str, message: str) -> None:
         for _ in range(TRIES):
             with suppress(RedisError):
                 if self._link.send(worker, message):
@@ -243,11 +243,11 @@ class SharedRecordings(Recordings):
         recording = self._found.get(id)
         if not isinstance(recording, SharedRecording):
             if kind == "follow":
-                self.tell(words[0], f"data {id} 0 0 gone")
+                self.notify(words[0], f"data {id} 0 0 gone")
         elif kind == "follow":
             recording.follow(words[0], int(words[1]))
-        elif kind == "leave":
-            recording.leave(words[0], words[1] == "1")
+        elif kind == "unfollow":
+            recording.unfollow(words[0], words[1] == "1")
         elif kind == "resumed":
             recording.resumptions += 1
             recording.replayed_bytes += int(words[0])

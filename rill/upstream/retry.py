@@ -126,11 +126,6 @@ def _may_retry(failure: Failure, is_streamed: bool) -> bool:
             failure.status >= 500 and failure.status not in GATEWAY_TIMEOUTS
         )
         return own == "true" or (own != "false" and is_transient)
-    if isinstance(failure.error, Unanswered):
-        return failure.error.seconds <= UNPROCESSED_SECONDS and is_streamed
-    if failure.error is not None:
-        # A request that was not written completely cannot be processed.
-        return isinstance(failure.error, httpx2.ConnectError) or (
-            isinstance(failure.error, httpx2.WriteError) and is_streamed
-        )
-    return failure.problem.name in ("upstream_overloaded", "upstream_rate_limited")
+    is_slow = isinstance(failure.error, httpx2.TimeoutException)
+    is_transient = failure.error is not None or failure.problem.name in ("upstream_overloaded", "upstream_rate_limited")
+    return is_transient and not is_slow and is_unprocessed(failure, is_streamed)
