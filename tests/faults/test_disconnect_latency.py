@@ -30,11 +30,5 @@ def p99(times: list[float]) -> float:
 @pytest.mark.timing
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_disconnect_closes_the_upstream_connection_within_50_ms(rill: Rill, upstream: Upstream, phase: str) -> None:
-    measured = []
-    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
-        upstream.clear()
-        upstream.always(*PHASES[phase])
-        measured.append(p99([disconnect_once(rill, upstream, phase, number) for number in range(1, DISCONNECTS + 1)]))
-        if measured[-1] < MAX_SECONDS:
-            return
-    raise AssertionError(f"p99 of {DISCONNECTS} disconnects: {measured} s")
+    upstream.always(*PHASES[phase])
+    assert p99([disconnect_once(rill, upstream, phase, number) for number in range(1, DISCONNECTS + 1)]) < MAX_SECONDS

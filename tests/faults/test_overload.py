@@ -67,12 +67,7 @@ def test_a_request_beyond_the_slots_is_rejected_at_once_while_streams_flow(rill:
         streams = [stack.enter_context(ask(rill)) for _ in range(STREAMS)]
         for each in streams:
             assert each.next_chunk().startswith(b"one ")
-        measured = []
-        for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
-            measured.append(measure(rill, streams))
-            if max(measured[-1]) < MAX_SECONDS:
-                break
-        assert max(measured[-1]) < MAX_SECONDS, measured
+        assert max(measure(rill, streams)) < MAX_SECONDS
         assert len(upstream.requests) == STREAMS
         with rill.ask("GET", "/readyz") as ready:
             assert ready.status == 503

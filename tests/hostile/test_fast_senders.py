@@ -74,12 +74,8 @@ def play_paced(answer: wire.Answer) -> None:
 def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstream: Upstream, names: list[str]) -> None:
     upstream.always(play_paced)
     workers = [worker.pid for worker in service.workers()]
-    gaps = []
-    for _ in range(3):  # Other load on the machine may delay one measurement, but not three.
-        with sending(service, *names):
-            gaps.append(longest_gap(service))
-        if gaps[-1] < GAP_SECONDS:
-            break
-    print(f"longest gap with {', '.join(names)}: {', '.join(f'{gap * 1000:.0f} ms' for gap in gaps)}")
-    assert min(gaps) < GAP_SECONDS
+    with sending(service, *names):
+        gap = longest_gap(service)
+    print(f"longest gap with {', '.join(names)}: {gap * 1000:.0f} ms")
+    assert gap < GAP_SECONDS
     assert [worker.pid for worker in service.workers()] == workers
