@@ -131,6 +131,16 @@ def fork_server(program: str = "gunicorn") -> ForkServer:
     return _servers[program]
 
 
+def run_forked(program: str, arguments: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run `PROGRAM ARGUMENTS`, and return its exit code, its stdout and its stderr."""
+    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        descriptors = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+        code = fork_server(program).start(arguments, env, descriptors).wait()
+        for written in stdout, stderr:
+            written.seek(0)
+        return code, stdout.read(), stderr.read()
+
+
 def close_fork_servers() -> None:
     """End the fork servers of this process."""
     while _servers:

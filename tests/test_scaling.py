@@ -292,6 +292,7 @@ def test_the_script_that_measures_redis_runs(redis: RedisServer) -> None:
     assert re.fullmatch(r"\d+ µs in Redis, \d+ µs in the worker, -?\d+ bytes per client\n", ran.stdout), ran.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 def test_the_script_that_measures_a_start_runs() -> None:
     for _ in range(4):  # A port that is free when it is chosen may be taken when it is used.

@@ -69,8 +69,11 @@ def play_paced(answer: wire.Answer) -> None:
         play(answer)
 
 
+ONE_BY_ONE = [pytest.param([name], marks=pytest.mark.soak, id=name) for name in SENDERS]
+
+
 @pytest.mark.timing
-@pytest.mark.parametrize("names", [*([name] for name in SENDERS), list(SENDERS)], ids=[*SENDERS, "all together"])
+@pytest.mark.parametrize("names", [*ONE_BY_ONE, pytest.param(list(SENDERS), id="all together")])
 def test_a_fast_sender_never_stalls_another_clients_stream(service: Rill, upstream: Upstream, names: list[str]) -> None:
     upstream.always(play_paced)
     workers = [worker.pid for worker in service.workers()]
