@@ -44,7 +44,7 @@ def local(share_rill: StartRill) -> Rill:
     return share_rill(**KEY, RILL_ALLOWED_MODELS=None, RILL_ALLOWED_HOSTS=None)
 
 
-def ask(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
+def call(service: Rill, name: str, headers: dict[str, str], port: int | None = None) -> tuple[int | None, str]:
     """Return the status and the body of the response of a route."""
     method, path, body = GUARDED[name]
     fields = {**(JSON if body else {}), "Connection": "close", **headers}
@@ -60,7 +60,7 @@ def test_on_loopback_without_client_keys_another_host_name_is_rejected(
     local: Rill, upstream: Upstream, name: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    status, text = ask(local, name, {"Host": f"{REBOUND}:{local.port}"})
+    status, text = call(local, name, {"Host": f"{REBOUND}:{local.port}"})
     assert (status, "RILL_ALLOWED_HOSTS" in text) == (403, True)
     assert upstream.requests == []
 
@@ -93,7 +93,7 @@ def test_a_host_name_that_only_looks_local_is_rejected(local: Rill, upstream: Up
 def test_loopback_names_are_served_on_any_port(local: Rill, upstream: Upstream, host: str, port: str) -> None:
     upstream.always(*wire.answer("ok"))
     own = f":{local.port}" if port == "own" else port
-    assert ask(local, "GET /stream", {"Host": f"{host}{own}"}) == (200, "ok")
+    assert call(local, "GET /stream", {"Host": f"{host}{own}"}) == (200, "ok")
 
 
 def test_a_request_without_a_host_is_served(local: Rill, upstream: Upstream) -> None:
@@ -109,8 +109,8 @@ def test_health_checks_are_answered_for_any_host(local: Rill, path: str) -> None
 
 
 def test_a_rejected_host_is_counted(local: Rill) -> None:
-    ask(local, "GET /stream", {"Host": REBOUND})
-    _, text = ask(local, "GET /metrics", {})
+    call(local, "GET /stream", {"Host": REBOUND})
+    _, text = call(local, "GET /metrics", {})
     assert 'rill_requests_rejected_total{reason="host_not_allowed"}' in text
 
 
@@ -118,7 +118,7 @@ def test_only_allowed_hosts_are_served(share_rill: StartRill, upstream: Upstream
     upstream.always(*wire.answer("ok"))
     rill = share_rill(RILL_ALLOWED_HOSTS="Rill.Example, [fd00::7]")
     statuses = {
-        host: ask(rill, "GET /stream", {"Host": host})[0]
+        host: call(rill, "GET /stream", {"Host": host})[0]
         for host in ("rill.example", "RILL.example:8443", "[fd00::7]:80", "localhost", REBOUND, "x.rill.example")
     }
     assert list(statuses.values()) == [200, 200, 200, 200, 403, 403]
@@ -127,31 +127,31 @@ def test_only_allowed_hosts_are_served(share_rill: StartRill, upstream: Upstream
 @pytest.mark.parametrize("env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}], ids=["keys", "offline"])
 def test_allowed_hosts_apply_in_every_configuration(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS="rill.example", **env)
-    assert ask(rill, "GET /stream", {"Host": REBOUND, "x-api-key": "one"})[0] == 403
-    assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
+    assert call(rill, "GET /stream", {"Host": REBOUND, "x-api-key": "one"})[0] == 403
+    assert call(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize("env", [{}, {"RILL_API_KEYS": "alice=one"}], ids=["no keys", "keys"])
 def test_a_wildcard_allows_every_host(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS="*", **env)
-    assert ask(rill, "GET /v1/models", {"Host": REBOUND, "x-api-key": "one"})[0] == 200
+    assert call(rill, "GET /v1/models", {"Host": REBOUND, "x-api-key": "one"})[0] == 200
 
 
 @pytest.mark.parametrize("env", [{"RILL_API_KEYS": "alice=one"}, {"RILL_OFFLINE": "1"}], ids=["keys", "offline"])
 def test_with_client_keys_or_the_offline_model_any_host_is_served(share_rill: StartRill, env: dict[str, str]) -> None:
     rill = share_rill(RILL_ALLOWED_HOSTS=None, **env)
-    assert ask(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
+    assert call(rill, "GET /v1/models", {"Host": "rill.example", "x-api-key": "one"})[0] == 200
 
 
 def test_on_a_public_address_any_host_is_served(start_rill: StartRill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     rill = start_rill(bind=False, RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
-    assert ask(rill, "GET /stream", {"Host": "rill.example"}) == (200, "ok")
+    assert call(rill, "GET /stream", {"Host": "rill.example"}) == (200, "ok")
 
 
 def test_a_public_setting_does_not_open_the_loopback_to_other_sites(share_rill: StartRill, upstream: Upstream) -> None:
     rill = share_rill(RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
-    assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
+    assert call(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
     assert upstream.requests == []
 
 
@@ -162,8 +162,8 @@ def test_of_a_public_and_a_loopback_address_only_the_loopback_is_guarded(
     with closing(socket.create_server(("0.0.0.0", 0))) as probe:
         public = probe.getsockname()[1]
     rill = start_rill("--bind", f"0.0.0.0:{public}", RILL_ALLOW_ANONYMOUS="1", RILL_ALLOWED_HOSTS=None)
-    assert ask(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
-    assert ask(rill, "GET /stream", {"Host": "rill.example"}, public)[0] == 200
+    assert call(rill, "GET /stream", {"Host": "rill.example"})[0] == 403
+    assert call(rill, "GET /stream", {"Host": "rill.example"}, public)[0] == 200
 
 
 def test_behind_a_unix_socket_any_host_is_served(start_rill: StartRill, upstream: Upstream) -> None:
@@ -229,14 +229,14 @@ def test_a_page_of_another_origin_causes_no_billing_without_sec_fetch(
     local: Rill, upstream: Upstream, name: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    status, text = ask(local, name, {"Host": HOST, "Origin": "http://evil.example"})
+    status, text = call(local, name, {"Host": HOST, "Origin": "http://evil.example"})
     assert (status, "RILL_CORS_ORIGINS" in text) == (403, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("origin", OTHER_ORIGINS)
 def test_an_origin_that_is_not_the_host_is_rejected(local: Rill, upstream: Upstream, origin: str) -> None:
-    assert ask(local, "POST /stream", {"Host": HOST, "Origin": origin})[0] == 403
+    assert call(local, "POST /stream", {"Host": HOST, "Origin": origin})[0] == 403
     assert upstream.requests == []
 
 
@@ -260,20 +260,20 @@ def test_a_page_of_the_same_origin_is_served_without_sec_fetch(
     local: Rill, upstream: Upstream, host: str, origin: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    assert ask(local, "POST /stream", {"Host": host, "Origin": origin}) == (200, "ok")
+    assert call(local, "POST /stream", {"Host": host, "Origin": origin}) == (200, "ok")
 
 
 @pytest.mark.parametrize("allowed", ["https://app.example", "*"])
 def test_a_listed_origin_is_served_without_sec_fetch(share_rill: StartRill, upstream: Upstream, allowed: str) -> None:
     upstream.always(*wire.answer("ok"))
     rill = share_rill(RILL_CORS_ORIGINS=allowed)
-    assert ask(rill, "POST /stream", {"Origin": "https://APP.example"})[0] == 200
-    assert ask(rill, "POST /stream", {"Origin": "null"})[0] == (200 if allowed == "*" else 403)
+    assert call(rill, "POST /stream", {"Origin": "https://APP.example"})[0] == 200
+    assert call(rill, "POST /stream", {"Origin": "null"})[0] == (200 if allowed == "*" else 403)
 
 
 def test_a_get_without_an_origin_is_served_as_the_security_page_states(local: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
-    assert ask(local, "GET /stream", {"Host": HOST, "Referer": "http://evil.example/"}) == (200, "ok")
+    assert call(local, "GET /stream", {"Host": HOST, "Referer": "http://evil.example/"}) == (200, "ok")
 
 
 CROSS_SITE = {
@@ -285,4 +285,4 @@ CROSS_SITE = {
 
 @pytest.mark.parametrize("name", CROSS_SITE)
 def test_a_drip_request_of_another_site_takes_no_slot(local: Rill, name: str) -> None:
-    assert ask(local, "GET /drip", CROSS_SITE[name])[0] == 403
+    assert call(local, "GET /drip", CROSS_SITE[name])[0] == 403

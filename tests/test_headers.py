@@ -62,7 +62,7 @@ def send(port: int, request: bytes) -> Response:
         return Response(asked.status, asked.headers, asked.read_rest().decode())
 
 
-def ask(
+def fetch(
     service: Rill, path: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes = b""
 ) -> Response:
     return send(service.port, request_bytes(method, path, headers, body))
@@ -189,7 +189,7 @@ def test_no_answer_may_be_stored_buffered_changed_or_rendered_as_a_page(
 ) -> None:
     upstream.always(*wire.answer("ok"))
     method, path, headers, body = REQUESTS[name]
-    response = ask(service, path, {**ALICE, **headers}, method, body)
+    response = fetch(service, path, {**ALICE, **headers}, method, body)
     assert response.status == 200
     assert_headers(response)
 
@@ -199,7 +199,7 @@ def test_every_other_route_sends_the_same_headers(service: Rill, path: str) -> N
     if not is_installed(path):
         pytest.skip(f"{path} does not exist yet")
     for method in ("GET", "HEAD", "OPTIONS"):
-        response = ask(service, path, ALICE, method)
+        response = fetch(service, path, ALICE, method)
         assert response.status == 200
         assert_headers(response)
 
@@ -212,7 +212,7 @@ def test_the_drip_sends_the_same_headers(service: Rill) -> None:
 @pytest.mark.parametrize("name", REJECTED)
 def test_every_rejection_sends_the_same_headers(service: Rill, upstream: Upstream, name: str) -> None:
     method, path, headers, body, status = REJECTED[name]
-    response = ask(service, path, headers, method, body)
+    response = fetch(service, path, headers, method, body)
     assert (response.status, bool(response.text.strip())) == (status, True)
     assert_headers(response)
     assert upstream.requests == []
@@ -223,7 +223,7 @@ def test_every_rejection_sends_the_same_headers(service: Rill, upstream: Upstrea
 def test_every_upstream_error_sends_the_same_headers(service: Rill, upstream: Upstream, name: str, step: Step) -> None:
     upstream.always(step)
     method, path, headers, body = REQUESTS[name]
-    response = ask(service, path, {**ALICE, **headers}, method, body)
+    response = fetch(service, path, {**ALICE, **headers}, method, body)
     assert response.status in (502, 503)
     assert_headers(response)
 
@@ -247,7 +247,7 @@ def test_the_response_to_an_unparseable_request_may_not_be_stored_or_sniffed(ser
 def test_the_page_loads_nothing_from_other_origins_and_runs_no_inline_code(service: Rill, path: str) -> None:
     if not is_installed(path):
         pytest.skip(f"{path} does not exist yet")
-    policy = directives(ask(service, path, {"Accept": "text/html"}))
+    policy = directives(fetch(service, path, {"Accept": "text/html"}))
     for directive in ("script-src", "style-src", "connect-src"):
         assert policy[directive] == "'self'"
     assert (policy["base-uri"], policy["form-action"]) == ("'none'", "'self'")
@@ -262,7 +262,7 @@ def test_head_costs_nothing(limited: Rill, upstream: Upstream, path: str) -> Non
     if not is_installed(path):
         pytest.skip(f"{path} does not exist yet")
     for _ in range(RATE + 1):
-        response = ask(limited, path, client, "HEAD")
+        response = fetch(limited, path, client, "HEAD")
         assert (response.status, response.text) == (200, "")
     assert upstream.requests == []
     assert_rate_limit_unused(limited, upstream, client)
@@ -274,7 +274,7 @@ def test_head_costs_nothing(limited: Rill, upstream: Upstream, path: str) -> Non
 def test_a_prefetch_costs_nothing(limited: Rill, upstream: Upstream, path: str, header: str, purpose: str) -> None:
     client = {"X-Forwarded-For": new_address()}
     for _ in range(RATE + 1):
-        assert ask(limited, path, {**client, header: purpose}).status == 403
+        assert fetch(limited, path, {**client, header: purpose}).status == 403
     assert upstream.requests == []
     assert_rate_limit_unused(limited, upstream, client)
 
@@ -284,7 +284,7 @@ def test_a_route_that_sends_nothing_upstream_has_no_rate_limit(limited: Rill, up
     client = {"X-Forwarded-For": new_address()}
     if not is_installed(path):
         pytest.skip(f"{path} does not exist yet")
-    assert {ask(limited, path, client).status for _ in range(RATE + 2)} == {200}
+    assert {fetch(limited, path, client).status for _ in range(RATE + 2)} == {200}
     assert upstream.requests == []
     assert_rate_limit_unused(limited, upstream, client)
 
@@ -292,17 +292,17 @@ def test_a_route_that_sends_nothing_upstream_has_no_rate_limit(limited: Rill, up
 def assert_rate_limit_unused(service: Rill, upstream: Upstream, client: dict[str, str]) -> None:
     """Assert that the client can use its whole rate limit."""
     upstream.always(*wire.answer("ok"))
-    asked = [ask(service, "/stream?q=hi", client).status for _ in range(RATE + 1)]
+    asked = [fetch(service, "/stream?q=hi", client).status for _ in range(RATE + 1)]
     assert asked == [*[200] * RATE, 429]
 
 
 def test_the_drip_counts_as_a_request(limited: Rill, upstream: Upstream) -> None:
     client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
-    assert ask(limited, "/stream?q=hi", client).status == 200
+    assert fetch(limited, "/stream?q=hi", client).status == 200
     with limited.ask("GET", "/drip", client) as asked:
         assert (asked.status, asked.next_chunk()) == (200, b"1 of 10\n")
-    assert ask(limited, "/drip", client).status == 429
+    assert fetch(limited, "/drip", client).status == 429
 
 
 # Rate and concurrency limits
@@ -325,9 +325,9 @@ def test_a_rate_limit_rejection_states_the_limit_and_when_to_retry(
     client = {"X-Forwarded-For": new_address()}
     upstream.always(*wire.answer("ok"))
     for _ in range(RATE):
-        ask(limited, "/stream?q=hi", client)
+        fetch(limited, "/stream?q=hi", client)
     method, path, headers, body = SHAPES[shape]
-    response = ask(limited, path, {**client, **headers}, method, body)
+    response = fetch(limited, path, {**client, **headers}, method, body)
     assert response.status == 429
     assert f"At most {RATE} per hour for one client" in response.text
     assert 1 <= int(response.headers["retry-after"]) <= 3600
@@ -347,7 +347,7 @@ def test_a_concurrency_rejection_states_the_limit_and_when_to_retry(
     with limited.ask("GET", "/stream?q=hi", client) as first:
         assert first.next_chunk() == b"one"
         method, path, headers, body = SHAPES[shape]
-        response = ask(limited, path, {**client, **headers}, method, body)
+        response = fetch(limited, path, {**client, **headers}, method, body)
         assert (response.status, response.headers["retry-after"]) == (429, "1")
         assert "At most 1 concurrent answers for one client" in response.text
         assert "ratelimit-limit" not in response.headers  # waiting for a reset would not help
@@ -386,7 +386,7 @@ RIGHT: dict[str, dict[str, str]] = {
 def test_an_api_key_is_accepted_however_it_is_sent(service: Rill, upstream: Upstream, way: str) -> None:
     upstream.always(*wire.answer("ok"))
     for path in ("/stream?q=hi", "/chat/stream?message=hi", "/v1/models"):
-        assert ask(service, path, RIGHT[way]).status == 200
+        assert fetch(service, path, RIGHT[way]).status == 200
 
 
 def ways(key: bytes) -> dict[str, bytes]:
@@ -434,7 +434,7 @@ def test_no_other_api_key_is_accepted(service: Rill, upstream: Upstream, name: s
 
 def test_an_api_key_of_seven_thousand_characters_is_a_401(service: Rill) -> None:
     for header in ({"Authorization": "Bearer " + "w" * 7000}, {"x-api-key": "w" * 7000}):
-        assert ask(service, "/stream?q=hi", {**header, **from_new_address()}).status == 401
+        assert fetch(service, "/stream?q=hi", {**header, **from_new_address()}).status == 401
 
 
 ELSEWHERE = {
@@ -454,7 +454,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_an_api_key_in_the_url_is_not_accepted(service: Rill, upstream: Upstream, name: str) -> None:
     # A target with a user in it is not valid: https://www.rfc-editor.org/rfc/rfc9110#section-4.2.4
-    assert ask(service, ELSEWHERE[name], from_new_address()).status == (400 if "@" in ELSEWHERE[name] else 401)
+    assert fetch(service, ELSEWHERE[name], from_new_address()).status == (400 if "@" in ELSEWHERE[name] else 401)
     assert upstream.requests == []
 
 
@@ -467,7 +467,7 @@ def test_an_api_key_in_another_header_or_in_the_body_is_not_accepted(
     )
     form = {"Content-Type": "application/x-www-form-urlencoded", header: value, **from_new_address()}
     body = f"q=hi&token={API_KEY}&api_key={API_KEY}&authorization=Bearer+{API_KEY}".encode()
-    assert ask(service, "/stream", form, "POST", body).status == 401
+    assert fetch(service, "/stream", form, "POST", body).status == 401
     assert upstream.requests == []
 
 
@@ -475,9 +475,9 @@ def test_the_log_names_the_client_and_never_contains_its_key(service: Rill, upst
     upstream.always(*wire.answer("ok"))
     for number, (key, name) in enumerate([(API_KEY, "alice"), (HASHED, "bob")]):
         identity = f"named-{number}"
-        ask(service, "/stream?q=hi", {"x-api-key": key, "X-Request-Id": identity})
+        fetch(service, "/stream?q=hi", {"x-api-key": key, "X-Request-Id": identity})
         assert logged(service, identity)["client"] == name
-    ask(service, "/stream?q=hi", {"x-api-key": "wonder-land-mistyped"})
+    fetch(service, "/stream?q=hi", {"x-api-key": "wonder-land-mistyped"})
     for secret in (API_KEY, HASHED, sha256(HASHED.encode()).hexdigest(), "wonder-land-mistyped"):
         assert secret not in service.output()
 
@@ -505,7 +505,7 @@ def test_a_clients_api_key_never_reaches_the_upstream(service: Rill, upstream: U
     everywhere = {"Cookie": f"t={API_KEY}", "Proxy-Authorization": f"Bearer {API_KEY}", "X-Forwarded-For": API_KEY}
     more = {**headers, **everywhere, "Referer": f"http://x/?t={API_KEY}", "User-Agent": API_KEY, "X-Api-Token": API_KEY}
     url = f"{path}{'&' if '?' in path else '?'}token={API_KEY}&api_key={API_KEY}"
-    assert ask(service, url, {**more, **RIGHT[way]}, method, body).status == 200
+    assert fetch(service, url, {**more, **RIGHT[way]}, method, body).status == 200
     (request,) = upstream.requests
     seen = f"{request.path} {request.headers} {request.body.decode()}"
     for form in (API_KEY, b64encode(f"alice:{API_KEY}".encode()).decode(), b64encode(API_KEY.encode()).decode()):
@@ -558,7 +558,7 @@ ECHOES = {
 def test_the_upstream_key_never_reaches_a_client(service: Rill, upstream: Upstream, location: str, name: str) -> None:
     upstream.always(*ECHOES[location])
     method, path, headers, body = REQUESTS[name]
-    response = ask(service, path, {**ALICE, **headers}, method, body)
+    response = fetch(service, path, {**ALICE, **headers}, method, body)
     assert upstream.requests
     assert response.status is not None
     assert KEY not in response.whole()
@@ -572,7 +572,7 @@ def test_the_upstream_key_is_never_in_a_non_streamed_response(
     service: Rill, upstream: Upstream, location: str, path: str
 ) -> None:
     upstream.always(*ECHOES[location])
-    response = ask(service, path, {**ALICE, **JSON}, "POST", chat())
+    response = fetch(service, path, {**ALICE, **JSON}, "POST", chat())
     assert upstream.requests
     assert KEY not in response.whole()
 
@@ -582,7 +582,7 @@ def test_the_upstream_key_is_never_logged_even_if_a_relay_repeats_it(service: Ri
     for location, steps in ECHOES.items():
         upstream.always(*steps)
         identity = f"echo-{location}".replace(" ", "-").replace("'", "")
-        ask(service, "/stream?q=hi", {**ALICE, "X-Request-Id": identity})
+        fetch(service, "/stream?q=hi", {**ALICE, "X-Request-Id": identity})
         logged(service, identity)
         assert KEY not in service.output()[since:], location
 
@@ -609,7 +609,7 @@ def test_addresses_of_one_client_share_its_rate_limit(
     limited: Rill, upstream: Upstream, first: str, second: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
+    asked = [fetch(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [*[200] * RATE, 429]
 
 
@@ -618,13 +618,13 @@ def test_addresses_of_two_clients_have_a_rate_limit_each(
     limited: Rill, upstream: Upstream, first: str, second: str
 ) -> None:
     upstream.always(*wire.answer("ok"))
-    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
+    asked = [fetch(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in [first] * RATE + [second]]
     assert asked == [200] * (RATE + 1)
 
 
 def test_invalid_addresses_are_one_client_and_do_not_affect_others(limited: Rill, upstream: Upstream) -> None:
     upstream.always(*wire.answer("ok"))
     sent = ["unknown", "203.0.113.9:1234x", "fe80::1%eth0/../..", "a" * 3000, "_hidden", "\x7f"]
-    asked = [ask(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]
+    asked = [fetch(limited, "/stream?q=hi", {"X-Forwarded-For": each}).status for each in sent]
     assert set(asked) <= {200, 429, 400}
-    assert ask(limited, "/stream?q=hi", {"X-Forwarded-For": new_address()}).status == 200
+    assert fetch(limited, "/stream?q=hi", {"X-Forwarded-For": new_address()}).status == 200

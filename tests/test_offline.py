@@ -166,7 +166,7 @@ LONE_SURROGATE = json.dumps(question("\ud83d")).encode()
 
 @pytest.mark.parametrize("body", [*(json.dumps(each).encode() for each in BAD_REQUESTS), *NOT_JSON, LONE_SURROGATE])
 def test_a_bad_request_gets_400_and_a_short_message(body: bytes) -> None:
-    status, answer = ask(body)
+    status, answer = reply_to(body)
     assert status == "400 Bad Request"
     error = json.loads(answer)
     assert error["error"] == {"type": "invalid_request_error", "message": "The request is not valid."}
@@ -191,12 +191,12 @@ FIELDS = {
 @given(request=st.fixed_dictionaries({}, optional=FIELDS) | json_values)
 @examples(90)
 def test_any_json_gets_an_answer_or_400(request: Any) -> None:
-    status, answer = ask(json.dumps(request).encode())
+    status, answer = reply_to(json.dumps(request).encode())
     assert status in ("200 OK", "400 Bad Request")
     assert answer
 
 
-def ask(body: bytes) -> tuple[str, bytes]:
+def reply_to(body: bytes) -> tuple[str, bytes]:
     """Return the status and the body of the application's response, without a server."""
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v1/messages", "CONTENT_LENGTH": str(len(body))}
     setup_testing_defaults(environ)

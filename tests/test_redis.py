@@ -87,7 +87,7 @@ def new_address() -> str:
     return f"198.51.{high}.{low}"
 
 
-def ask(service: Rill, client: str) -> Response:
+def send_as(service: Rill, client: str) -> Response:
     """Send a request on a new connection, as the client with this address or API key."""
     name = "X-Forwarded-For" if client[0].isdigit() else "x-api-key"
     began = time.monotonic()
@@ -99,14 +99,16 @@ def ask(service: Rill, client: str) -> Response:
 
 def statuses(services: list[Rill], client: str, times: int) -> list[int | None]:
     """Send that many requests, to each service in turn, and return the statuses."""
-    return [ask(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)]
+    return [
+        send_as(service, client).status for service, _ in zip(itertools.cycle(services), range(times), strict=False)
+    ]
 
 
 def wait_until_logged(service: Rill, message: str, since: int) -> None:
     """Send requests, which check the state of Redis, until the service has logged the message."""
 
     def is_logged() -> bool:
-        ask(service, new_address())
+        send_as(service, new_address())
         return message in service.output()[since:]
 
     wait_until(is_logged, lambda: f"never logged {message!r}:\n{service.output()[since:][-3000:]}")
@@ -114,7 +116,7 @@ def wait_until_logged(service: Rill, message: str, since: int) -> None:
 
 def warm(service: Rill) -> int:
     """Send a request that is counted in Redis, and return the length of the output so far."""
-    assert ask(service, new_address()).status == 200
+    assert send_as(service, new_address()).status == 200
     return len(service.output())
 
 
@@ -125,7 +127,7 @@ def load(service: Rill, responses: list[Response], threads: int = 4) -> Iterator
 
     def send_requests() -> None:
         while not over.wait(0.03):
-            responses.append(ask(service, new_address()))
+            responses.append(send_as(service, new_address()))
 
     running = [threading.Thread(target=send_requests) for _ in range(threads)]
     for thread in running:
@@ -255,7 +257,7 @@ def test_many_concurrent_requests_keep_few_connections_and_leak_none(
     for _ in range(2):
         with redis.client() as client:
             client.client_kill_filter(_type="normal", skipme=True)  # the kept connections, unknown to the service
-        assert ask(service, new_address()).status == 200
+        assert send_as(service, new_address()).status == 200
     assert connections_of(worker.pid, redis) <= CONNECTIONS
     assert LOST not in service.output()[since:]
 

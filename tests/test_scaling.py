@@ -259,25 +259,25 @@ def test_each_request_calls_redis_once_however_long_its_answer(
 ) -> None:
     rill = start_rill(REDIS_URL=redis.url)
     upstream.always(*wire.answer("one"))
-    ask(rill)  # the first also loads the script
+    answer_of(rill)  # the first also loads the script
     before = script_calls(redis)
-    ask(rill)
+    answer_of(rill)
     assert script_calls(redis) == before + 1
     upstream.always(*wire.answer(*(f"word {number} " for number in range(200))))
-    assert "word 199" in ask(rill)
+    assert "word 199" in answer_of(rill)
     assert script_calls(redis) == before + 2
 
 
 def test_a_rejected_request_calls_redis_once_too(redis: RedisServer, upstream: Upstream, start_rill: StartRill) -> None:
     rill = start_rill(REDIS_URL=redis.url, RILL_RATE_LIMIT="1/hour;2/day")
     upstream.always(*wire.answer("one"))
-    ask(rill)
+    answer_of(rill)
     before = script_calls(redis)
-    assert ask(rill).startswith("At most 1 per hour")
+    assert answer_of(rill).startswith("At most 1 per hour")
     assert script_calls(redis) == before + 1
 
 
-def ask(rill: Rill) -> str:
+def answer_of(rill: Rill) -> str:
     """Return a whole answer."""
     with rill.ask("GET", "/stream?q=hi") as asked:
         return asked.read_rest().decode()

@@ -67,14 +67,14 @@ def read(conversation: Conversation) -> Response:
     return response
 
 
-def ask(
+def fetch(
     service: Rill, method: str = "GET", path: str = ASK, headers: Mapping[str, str] | None = None, body: bytes = b""
 ) -> Response:
     return read(service.ask(method, path, headers, body))
 
 
 def post_json(service: Rill, fields: object) -> Response:
-    return ask(service, "POST", "/stream", {"Content-Type": "application/json"}, json.dumps(fields).encode())
+    return fetch(service, "POST", "/stream", {"Content-Type": "application/json"}, json.dumps(fields).encode())
 
 
 # Errors of the client
@@ -107,7 +107,7 @@ FAULTS: dict[str, list[str]] = {
 def test_an_invalid_query_is_a_400_that_names_the_field_and_its_range(
     service: Rill, upstream: Upstream, path: str
 ) -> None:
-    response = ask(service, "GET", path)
+    response = fetch(service, "GET", path)
     assert response.status == 400
     for word in FAULTS[path]:
         assert re.search(rf"\b{re.escape(word)}\b", response.text), response.text
@@ -150,7 +150,7 @@ BODIES: dict[str, tuple[str, bytes, list[str]]] = {
 @pytest.mark.parametrize("name", BODIES)
 def test_an_invalid_body_is_a_400_that_names_the_field(service: Rill, upstream: Upstream, name: str) -> None:
     media_type, body, expected = BODIES[name]
-    response = ask(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
+    response = fetch(service, "POST", "/stream", {"Content-Type": media_type, "Content-Length": str(len(body))}, body)
     assert response.status == 400
     for word in expected:
         assert re.search(rf"\b{re.escape(word)}\b", response.text), response.text
@@ -171,7 +171,7 @@ def test_a_number_out_of_range_is_a_400_that_names_the_range(
 
 def test_a_json_body_nested_too_deep_is_a_400(service: Rill, upstream: Upstream) -> None:
     body = b'{"q": "hi", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert ask(service, "POST", "/stream", {"Content-Type": "application/json"}, body).status == 400
+    assert fetch(service, "POST", "/stream", {"Content-Type": "application/json"}, body).status == 400
     assert upstream.requests == []
 
 
@@ -259,7 +259,7 @@ FORMS = {
 @pytest.mark.parametrize("accept", FORMS)
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
 def test_a_problem_has_the_media_type_that_the_client_accepts(service: Rill, path: str, accept: str) -> None:
-    response = ask(service, "GET", path, {"Accept": accept})
+    response = fetch(service, "GET", path, {"Accept": accept})
     assert response.status == (404 if path == "/nowhere" else 400)
     assert response.headers["content-type"] == FORMS[accept]
     if "json" in FORMS[accept]:
@@ -273,7 +273,7 @@ def test_a_problem_has_the_media_type_that_the_client_accepts(service: Rill, pat
 
 @pytest.mark.parametrize("path", ["/stream", "/chat/stream", "/nowhere"])
 def test_a_problem_varies_by_accept(service: Rill, path: str) -> None:
-    assert ask(service, path=path).headers["vary"] == "Accept"
+    assert fetch(service, path=path).headers["vary"] == "Accept"
 
 
 PREFERENCES = {
@@ -292,7 +292,7 @@ def test_an_answer_is_server_sent_events_if_accept_prefers_them(
     service: Rill, upstream: Upstream, method: str, accept: str
 ) -> None:
     upstream.script(*wire.answer("ok"))
-    response = ask(
+    response = fetch(
         service, method, ASK if method == "GET" else "/stream", {"Accept": accept}, b"hi" * (method == "POST")
     )
     assert (response.status, response.headers["content-type"]) == (200, f"{PREFERENCES[accept]}; charset=utf-8")
@@ -302,13 +302,13 @@ def test_an_answer_is_server_sent_events_if_accept_prefers_them(
 def test_a_valid_request_id_is_echoed(service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer("ok"))
     identity = "9f/8-a.b:C_d+e="
-    assert ask(service, headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
-    assert ask(service, path="/stream", headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
+    assert fetch(service, headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
+    assert fetch(service, path="/stream", headers={"X-Request-Id": identity}).headers["x-request-id"] == identity
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "a" * 129, "<script>", "溪", 'a"b'])
 def test_any_other_request_id_is_replaced_by_a_new_one(service: Rill, sent: str) -> None:
-    given = [ask(service, path="/nowhere", headers={"X-Request-Id": sent}).headers["x-request-id"] for _ in range(2)]
+    given = [fetch(service, path="/nowhere", headers={"X-Request-Id": sent}).headers["x-request-id"] for _ in range(2)]
     assert sent not in given
     assert given[0] != given[1]
 
@@ -330,7 +330,7 @@ API_KEYS = {
 @pytest.mark.parametrize("way", API_KEYS)
 def test_an_api_key_is_accepted_however_it_is_sent(strict: Rill, upstream: Upstream, way: str) -> None:
     upstream.script(*wire.answer("ok"))
-    assert ask(strict, headers=API_KEYS[way]).text == "ok"
+    assert fetch(strict, headers=API_KEYS[way]).text == "ok"
 
 
 WRONG_API_KEYS = {
@@ -352,7 +352,7 @@ WRONG_API_KEYS = {
 def test_a_missing_or_wrong_api_key_is_a_401_that_states_how_to_send_one(
     strict: Rill, upstream: Upstream, way: str
 ) -> None:
-    response = ask(strict, headers=WRONG_API_KEYS[way])
+    response = fetch(strict, headers=WRONG_API_KEYS[way])
     assert response.status == 401
     assert {"Bearer", "x-api-key", "Basic"} <= set(re.findall(r"[\w-]+", response.text))
     assert "Bearer" in response.headers["www-authenticate"]
@@ -361,16 +361,16 @@ def test_a_missing_or_wrong_api_key_is_a_401_that_states_how_to_send_one(
 
 @pytest.mark.parametrize("path", [f"{ASK}&token=wonder-land", f"{ASK}&api_key=wonder-land", "/chat/stream?message=hi"])
 def test_an_api_key_in_the_url_is_not_accepted(strict: Rill, upstream: Upstream, path: str) -> None:
-    assert ask(strict, path=path).status == 401
+    assert fetch(strict, path=path).status == 401
     assert upstream.requests == []
 
 
 def test_health_needs_no_api_key(strict: Rill) -> None:
-    assert [ask(strict, path=path).status for path in ("/healthz", "/readyz")] == [200, 200]
+    assert [fetch(strict, path=path).status for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 def test_another_model_is_a_403_that_names_the_allowed_ones(strict: Rill, upstream: Upstream) -> None:
-    response = ask(strict, path=f"{ASK}&model=claude-other-9", headers=ALICE)
+    response = fetch(strict, path=f"{ASK}&model=claude-other-9", headers=ALICE)
     assert response.status == 403
     assert {"model", "claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"} <= set(
         re.findall(r"[\w-]+", response.text)
@@ -381,7 +381,7 @@ def test_another_model_is_a_403_that_names_the_allowed_ones(strict: Rill, upstre
 @pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-opus-5", "claude-haiku-5"])
 def test_an_allowed_model_is_accepted(strict: Rill, upstream: Upstream, model: str) -> None:
     upstream.script(*wire.answer("ok"))
-    assert ask(strict, path=f"{ASK}&model={model}", headers=ALICE).status == 200
+    assert fetch(strict, path=f"{ASK}&model={model}", headers=ALICE).status == 200
     assert upstream.requests[0].json["model"] == model
 
 
@@ -398,7 +398,7 @@ METHODS = [
 def test_a_wrong_method_is_a_405_that_lists_the_allowed_ones(
     service: Rill, upstream: Upstream, method: str, path: str, allowed: set[str]
 ) -> None:
-    response = ask(service, method, path)
+    response = fetch(service, method, path)
     assert response.status == 405
     assert set(response.headers["allow"].split(", ")) == allowed
     assert response.text.strip()
@@ -407,7 +407,7 @@ def test_a_wrong_method_is_a_405_that_lists_the_allowed_ones(
 
 @pytest.mark.parametrize("path", ["/nowhere", "/stream/", "/Stream?q=hi"])
 def test_an_unknown_path_is_a_404_that_names_an_existing_one(service: Rill, upstream: Upstream, path: str) -> None:
-    response = ask(service, path=path)
+    response = fetch(service, path=path)
     assert (response.status, "/stream" in response.text) == (404, True)
     assert upstream.requests == []
 
@@ -416,7 +416,7 @@ def test_an_unknown_path_is_a_404_that_names_an_existing_one(service: Rill, upst
 def test_another_media_type_is_a_415_that_lists_the_supported_ones(
     service: Rill, upstream: Upstream, media_type: str
 ) -> None:
-    response = ask(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
+    response = fetch(service, "POST", "/stream", {"Content-Type": media_type}, b"<q>hi</q>")
     assert response.status == 415
     for right in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
         assert right in response.text
@@ -480,13 +480,13 @@ def test_a_server_at_capacity_is_a_503_with_retry_after_until_a_slot_is_free(
     with service.ask("GET", ASK) as first:
         assert first.next_chunk() == b"one"
         for path in (ASK, "/chat/stream?message=hi", "/readyz"):
-            response = ask(service, path=path)
+            response = fetch(service, path=path)
             assert (response.status, response.headers["retry-after"]) == (503, "1")
-        assert ask(service, path="/healthz").status == 200
+        assert fetch(service, path="/healthz").status == 200
         assert len(upstream.requests) == 1
     upstream.wait_for_disconnect()
     upstream.script(*wire.answer("two"))
-    assert ask(service).text == "two"
+    assert fetch(service).text == "two"
 
 
 def test_a_client_with_too_many_concurrent_answers_gets_a_429_that_names_the_limit(
@@ -496,10 +496,10 @@ def test_a_client_with_too_many_concurrent_answers_gets_a_429_that_names_the_lim
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text("one")), wire.gate("hold"), wire.end())
     with service.ask("GET", ASK, ALICE) as first:
         assert first.next_chunk() == b"one"
-        response = ask(service, headers=ALICE)
+        response = fetch(service, headers=ALICE)
         assert (response.status, response.headers["retry-after"], "1" in response.text) == (429, "1", True)
         upstream.script(*wire.answer("for bob"))
-        assert ask(service, headers={"x-api-key": "b"}).text == "for bob"
+        assert fetch(service, headers={"x-api-key": "b"}).text == "for bob"
 
 
 def test_a_client_over_its_rate_limit_gets_a_429_that_names_the_limit(
@@ -507,13 +507,13 @@ def test_a_client_over_its_rate_limit_gets_a_429_that_names_the_limit(
 ) -> None:
     service = start_rill(RILL_RATE_LIMIT="2/minute", RILL_API_KEYS="alice=wonder-land,bob=b")
     upstream.always(*wire.answer("ok"))
-    assert [ask(service, headers=ALICE).status for _ in range(2)] == [200, 200]
-    response = ask(service, headers=ALICE)
+    assert [fetch(service, headers=ALICE).status for _ in range(2)] == [200, 200]
+    response = fetch(service, headers=ALICE)
     assert response.status == 429
     assert 1 <= int(response.headers["retry-after"]) <= 60
     assert re.search(r"\b2 per minute\b", response.text)
     assert len(upstream.requests) == 2
-    assert ask(service, headers={"x-api-key": "b"}).status == 200
+    assert fetch(service, headers={"x-api-key": "b"}).status == 200
 
 
 # Methods that send nothing upstream
@@ -521,7 +521,7 @@ def test_a_client_over_its_rate_limit_gets_a_429_that_names_the_limit(
 
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi", "/healthz", "/readyz"])
 def test_head_never_reaches_the_upstream(service: Rill, upstream: Upstream, path: str) -> None:
-    response = ask(service, "HEAD", path)
+    response = fetch(service, "HEAD", path)
     assert (response.status, response.text) == (200, "")
     assert upstream.requests == []
 
@@ -531,14 +531,14 @@ def test_head_never_reaches_the_upstream(service: Rill, upstream: Upstream, path
 def test_a_prefetch_is_a_403_and_never_reaches_the_upstream(
     service: Rill, upstream: Upstream, header: str, purpose: str
 ) -> None:
-    response = ask(service, headers={header: purpose})
+    response = fetch(service, headers={header: purpose})
     assert (response.status, bool(response.text.strip())) == (403, True)
     assert upstream.requests == []
 
 
 @pytest.mark.parametrize("path", [ASK, "/chat/stream?message=hi"])
 def test_options_never_reaches_the_upstream(service: Rill, upstream: Upstream, path: str) -> None:
-    assert ask(service, "OPTIONS", path).status in (200, 204)
+    assert fetch(service, "OPTIONS", path).status in (200, 204)
     assert upstream.requests == []
 
 
@@ -615,7 +615,7 @@ UPSTREAM_ERRORS = {
 def test_an_upstream_error_has_a_true_status(service: Rill, upstream: Upstream, name: str) -> None:
     error = UPSTREAM_ERRORS[name]
     upstream.always(error.step)
-    response = ask(service)
+    response = fetch(service)
     assert (response.status, response.headers.get("retry-after")) == (error.status, error.retry_after)
     assert error.message in response.text
     assert "internal detail" not in response.text
@@ -628,7 +628,7 @@ def test_an_upstream_error_has_the_same_status_for_server_sent_events(
     service: Rill, upstream: Upstream, path: str, name: str
 ) -> None:
     upstream.always(UPSTREAM_ERRORS[name].step)
-    response = ask(service, path=path, headers={"Accept": "text/event-stream, application/json;q=0.5"})
+    response = fetch(service, path=path, headers={"Accept": "text/event-stream, application/json;q=0.5"})
     assert (response.status, response.headers["content-type"]) == (
         UPSTREAM_ERRORS[name].status,
         "application/problem+json",
@@ -641,7 +641,7 @@ def test_the_upstream_key_is_not_sent_even_if_the_upstream_repeats_it(
 ) -> None:
     message = f"Bad header: Authorization: Bearer {KEY}"
     upstream.always(wire.error(code, "invalid_request_error", message, {**ONCE, "x-debug": KEY}))
-    assert ask(service).status in (400, 413)  # `ask` searches for the key
+    assert fetch(service).status in (400, 413)  # `ask` searches for the key
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate"])
@@ -650,7 +650,7 @@ def test_an_error_with_a_wrong_content_encoding_is_a_502(
     service: Rill, upstream: Upstream, code: int, coding: str
 ) -> None:
     upstream.always(wire.status(code, {"content-encoding": coding, **ONCE}, b"plain, after all"))
-    assert ask(service).status == 502
+    assert fetch(service).status == 502
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -658,7 +658,7 @@ def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int
     with Upstream() as elsewhere:
         elsewhere.always(*wire.answer("never"))
         upstream.always(wire.status(code, {"location": f"{elsewhere.url}/v1/messages", **ONCE}))
-        assert ask(service).status == 502
+        assert fetch(service).status == 502
         assert elsewhere.accepted == 0
     assert len(upstream.requests) == 1
 
@@ -666,14 +666,14 @@ def test_a_redirect_is_not_followed(service: Rill, upstream: Upstream, code: int
 def test_an_unreachable_upstream_is_a_502(start_rill: StartRill) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    response = ask(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
+    response = fetch(start_rill(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{port}"))
     assert response.status == 502
     assert str(port) not in response.text
 
 
 def test_an_upstream_reset_before_its_headers_is_a_502(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.reset())
-    assert ask(service).status == 502
+    assert fetch(service).status == 502
 
 
 ERRORS_FIRST = [
@@ -693,38 +693,38 @@ def test_an_error_event_that_comes_first_is_a_true_status(
     service: Rill, upstream: Upstream, type: str, status: int, headers: dict[str, str]
 ) -> None:
     upstream.always(wire.head(), wire.send(wire.stream_error(type, "theirs")), wire.end())
-    response = ask(service, headers=headers)
+    response = fetch(service, headers=headers)
     assert response.status == status
     assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
 def test_an_error_event_before_the_first_text_is_a_true_status(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.send(wire.stream_error()), wire.end())
-    assert ask(service).status == 503
+    assert fetch(service).status == 503
 
 
 def test_an_upstream_that_closes_before_the_first_text_is_a_502(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.opening()), wire.end())
-    assert ask(service).status == 502
+    assert fetch(service).status == 502
 
 
 def test_a_refusal_with_no_text_is_a_422_with_its_explanation(service: Rill, upstream: Upstream) -> None:
     explanation = "This asks for help with breaking in."
     details = {"type": "refusal", "category": "cyber", "explanation": explanation}
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0, stop_details=details)), wire.end())
-    response = ask(service)
+    response = fetch(service)
     assert (response.status, response.text) == (422, f"{explanation}\n")
 
 
 def test_a_refusal_without_an_explanation_is_a_422_with_a_message(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("refusal", 0)), wire.end())
-    response = ask(service)
+    response = fetch(service)
     assert (response.status, "refused" in response.text) == (422, True)
 
 
 def test_an_answer_with_no_text_that_is_not_a_refusal_is_an_empty_200(service: Rill, upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(wire.start(), wire.stop("end_turn", 0)), wire.end())
-    response = ask(service)
+    response = fetch(service)
     assert (response.status, response.text) == (200, "")
 
 
@@ -737,7 +737,7 @@ def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
     hasty: Rill, upstream: Upstream, steps: list[Step], headers: dict[str, str]
 ) -> None:
     upstream.always(*steps)
-    assert ask(hasty, headers=headers).status == 504
+    assert fetch(hasty, headers=headers).status == 504
     upstream.wait_for_disconnect()
     assert len(upstream.requests) == 1
 
@@ -745,7 +745,7 @@ def test_an_upstream_silent_before_or_after_its_headers_is_a_504(
 def test_an_upstream_that_only_pings_has_not_started_and_is_a_504(hasty: Rill, upstream: Upstream) -> None:
     pings = [step for _ in range(100) for step in (wire.send(wire.ping()), wire.pause(0.05))]
     upstream.script(wire.head(), *pings, wire.silence())
-    assert ask(hasty).status == 504
+    assert fetch(hasty).status == 504
     upstream.wait_for_disconnect()
 
 
@@ -790,7 +790,7 @@ def test_a_long_retry_after_reaches_the_client_in_under_a_second(
 ) -> None:
     upstream.always(wire.error(code, type, "later", {"retry-after": "3600"}))
     began = time.monotonic()
-    response = ask(service)
+    response = fetch(service)
     assert time.monotonic() - began < 1
     assert (response.status, response.headers["retry-after"]) == (status, "3600")
     assert len(upstream.requests) == 1
@@ -802,7 +802,7 @@ def test_a_short_retry_after_is_waited_for_and_the_request_is_retried(
 ) -> None:
     upstream.script(wire.error(429, "rate_limit_error", "later", {"retry-after": retry_after}))
     upstream.script(*wire.answer("second time"))
-    assert ask(service).text == "second time"
+    assert fetch(service).text == "second time"
     first, second = upstream.requests
     assert first.json == second.json
 
@@ -813,26 +813,26 @@ def test_a_short_retry_after_is_waited_for_and_the_request_is_retried(
 def test_a_temporary_failure_is_retried(service: Rill, upstream: Upstream, step: Step) -> None:
     upstream.script(step)
     upstream.script(*wire.answer("second time"))
-    assert ask(service).text == "second time"
+    assert fetch(service).text == "second time"
     assert len(upstream.requests) == 2
 
 
 def test_a_request_is_sent_three_times_at_most(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "0"}))
-    assert ask(service).status == 503
+    assert fetch(service).status == 503
     assert len(upstream.requests) == 3
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 413])
 def test_a_permanent_failure_is_not_retried(service: Rill, upstream: Upstream, code: int) -> None:
     upstream.always(wire.error(code, "some_error", "x"))
-    assert ask(service).status >= 400
+    assert fetch(service).status >= 400
     assert len(upstream.requests) == 1
 
 
 def test_a_retry_that_would_exceed_the_start_timeout_is_not_attempted(hasty: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(529, "overloaded_error", "x", {"retry-after": "1"}))
-    response = ask(hasty)
+    response = fetch(hasty)
     assert (response.status, response.headers["retry-after"]) == (503, "1")
     assert len(upstream.requests) == 1
 
@@ -849,5 +849,5 @@ def test_a_failure_after_the_first_byte_is_never_retried(service: Rill, upstream
 
 def test_the_upstream_key_is_never_logged(service: Rill, upstream: Upstream) -> None:
     upstream.always(wire.error(401, "authentication_error", f"invalid key {KEY}"))
-    assert ask(service).status == 502
+    assert fetch(service).status == 502
     assert KEY not in service.output()

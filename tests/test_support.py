@@ -31,7 +31,7 @@ def app(environ, start_response):
 """
 
 
-def ask(upstream: Upstream, request: bytes = MESSAGES) -> Conversation:
+def request_from(upstream: Upstream, request: bytes = MESSAGES) -> Conversation:
     return Conversation(upstream.port, request)
 
 
@@ -51,7 +51,7 @@ def events_of(data: bytes) -> Iterator[dict[str, Any]]:
 def test_a_request_is_recorded_completely(upstream: Upstream) -> None:
     upstream.script(*wire.answer("Hello"))
     body = json.dumps({"model": "m", "prompt": "溪 🌊"}).encode()
-    with ask(upstream, request_bytes("POST", "/v1/messages?beta=true", {"X-Api-Key": "k"}, body)) as asked:
+    with request_from(upstream, request_bytes("POST", "/v1/messages?beta=true", {"X-Api-Key": "k"}, body)) as asked:
         assert asked.status == 200
     (request,) = upstream.wait_for_requests(1)
     assert (request.method, request.path, request.body) == ("POST", "/v1/messages?beta=true", body)
@@ -62,14 +62,14 @@ def test_a_request_is_recorded_completely(upstream: Upstream) -> None:
 def test_a_chunked_request_body_is_joined(upstream: Upstream) -> None:
     upstream.script(wire.status(200))
     data = request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
-    with ask(upstream, data) as asked:
+    with request_from(upstream, data) as asked:
         assert asked.status == 200
     assert upstream.requests[0].body == b"abcde"
 
 
 def test_an_answer_has_one_chunk_per_step_and_ends_cleanly(upstream: Upstream) -> None:
     upstream.script(*wire.answer("Hello", " world"))
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert asked.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert asked.next_chunk() == wire.start() + wire.block_start() + wire.ping()
         assert asked.next_chunk() == wire.text("Hello")
@@ -81,7 +81,7 @@ def test_an_answer_has_one_chunk_per_step_and_ends_cleanly(upstream: Upstream) -
 
 def test_a_gate_holds_the_second_chunk_until_it_is_opened(upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.gate("second"), wire.send(b"two"), wire.end())
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert asked.next_chunk() == b"one"
         upstream.wait_at_gate("second")
         asked.socket.setblocking(False)
@@ -95,7 +95,7 @@ def test_a_gate_holds_the_second_chunk_until_it_is_opened(upstream: Upstream) ->
 
 def test_one_gate_holds_many_answers_and_releases_all(upstream: Upstream) -> None:
     upstream.always(wire.gate("start"), *wire.answer("go"))
-    asked = [ask(upstream) for _ in range(30)]
+    asked = [request_from(upstream) for _ in range(30)]
     upstream.wait_at_gate("start", n=30)
     upstream.wait_until(lambda: upstream.open_connections == 30, "30 open connections")
     upstream.open("start")
@@ -107,7 +107,7 @@ def test_one_gate_holds_many_answers_and_releases_all(upstream: Upstream) -> Non
 def test_a_gate_that_is_never_opened_is_a_fault_and_closes_the_connection() -> None:
     with Upstream() as own:
         own.script(wire.head(), wire.gate("never", seconds=0.05), wire.end())
-        with ask(own) as asked:
+        with request_from(own) as asked:
             assert (asked.read_rest(), asked.ended) == (b"", "truncated")
         own.wait_until(lambda: own.open_connections == 0, "the connection to close")
         assert "gate 'never' was not opened" in own.faults[0]
@@ -122,7 +122,7 @@ def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, loca
         "full socket": wire.send(b"x" * 30_000_000),
     }
     upstream.script(wire.head(), wire.send(b"one"), steps[location], wire.end())
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert asked.next_chunk() == b"one"
         getattr(asked, how)()
     left_at = upstream.wait_for_disconnect()
@@ -133,14 +133,14 @@ def test_a_disconnect_is_detected_while_an_answer_waits(upstream: Upstream, loca
 
 def test_a_disconnect_before_the_head_is_detected(upstream: Upstream) -> None:
     upstream.script(wire.gate("head"), wire.head(), wire.end())
-    with ask(upstream):
+    with request_from(upstream):
         upstream.wait_at_gate("head")
     upstream.wait_for_disconnect()
 
 
 def test_a_request_sent_just_before_a_disconnect_is_recorded(upstream: Upstream) -> None:
     upstream.script(wire.silence())
-    with ask(upstream):
+    with request_from(upstream):
         pass
     assert upstream.wait_for_requests(1)
     upstream.wait_for_disconnect()
@@ -149,7 +149,7 @@ def test_a_request_sent_just_before_a_disconnect_is_recorded(upstream: Upstream)
 def test_pipelined_bytes_are_not_a_disconnect_and_wait_their_turn(upstream: Upstream) -> None:
     upstream.script(wire.gate("first"), wire.status(200, body=b"one"))
     upstream.script(wire.status(200, body=b"two"))
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         upstream.wait_at_gate("first")
         asked.socket.sendall(MESSAGES)
         upstream.open("first")
@@ -175,7 +175,7 @@ def test_a_connection_is_kept_for_the_next_request(upstream: Upstream) -> None:
 )
 def test_each_way_to_end_a_response_is_distinguished(upstream: Upstream, step: wire.Step, ended: str) -> None:
     upstream.script(wire.head(), wire.send(b"one"), wire.gate("read"), step)
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert asked.next_chunk() == b"one"
         upstream.open("read")
         assert (asked.read_rest(), asked.ended) == (b"", ended)
@@ -183,13 +183,13 @@ def test_each_way_to_end_a_response_is_distinguished(upstream: Upstream, step: w
 
 def test_dribbled_bytes_are_chunks_of_their_size(upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.dribble("溪".encode()), wire.dribble(b"abc", size=2), wire.end())
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert [asked.next_chunk() for _ in range(5)] == [b"\xe6", b"\xba", b"\xaa", b"ab", b"c"]
 
 
 def test_an_error_has_the_body_of_the_messages_api(upstream: Upstream) -> None:
     upstream.script(wire.error(529, "overloaded_error", "Overloaded", {"Retry-After": "3"}))
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert (asked.status, asked.headers["retry-after"]) == (529, "3")
         body = json.loads(asked.read_rest())
     assert body["type"] == "error"
@@ -198,14 +198,14 @@ def test_an_error_has_the_body_of_the_messages_api(upstream: Upstream) -> None:
 
 
 def test_a_request_without_a_script_is_a_fault() -> None:
-    with Upstream() as own, ask(own) as asked:
+    with Upstream() as own, request_from(own) as asked:
         assert asked.status == 400
         assert own.faults == ["no script for POST /v1/messages"]
 
 
 def test_clear_ends_open_answers_and_forgets_them(upstream: Upstream) -> None:
     upstream.script(wire.head(), wire.silence())
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert asked.status == 200
         upstream.clear()
         assert (upstream.requests, upstream.answers) == ([], [])
@@ -327,7 +327,7 @@ def test_an_answer_without_framing_ends_at_the_close() -> None:
 
 def test_a_connection_that_ends_before_the_head_has_no_status(upstream: Upstream) -> None:
     upstream.script(wire.close())
-    with ask(upstream) as asked:
+    with request_from(upstream) as asked:
         assert (asked.status, asked.ended) == (None, "truncated")
 
 

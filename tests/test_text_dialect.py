@@ -102,7 +102,7 @@ def test_a_form_has_a_field_for_the_prompt() -> None:
         read_form({"what is a rill?": ""}, SETTINGS)
 
 
-def ask(*messages: dict[str, Any], **fields: Any) -> Prompt:
+def prompt_of(*messages: dict[str, Any], **fields: Any) -> Prompt:
     return read_json(json.dumps({"messages": messages, **fields}).encode(), SETTINGS)
 
 
@@ -116,7 +116,7 @@ def test_a_conversation_in_the_messages_apis_shape_is_forwarded_unchanged() -> N
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": blocks},
     ]
-    assert ask(*messages).messages == messages
+    assert prompt_of(*messages).messages == messages
 
 
 def test_the_ai_sdks_parts_become_their_text() -> None:
@@ -126,7 +126,7 @@ def test_the_ai_sdks_parts_become_their_text() -> None:
         {"type": "reasoning", "text": "no"},
         {"type": "text", "text": "b"},
     ]
-    prompt = ask(
+    prompt = prompt_of(
         {"id": "1", "role": "user", "parts": parts}, {"role": "assistant", "parts": [{"type": "text", "text": "c"}]}
     )
     assert prompt.messages == [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
@@ -136,14 +136,14 @@ def test_system_messages_are_appended_to_the_given_system_prompt() -> None:
     system, second, user = (
         {"role": role, "content": text} for role, text in [("system", "A"), ("system", "B"), ("user", "C")]
     )
-    assert ask(system, user, second).options == {"system": "A\n\nB"}
-    assert ask(system, user, second).messages == [user]
-    assert ask(system, user, system=PROMPT).options == {"system": f"{PROMPT}\n\nA"}
+    assert prompt_of(system, user, second).options == {"system": "A\n\nB"}
+    assert prompt_of(system, user, second).messages == [user]
+    assert prompt_of(system, user, system=PROMPT).options == {"system": f"{PROMPT}\n\nA"}
 
 
 def test_a_system_message_of_blocks_is_forwarded() -> None:
     blocks = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    system = ask({"role": "system", "content": blocks}, {"role": "user", "content": "Hi"}).options["system"]
+    system = prompt_of({"role": "system", "content": blocks}, {"role": "user", "content": "Hi"}).options["system"]
     assert "Be " in json.dumps(system)
     assert "brief." in json.dumps(system)
 

@@ -71,7 +71,7 @@ class Clients:
                 plan = Plan.draw(next(self._numbers), self._chance)
             begun = time.monotonic()
             try:
-                result = ask(self._rill, plan)
+                result = carry_out(self._rill, plan)
             except ConnectionRefusedError as error:
                 self.errors.append(f"{plan}: {error!r}")
                 time.sleep(0.1)
@@ -81,7 +81,7 @@ class Clients:
             self.results.append((result, begun, time.monotonic()))
 
 
-def ask(rill: Rill, plan: Plan) -> Result:
+def carry_out(rill: Rill, plan: Plan) -> Result:
     """Send the prompt, and read as the plan says."""
     body = b""
     with Conversation(rill.port, plan.request(), timeout=CLIENT_SECONDS) as asked:

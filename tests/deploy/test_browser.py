@@ -99,7 +99,7 @@ def test_the_page_reports_whether_nginx_buffers(
 # examples/page.html
 
 
-def ask(browser: webdriver.Chrome, elsewhere: str, service: Rill, key: str = API_KEY) -> None:
+def ask_page(browser: webdriver.Chrome, elsewhere: str, service: Rill, key: str = API_KEY) -> None:
     """Open the example, fill its form and send it."""
     browser.get(f"{elsewhere}/page.html")
     for name, value in {"url": service.url, "key": key, "prompt": "What is a rill?"}.items():
@@ -113,7 +113,7 @@ def test_the_page_of_another_origin_shows_the_first_text_before_the_second_is_se
     browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*gated_answer())
-    ask(browser, elsewhere, cors_rill)
+    ask_page(browser, elsewhere, cors_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("second")
     wait_for(browser, "outcome", "Complete.")
@@ -126,7 +126,7 @@ def test_the_page_of_another_origin_distinguishes_a_truncated_answer_from_a_comp
     how: str, browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     upstream.script(*truncated_answer(how))
-    ask(browser, elsewhere, cors_rill)
+    ask_page(browser, elsewhere, cors_rill)
     wait_for(browser, "answer", FIRST)
     upstream.open("truncate")
     wait_for(browser, "outcome", "Truncated: the answer is incomplete.")
@@ -137,9 +137,9 @@ def test_the_page_of_another_origin_shows_the_message_of_a_rejection(
     browser: webdriver.Chrome, elsewhere: str, cors_rill: Rill, upstream: Upstream
 ) -> None:
     script_rate_limit(upstream)
-    ask(browser, elsewhere, cors_rill)
+    ask_page(browser, elsewhere, cors_rill)
     wait_for(browser, "outcome", "No answer (429): The model's rate limit is reached. Try again in 7 s.")
-    ask(browser, elsewhere, cors_rill, key="another")
+    ask_page(browser, elsewhere, cors_rill, key="another")
     wait_for(browser, "outcome", "No answer (401): This API key is not valid")
 
 
@@ -148,7 +148,7 @@ def test_the_page_of_an_origin_that_is_not_allowed_gets_no_answer(
 ) -> None:
     for_another = start_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_CORS_ORIGINS="https://app.example")
     for server, key in [(service, API_KEY), (for_another, API_KEY), (for_another, "")]:
-        ask(browser, elsewhere, server, key)
+        ask_page(browser, elsewhere, server, key)
         wait_for(browser, "outcome", f"RILL_CORS_ORIGINS does not contain {elsewhere}.")
         assert shown(browser, "answer") == ""
     assert upstream.requests == []

@@ -439,7 +439,7 @@ sent = st.binary(max_size=60).map(lambda value: value.translate(None, b"\r\n\0")
 schemes = st.sampled_from([b"Bearer ", b"bearer", b"Basic ", b"BASIC  ", b"Digest ", b"Basic Og==", b"Basic YTpi", b""])
 
 
-def ask(rill: Rill, head: bytes, body: bytes = b"") -> Received:
+def send_head(rill: Rill, head: bytes, body: bytes = b"") -> Received:
     """Send a request with these header lines, and a Content-Length if there is a body."""
     length = b"Content-Length: %d\r\n" % len(body) if body else b""
     return exchange(rill.port, b"%b\r\nHost: x\r\n%b\r\n%b" % (head, length, body))
@@ -448,7 +448,7 @@ def ask(rill: Rill, head: bytes, body: bytes = b"") -> Received:
 @given(name=st.sampled_from([b"Authorization", b"x-api-key", b"X-Request-Id", b"Accept"]), scheme=schemes, value=sent)
 @some
 def test_any_credentials_are_parsed_without_an_error(service: Rill, name: bytes, scheme: bytes, value: bytes) -> None:
-    received = ask(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
+    received = send_head(service, b"GET /stream?q=first HTTP/1.1\r\n%b: %b%b" % (name, scheme, value))
     assert received.statuses in ([400], [200, 200])
 
 
@@ -470,7 +470,7 @@ typed = st.lists(st.sampled_from(PARTS) | st.binary(max_size=5), max_size=12).ma
 @given(media_type=media_types | sent, body=typed)
 @many
 def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type: bytes, body: bytes) -> None:
-    received = ask(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
+    received = send_head(service, b"POST /stream HTTP/1.1\r\nContent-Type: " + media_type, body)
     assert received.statuses[0] in (200, 400, 413, 415)
     assert received.in_sync == (received.statuses != [400])
 
@@ -482,7 +482,7 @@ def test_any_body_of_any_type_is_answered_or_rejected(service: Rill, media_type:
 @some
 def test_any_url_is_answered_or_rejected(service: Rill, query: bytes, path: str) -> None:
     method = b"POST" if path.startswith("/v1") else b"GET"
-    received = ask(
+    received = send_head(
         service, b"%b %b?%b HTTP/1.1" % (method, path.encode(), query), QUESTION if method == b"POST" else b""
     )
     assert (received.statuses[0] in (200, 400, 403, 404), received.in_sync) == (True, True)
@@ -492,7 +492,7 @@ def test_any_url_is_answered_or_rejected(service: Rill, query: bytes, path: str)
 @some
 def test_any_forwarded_header_reaches_the_upstream_or_is_rejected(service: Rill, beta: bytes, version: bytes) -> None:
     head = b"POST /v1/messages HTTP/1.1\r\nanthropic-beta: %b\r\nanthropic-version: %b" % (beta, version)
-    received = ask(service, head, QUESTION)
+    received = send_head(service, head, QUESTION)
     assert received.statuses in ([200, 200], [400])
 
 

@@ -47,7 +47,7 @@ def fresh_hop() -> str:
     return f"198.51.{number // 250}.{number % 250 + 1}"
 
 
-def ask(rill: Rill, fields: str, source: str = "127.0.0.1", path: str = "/stream") -> int:
+def status_of(rill: Rill, fields: str, source: str = "127.0.0.1", path: str = "/stream") -> int:
     """Send a request with these header lines, by default without a prompt (it counts as well); return the status."""
     lines = f"GET {path} HTTP/1.1\r\nHost: x\r\n{fields}".strip()
     return exchange(rill.port, f"{lines}\r\n\r\n".encode("latin-1"), source).statuses[0]
@@ -87,7 +87,7 @@ NAMES = {
 def test_no_header_raises_the_rate_limit(counted: tuple[Rill, int], name: str) -> None:
     rill, _ = counted
     source = fresh_source()
-    assert [ask(rill, NAMES[name].format(number), source) for number in range(5)] == LIMITED
+    assert [status_of(rill, NAMES[name].format(number), source) for number in range(5)] == LIMITED
 
 
 # What a client may send as X-Forwarded-For; the proxies append theirs to it.
@@ -128,21 +128,21 @@ def test_a_forged_hop_left_of_the_trusted_ones_is_ignored(counted: tuple[Rill, i
     one_line = "X-Forwarded-For: " + ", ".join([FORGED[name], *added])
     lines = "\r\n".join(f"X-Forwarded-For: {each}" for each in [FORGED[name], *added])
     sent = [one_line, honest, lines, one_line, lines]
-    assert [ask(rill, each.format(number), source) for number, each in enumerate(sent)] == LIMITED
+    assert [status_of(rill, each.format(number), source) for number, each in enumerate(sent)] == LIMITED
 
 
 def test_each_client_behind_the_trusted_proxies_is_counted_separately(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     clients = [f"X-Forwarded-For: {', '.join([fresh_hop(), '10.0.0.1'][:hops] or [fresh_hop()])}" for _ in range(5)]
-    assert [ask(rill, client, source) for client in clients] == (LIMITED if hops == 0 else [400] * 5)
+    assert [status_of(rill, client, source) for client in clients] == (LIMITED if hops == 0 else [400] * 5)
 
 
 def test_the_peer_is_counted_if_the_proxies_wrote_too_few_hops(counted: tuple[Rill, int]) -> None:
     rill, hops = counted
     source = fresh_source()
     few = ["", "", "X-Forwarded-For: 203.0.113.{0}"][hops]
-    assert [ask(rill, few.format(number), source) for number in range(5)] == LIMITED
+    assert [status_of(rill, few.format(number), source) for number in range(5)] == LIMITED
 
 
 SAME = {
@@ -164,7 +164,7 @@ def test_every_spelling_of_the_trusted_hop_is_the_same_client(counted: tuple[Ril
     source, client = fresh_source(), fresh_hop()
     behind = ", 10.0.0.1" * (hops - 1)
     sent = [f"X-Forwarded-For: {spelling.format(client)}{behind}" for spelling in SAME[name]]
-    assert [ask(rill, each, source) for each in sent] == LIMITED
+    assert [status_of(rill, each, source) for each in sent] == LIMITED
 
 
 def test_the_log_names_the_trusted_hop_as_the_client(counted: tuple[Rill, int], upstream: Upstream) -> None:
@@ -173,7 +173,7 @@ def test_the_log_names_the_trusted_hop_as_the_client(counted: tuple[Rill, int], 
     source, client = fresh_source(), fresh_hop()
     offset = len(rill.output())
     forwarded = ", ".join(["203.0.113.9", *[client, "10.0.0.1"][:hops]])
-    assert ask(rill, f"X-Forwarded-For: {forwarded}", source, "/stream?q=first") == 200
+    assert status_of(rill, f"X-Forwarded-For: {forwarded}", source, "/stream?q=first") == 200
     assert f'"client": "{source if hops == 0 else client}"' in rill.output()[offset:]
 
 
@@ -286,7 +286,7 @@ CREDENTIALS = {
 @pytest.mark.parametrize("name", CREDENTIALS)
 def test_a_wrong_or_misplaced_api_key_is_rejected(rill: Rill, upstream: Upstream, name: str) -> None:
     source = fresh_source()  # Failures are limited for each address.
-    assert ask(rill, CREDENTIALS[name], source, f"/stream?q=first&token={SECRET}&api_key={SECRET}") == 401
+    assert status_of(rill, CREDENTIALS[name], source, f"/stream?q=first&token={SECRET}&api_key={SECRET}") == 401
     assert upstream.requests == []
 
 
@@ -310,7 +310,7 @@ def test_all_other_headers_together_do_not_replace_an_api_key(rill: Rill, upstre
 
 @pytest.mark.parametrize("line", [f"Authorization: Bearer {SECRET}", f"x-api-key: {SECRET}"])
 def test_an_api_key_in_its_header_is_accepted(rill: Rill, upstream: Upstream, line: str) -> None:
-    assert ask(rill, line, path="/stream?q=first") == 200
+    assert status_of(rill, line, path="/stream?q=first") == 200
     assert prompts(upstream) == ["first"]
 
 
