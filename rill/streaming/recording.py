@@ -10,7 +10,7 @@ import gevent
 
 from rill.problems import Problem
 from rill.streaming.cancellation import Cancellation, Drain
-from rill.streaming.relay import Aborted
+from rill.streaming.relay import Aborted, Relay
 
 # Memory is reserved for a recording in blocks of this size.
 BLOCK_BYTES = 8192
@@ -80,8 +80,8 @@ class Recording:
         "_grace",
         "_keeper",
         "_readers",
+        "_relay",
         "_reserved",
-        "_send",
         "asked",
         "ended",
         "id",
@@ -108,7 +108,7 @@ class Recording:
         self._drain = drain
         self._readers: set[Follower] = set()
         self._direct: Follower | None = None
-        self._send: Callable[[bytes], int] | None = None
+        self._relay: Relay | None = None
         self._cancellation: Cancellation | None = None
         self._grace: Any = None
 
@@ -141,6 +141,11 @@ class Recording:
         self._note_readers()
         return self._dismiss
 
+    def relay(self, make: Callable[..., Relay]) -> Relay:
+        """Return the relay of the answer, which `make` returns as Delivery.relay does."""
+        self._relay = make(self.append, self._block, chunked=False)
+        return self._relay
+
     def pump(self, start: Callable[[], Any]) -> None:
         """Record the answer whose body `start` returns, to its end, whoever reads it."""
         try:
@@ -171,20 +176,11 @@ class Recording:
 
     def append(self, data: bytes) -> int:
         """Record bytes and pass them to the readers; return their number. It never waits."""
+        if self._direct:
+            self._direct.wake()
         if len(self._data) + len(data) > self._reserved:
             self._grow(len(data))
         self._data += data
-        if self._send:
-            # The same as `push`, which would touch more memory for each token.
-            frame = b"%x\r\n%b\r\n" % (len(data), data)
-            try:
-                sent = self._send(frame)
-            except OSError:
-                sent = 0  # The reader meets the same error.
-            if sent < len(frame) and (reader := self._direct):
-                self.stop_sending()
-                reader.block(frame[sent:])
-            return len(data)
         for reader in self._readers:
             reader.push(data)
         return len(data)
@@ -219,15 +215,18 @@ class Recording:
         self._note_readers()
 
     def send_to(self, reader: Follower, send: Callable[[bytes], int]) -> None:
-        """Send what is appended to a reader that waits, without `push`, if it is the only one and has read all."""
-        if len(self._readers) == 1 and reader.position == self.length:
-            self._direct, self._send = reader, send
+        """Have the relay send to a reader that waits and record beside that, if it is the only one and has read all."""
+        if self._relay and len(self._readers) == 1 and reader.position == self.length:
+            self._direct = reader
+            room = self._reserved - len(self._data)
+            self._relay.direct(send, self._block, chunked=True, keep=self._data.extend, room=room)
 
     def stop_sending(self) -> None:
-        """Use `push` again."""
-        if self._direct:
+        """Have the relay record only: `append` tells the readers."""
+        if self._direct and self._relay:
             self._direct.position = self.length
-            self._direct = self._send = None
+            self._direct = None
+            self._relay.direct(self.append, self._block, chunked=False)
 
     def note_resumption(self, position: int) -> None:
         """Count a reader that continues the answer from a position."""
@@ -245,6 +244,10 @@ class Recording:
         self._keeper.forget(self)
         self._trim()
         self._note_readers()
+
+    def _block(self, unsent: bytes) -> None:
+        if self._direct:
+            self._direct.block(unsent)
 
     def _wake(self) -> None:
         for reader in self._readers:
