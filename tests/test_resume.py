@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from urllib.parse import urlencode
 
 import pytest
@@ -52,6 +53,16 @@ def line_of(rill: Rill, request_id: str) -> dict[str, object]:
     wait_until(lines, "the log line")
     line: dict[str, object] = json.loads(lines()[0])
     return line
+
+
+def wait_until_complete(rill: Rill, id: str) -> None:
+    """Wait until an answer has a length; a reader that keeps up has been sent its end in the same moment."""
+
+    def is_complete() -> bool:
+        with rill.ask("HEAD", f"/stream/{id}") as asked:
+            return "content-length" in asked.headers
+
+    wait_until(is_complete, "the end of the answer")
 
 
 def test_an_answer_that_does_not_ask_for_it_cannot_be_resumed(rill: Rill, upstream: Upstream) -> None:
@@ -345,6 +356,34 @@ def test_a_request_after_a_complete_answer_gets_a_new_one(rill: Rill, upstream: 
             assert asked.read_rest() == text.encode()
         with ask(rill, "again", from_byte(3)) as rest:
             assert rest.read_rest() == text[3:].encode()
+
+
+def test_a_complete_answer_that_its_client_lost_is_sent_again(rill: Rill, upstream: Upstream) -> None:
+    for text in "first", "second":
+        upstream.script(*wire.answer(text))
+    for _ in range(3):
+        with ask(rill) as lost:
+            wait_until_complete(rill, id_of(lost))
+            lost.reset()
+    with ask(rill) as returned:
+        assert (returned.read_rest(), returned.ended) == (b"first", "clean")
+    assert len(upstream.requests) == 1
+    with ask(rill) as repeated:
+        assert repeated.read_rest() == b"second"
+
+
+def test_a_complete_answer_that_is_not_acknowledged_is_sent_again(rill: Rill, upstream: Upstream) -> None:
+    text = "x" * 20_000  # It fits into the kernel's buffers here, but not into those of the client.
+    upstream.script(*wire.answer(text))
+    query = urlencode({"q": "unacknowledged", "resume": "20"})
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        silent.connect(("127.0.0.1", rill.port))
+        silent.sendall(request_bytes("GET", f"/stream?{query}", {"X-Request-Id": "unacknowledged"}))
+        assert line_of(rill, "unacknowledged")["outcome"] == "completed"
+        with ask(rill, "unacknowledged") as returned:
+            assert (len(returned.read_rest()), returned.ended) == (len(text), "clean")
+    assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from asking import SSE, wait_until
 from conversation import Conversation
 from redis_server import RedisServer
 from server import Rill, rill_env
-from test_resume import PIECES, PREFIXES, TEXT, ask, from_byte, gated, id_of, line_of
+from test_resume import PIECES, PREFIXES, TEXT, ask, from_byte, gated, id_of, line_of, wait_until_complete
 from upstream import Upstream
 
 ENV = {"RILL_RESUME_SECONDS": "30", "RILL_RATE_LIMIT": "100000/minute", "RILL_MAX_STREAMS_PER_CLIENT": "900"}
@@ -210,6 +210,32 @@ def test_a_rejected_start_is_reported_to_those_who_joined_and_not_kept(
             return third.read_rest() == b"ok"
 
     wait_until(is_asked_again, "the other worker to forget the rejection")
+
+
+def test_a_complete_answer_that_its_client_lost_is_sent_again_by_another_worker(
+    owner: Rill, other: Rill, redis: RedisServer, upstream: Upstream
+) -> None:
+    for text in "first", "second", "third":
+        upstream.script(*wire.answer(text))
+    with ask(owner) as lost:
+        wait_until_complete(owner, id_of(lost))
+        lost.reset()
+        wait_until(lambda: state_in(redis, id_of(lost)) == "waiting", "the reset")
+    with ask(other) as returned:
+        assert (returned.read_rest(), returned.ended) == (b"first", "clean")
+        assert id_of(returned) == id_of(lost)
+    wait_until(lambda: state_in(redis, id_of(lost)) == "read", "the receipt")
+    assert len(upstream.requests) == 1
+    for rill, text in (other, b"second"), (other, b"third"):
+        with ask(rill) as repeated:
+            assert repeated.read_rest() == text
+
+
+def state_in(redis: RedisServer, id: str) -> str:
+    """Return the state of an answer that another request of the same identity finds."""
+    with redis.client() as client:
+        known = [(client.get(name) or b"").decode() for name in client.keys("rill:request:*")]  # type: ignore[union-attr]
+    return next((value.removeprefix(f"{id} ") for value in known if value.startswith(id)), "")
 
 
 def test_nothing_is_left_in_redis_after_expiry(

@@ -65,7 +65,7 @@ class Recording:
 
     `started`: the answer has begun, so that a reader may send a status. `ended` is "" while the upstream is read, then
     `complete`, `reported` (truncated, which the bytes report) or `aborted` (truncated); `problem` is why the answer
-    never started. `was_read`: a reader has read it to its end. `resumptions` counts the readers after the first,
+    never started. `receipts` counts the readers that have received all of it, `resumptions` those after the first, and
     `replayed_bytes` what was recorded before they came. `is_lost`: no further reader can find it. `is_ambiguous`:
     another answer of its identity was open when this one began.
     """
@@ -88,19 +88,19 @@ class Recording:
         "is_ambiguous",
         "is_lost",
         "problem",
+        "receipts",
         "replayed_bytes",
         "resumptions",
         "started",
-        "was_read",
     )
 
     def __init__(self, id: str, asked: Asked, keeper: Keeper, drain: Drain | None) -> None:
         self.id = id
         self.asked = asked
-        self.started = self.is_ambiguous = self.is_lost = self.was_read = False
+        self.started = self.is_ambiguous = self.is_lost = False
         self.ended = ""
         self.problem: Problem | None = None
-        self.resumptions = self.replayed_bytes = 0
+        self.receipts = self.resumptions = self.replayed_bytes = 0
         self._base = 0  # the position of the first byte that is kept; 0 unless the recording is lost
         self._data = bytearray()
         self._keeper = keeper
@@ -118,8 +118,13 @@ class Recording:
         return self._base + len(self._data)
 
     @property
+    def was_read(self) -> bool:
+        """Whether a reader has received it to its end."""
+        return self.receipts > 0
+
+    @property
     def is_waiting(self) -> bool:
-        """Whether it has lost its reader before the end, and a new one could still get the whole answer."""
+        """Whether it has no reader, and none has received the whole answer, which a new one could still get."""
         return not (self._readers or self.was_read or self.ended in ("reported", "aborted"))
 
     def read(self, position: int, size: int) -> bytes:
@@ -132,7 +137,6 @@ class Recording:
         return self._data.find(wanted, position)
 
     # Called by the greenlet that reads the upstream
-
     def admit(self, cancellation: Cancellation) -> Callable[[], None]:
         """Have the answer cancelled once nobody waits for it any more; return what ends that."""
         self._cancellation = cancellation
@@ -172,7 +176,8 @@ class Recording:
     def begin(self) -> None:
         """Let the readers send their status."""
         self.started = True
-        self._wake()
+        for reader in self._readers:
+            reader.wake()
 
     def append(self, data: bytes) -> int:
         """Record bytes and pass them to the readers; return their number. It never waits."""
@@ -189,7 +194,8 @@ class Recording:
         """Note how the answer ended."""
         self.ended = how
         self._stop_grace()
-        self._wake()
+        for reader in self._readers:
+            reader.wake()
         self._keeper.note_end(self)
 
     def fail(self, problem: Problem) -> None:
@@ -198,7 +204,6 @@ class Recording:
         self.end("aborted")
 
     # Called for readers
-
     def attach(self, reader: Follower) -> None:
         """Add a reader, which is told of every change from now on."""
         self.stop_sending()
@@ -206,10 +211,14 @@ class Recording:
         self._stop_grace()
         self._note_readers()
 
-    def detach(self, reader: Follower, has_read_all: bool) -> None:
+    def note_receipt(self, change: int) -> None:
+        """Note that a reader has received the answer to its end (1), or that it turns out to have not (-1)."""
+        self.receipts += change
+        self._note_readers()
+
+    def detach(self, reader: Follower) -> None:
         """Remove a reader; without any, the grace period begins."""
         self._readers.discard(reader)
-        self.was_read = self.was_read or has_read_all
         if self.is_lost:
             self._trim()
         self._note_readers()
@@ -248,10 +257,6 @@ class Recording:
     def _block(self, unsent: bytes) -> None:
         if self._direct:
             self._direct.block(unsent)
-
-    def _wake(self) -> None:
-        for reader in self._readers:
-            reader.wake()
 
     def _grow(self, size: int) -> None:
         while self._reserved < len(self._data) + size and not self.is_lost:
