@@ -116,7 +116,7 @@ class Service:
         """Begin to record the answer in a greenlet of its own."""
         reply = request.reply._replace(id_prefix=f"{recording.id}:")
         recorded = request._replace(reply=reply, admit=recording.admit, reset=_reset_nothing, recording=recording)
-        gevent.spawn(recording.pump, lambda: self.answer(recorded).body)
+        gevent.spawn(recording.pump, lambda: self.answer(recorded))
 
     def cancel(self, request: Request) -> None:
         """Release what is reserved for a request that needs no answer of its own."""

@@ -229,6 +229,7 @@ def _end_of_event(recording: Recording, count: int) -> int | None:
 
 def _headers_of(recording: Recording, place: Place) -> dict[str, str]:
     headers = {
+        **recording.headers,
         "Content-Type": recording.asked.media_type,
         "Content-Location": f"/stream/{recording.id}",
         "Accept-Ranges": "bytes",

@@ -3,7 +3,7 @@
 A recorded answer belongs to no connection. Without a reader it goes on for its grace period, and is then cancelled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import gevent
@@ -84,6 +84,7 @@ class Recording:
         "_reserved",
         "asked",
         "ended",
+        "headers",
         "id",
         "is_ambiguous",
         "is_lost",
@@ -99,6 +100,7 @@ class Recording:
         self.asked = asked
         self.started = self.is_ambiguous = self.is_lost = False
         self.ended = ""
+        self.headers: Mapping[str, str] = {}  # of the response, besides those of every recording
         self.problem: Problem | None = None
         self.receipts = self.resumptions = self.replayed_bytes = 0
         self._base = 0  # the position of the first byte that is kept; 0 unless the recording is lost
@@ -136,7 +138,6 @@ class Recording:
         """Return the position of these bytes, from a position on; -1 if they are not recorded."""
         return self._data.find(wanted, position)
 
-    # Called by the greenlet that reads the upstream
     def admit(self, cancellation: Cancellation) -> Callable[[], None]:
         """Have the answer cancelled once nobody waits for it any more; return what ends that."""
         self._cancellation = cancellation
@@ -151,15 +152,16 @@ class Recording:
         return self._relay
 
     def pump(self, start: Callable[[], Any]) -> None:
-        """Record the answer whose body `start` returns, to its end, whoever reads it."""
+        """Record the answer whose reply `start` returns, to its end, whoever reads it."""
         try:
-            body = start()
+            reply = start()
         except Problem as problem:
             self.fail(problem)
             return
         except BaseException:
             self.fail(Problem("internal_error"))
             raise
+        body, self.headers = reply.body, reply.headers
         self.begin()
         ended = "aborted"
         try:
@@ -203,7 +205,6 @@ class Recording:
         self.problem = problem
         self.end("aborted")
 
-    # Called for readers
     def attach(self, reader: Follower) -> None:
         """Add a reader, which is told of every change from now on."""
         self.stop_sending()
