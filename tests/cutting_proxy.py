@@ -74,6 +74,8 @@ class CuttingProxy:
             ):
                 body += server.recv(65536)
             left = size = self._cuts.popleft() if is_cut else 1 << 62
+            if is_cut and self._reads_all:
+                left = min(size, len(body))
             while left > 0 and (body := body or server.recv(65536)):
                 client.sendall(body[:left])
                 left, body = left - len(body), b""

@@ -78,7 +78,7 @@ def rills(shared_upstream: Upstream, redis: RedisServer) -> Iterator[list[Rill]]
         yield [one, two]
 
 
-@pytest.mark.parametrize("answers", [60, pytest.param(4000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("answers", [60, pytest.param(4000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])])
 def test_every_answer_is_exact_or_truncated_and_billed_once(
     rills: list[Rill], redis: RedisServer, upstream: Upstream, answers: int
 ) -> None:
