@@ -218,7 +218,26 @@ def test_only_the_same_client_may_read_or_stop_an_answer(share_rill: StartRill, 
         assert (first.read_rest(), first.ended) == (b"def", "clean")
         with rill.ask("GET", path, {**alice, **from_byte(4)}) as asked:
             assert asked.read_rest() == b"ef"
-    assert id_of(first) not in rill.output()
+    with rill.ask("GET", "/metrics", alice) as metrics:
+        assert id_of(first) not in rill.output() + metrics.read_rest().decode()
+
+
+def test_an_answer_holds_its_slot_without_a_reader(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_RESUME_SECONDS="30", RILL_MAX_STREAMS="1")
+    upstream.script(*gated("slot", "abc", "def"))
+    upstream.always(*wire.answer("ok"))
+    with ask(rill, "first") as first:
+        assert first.read_until(b"c") == b"abc"
+        id = id_of(first)
+
+    def statuses() -> tuple[int | None, int | None]:
+        with rill.ask("GET", "/stream?q=not+recorded") as plain, ask(rill, "second") as recorded:
+            return plain.status, recorded.status
+
+    assert statuses() == (503, 503)
+    with rill.ask("DELETE", f"/stream/{id}") as stopped:
+        assert stopped.status == 204
+    wait_until(lambda: 200 in statuses(), "a free slot")
 
 
 @pytest.mark.parametrize("dialect", ["text", "sse"])

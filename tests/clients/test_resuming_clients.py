@@ -17,6 +17,7 @@ import upstream as wire
 from asking import wait_until
 from cutting_proxy import CuttingProxy
 from gated import QUESTION
+from redis_server import RedisServer
 from selenium import webdriver
 from server import ROOT, Rill, StartRill
 from test_chromium import LISTEN, Page
@@ -67,6 +68,19 @@ def test_a_shell_loop_saves_exactly_one_answer(
     with proxy(rill, upstream) as broken:
         env = {"PATH": os.environ["PATH"], "URL": broken.url + path(), "HOME": str(tmp_path)}
         subprocess.run(["sh", "-c", loop], cwd=tmp_path, env=env, timeout=60, check=True)
+    assert (tmp_path / "answer.txt").read_text("utf-8") == TEXT
+    assert len(upstream.requests) == 1
+
+
+def test_a_shell_loop_continues_at_any_worker(start_rill: StartRill, upstream: Upstream, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    with RedisServer(tmp_path) as redis:
+        rill = start_rill("--workers", "2", RILL_RESUME_SECONDS="60", REDIS_URL=redis.url)
+        rill.wait_for_workers(2)
+        with proxy(rill, upstream, *range(100, 2000, 300)) as broken:
+            env = {"PATH": os.environ["PATH"], "URL": broken.url + path(), "HOME": str(tmp_path)}
+            subprocess.run(["sh", "-c", CURL], cwd=tmp_path, env=env, timeout=60, check=True)
     assert (tmp_path / "answer.txt").read_text("utf-8") == TEXT
     assert len(upstream.requests) == 1
 
