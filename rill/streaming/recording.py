@@ -107,7 +107,7 @@ class Recording:
         self._data = bytearray()
         self._keeper = keeper
         self._reserved = BLOCK_BYTES
-        self._drain = drain
+        self._drain = drain or Drain()
         self._readers: set[Follower] = set()
         self._direct: Follower | None = None
         self._relay: Relay | None = None
@@ -141,8 +141,7 @@ class Recording:
     def admit(self, cancellation: Cancellation) -> Callable[[], None]:
         """Have the answer cancelled once nobody waits for it any more; return what ends that."""
         self._cancellation = cancellation
-        if self._drain is not None:
-            self._drain.add(cancellation)
+        self._drain.add(cancellation)
         self._note_readers()
         return self._dismiss
 
@@ -198,6 +197,7 @@ class Recording:
         self._stop_grace()
         for reader in self._readers:
             reader.wake()
+        self._relay = None  # They refer to each other.
         self._keeper.note_end(self)
 
     def fail(self, problem: Problem) -> None:
@@ -276,7 +276,7 @@ class Recording:
             self._base = needed
 
     def _dismiss(self) -> None:
-        if self._drain is not None and self._cancellation:
+        if self._cancellation:
             self._drain.discard(self._cancellation)
 
     def _note_readers(self) -> None:
@@ -284,15 +284,13 @@ class Recording:
         if self.ended or not self._cancellation:
             return
         if self._readers:
-            if self._drain is not None:
-                self._drain.keep(self._cancellation)
+            self._drain.keep(self._cancellation)
         elif self.is_lost:
             self.cancel("client_disconnected")
         elif self._grace is None:
             self._grace = gevent.get_hub().loop.timer(self.asked.seconds)
             self._grace.start(self.cancel, "client_disconnected")
-            if self._drain is not None:
-                self._drain.end_first(self._cancellation)
+            self._drain.end_first(self._cancellation)
 
     def _stop_grace(self) -> None:
         if self._grace is not None:
