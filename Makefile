@@ -13,7 +13,7 @@ PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect 
 # A soak runs the tests of properties with more examples, and the tests of answers and faults without the relay.
 PROPERTIES := $(patsubst %,tests/test_%.py,relay sse_decoder sse_dialect text_dialect anthropic_dialect openai_dialect offline) \
 	tests/hostile/test_parsers.py
-ANSWERS := tests/test_stream.py tests/faults tests/hostile
+ANSWERS := tests/test_stream.py tests/test_resume.py tests/test_resume_redis.py tests/faults tests/hostile
 
 # Each test process rewrites the assertions of every test that it does not find in a cache.
 export PYTHONDONTWRITEBYTECODE :=

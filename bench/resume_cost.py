@@ -23,7 +23,7 @@ STREAMS, RATE, SECONDS = 200, 20, 10.0
 
 def scenario(dialect: str) -> scenarios.Scenario:
     """Return the load, with answers that are recorded or not."""
-    made = scenarios.steady("resume", STREAMS, RATE, 100, SECONDS)
+    made = scenarios.open_all_along("resume", STREAMS, RATE, 100, SECONDS)
     return replace(made, groups=tuple(replace(group, dialect=dialect) for group in made.groups))
 
 
@@ -42,9 +42,9 @@ def measure(folder: Path, dialect: str, server: redis.Redis | None) -> dict[str,
     (window,) = result["windows"]
     cpu, commands = (after - was for after, was in zip(used(server), before, strict=True))
     # Redis is measured over the whole run, starts and ends included.
-    tokens = window["tokens"] * (SECONDS + STREAMS / 100 + 1) / SECONDS
+    tokens = window["tokens_per_second"] * (SECONDS + STREAMS / 100 + 1)
     per_answer = commands / (STREAMS * (SECONDS + 2))
-    return {"rill": window["cpu_us"]["server"], "redis": cpu / tokens * 1e6, "commands": per_answer}
+    return {"rill": window["cpu_us"], "redis": cpu / tokens * 1e6, "commands": per_answer}
 
 
 def used(server: redis.Redis | None) -> tuple[float, int]:

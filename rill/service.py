@@ -114,12 +114,9 @@ class Service:
 
     def record(self, request: Request, recording: Recording) -> None:
         """Begin to record the answer in a greenlet of its own."""
-        send = (recording.append, _send_nothing) if request.send else None
         reply = request.reply._replace(id_prefix=f"{recording.id}:")
-        recorded = request._replace(
-            reply=reply, admit=recording.admit, reset=_reset_nothing, send=send, recording=recording
-        )
-        gevent.spawn(recording.pump, lambda: self.answer(recorded).body)
+        recorded = request._replace(reply=reply, admit=recording.admit, reset=_reset_nothing, recording=recording)
+        gevent.spawn(recording.pump, lambda: self.answer(recorded))
 
     def cancel(self, request: Request) -> None:
         """Release what is reserved for a request that needs no answer of its own."""
@@ -174,7 +171,9 @@ class Service:
         dialect.check_beginning(beginning)
         finish = partial(self._finish, record, cancellation, held, request.recording)
         delivery = Delivery(beginning, reads, encoder, cancellation, request.reset, finish)
-        if request.send:
+        if request.send and request.recording:
+            answer.relay(request.recording.relay(delivery.relay))
+        elif request.send:
             answer.relay(delivery.relay(*request.send, chunked=not request.reset))
         return Reply(delivery, media_type, headers)
 
@@ -204,10 +203,6 @@ class Service:
 
 def _reset_nothing(flush_seconds: float = 0.0) -> None:
     """Reset no connection: a recording has none, and knows how its answer ended."""
-
-
-def _send_nothing(data: bytes) -> None:
-    """Send no rest: a recording takes everything at once."""
 
 
 def _jwts_of(settings: Settings) -> "Jwts | None":

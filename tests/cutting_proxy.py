@@ -1,6 +1,7 @@
 """A TCP proxy for tests that cuts connections after a number of bytes of a response's body."""
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -8,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 HEAD_END = b"\r\n\r\n"
+BODY_END = b"0\r\n\r\n"
+LENGTH = re.compile(rb"content-length: ([0-9]+)", re.IGNORECASE)
 
 
 class CuttingProxy:
@@ -15,13 +18,20 @@ class CuttingProxy:
 
     Only answers that can be resumed are cut. An entry is the number of bytes of the body, with its chunk framing, that
     pass; then the connection is reset. Further answers pass whole. `on_cut` gets each
-    entry after its cut.
+    entry after its cut. With `reads_all`, the proxy has received the whole answer before that.
     """
 
-    def __init__(self, port: int, cuts: Sequence[int], on_cut: Callable[[int], object]):
+    def __init__(
+        self,
+        port: int,
+        cuts: Sequence[int],
+        on_cut: Callable[[int], object] = lambda size: None,
+        reads_all: bool = False,
+    ):
         self._target = port
         self._cuts = deque(cuts)
         self._on_cut = on_cut
+        self._reads_all = reads_all
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._open: set[socket.socket] = set()
         self.responses = 0
@@ -58,7 +68,14 @@ class CuttingProxy:
             client.sendall(head + HEAD_END)
             self.responses += 1
             is_cut = b"Content-Location:" in head and bool(self._cuts)
+            length = LENGTH.search(head)
+            while (
+                is_cut and self._reads_all and not (len(body) == int(length[1]) if length else body.endswith(BODY_END))
+            ):
+                body += server.recv(65536)
             left = size = self._cuts.popleft() if is_cut else 1 << 62
+            if is_cut and self._reads_all:
+                left = min(size, len(body))
             while left > 0 and (body := body or server.recv(65536)):
                 client.sendall(body[:left])
                 left, body = left - len(body), b""

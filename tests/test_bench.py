@@ -8,9 +8,9 @@ from server import ROOT
 
 # In a process of its own: modules of the benchmark have the names of modules of the tests.
 SHOWN = """
-import json, report, scenarios, targets
+import json, report, resume_cost, scenarios, targets
 windows = [window for scenario in scenarios.known(10) for window in scenario.windows]
-plans = [json.dumps(scenario.plan()) for scenario in scenarios.known(10)]
+plans = [json.dumps(each.plan()) for each in (*scenarios.known(10), resume_cost.scenario("resumable"))]
 rows = {window.name: window.figures for window in windows}
 named = [(target.row, target.figure) for target in targets.TARGETS]
 named += [(target.row_of, target.figure) for target in targets.TARGETS if target.row_of]

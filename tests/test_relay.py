@@ -5,7 +5,7 @@ import json
 import re
 import struct
 import termios
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from rill.dialects.base import Dialect
 from rill.prompt import ReplyFormat
 from rill.streaming.cancellation import Cancellation, Deadlines
 from rill.streaming.delivery import Delivery
-from rill.streaming.relay import Aborted, parse_deltas
+from rill.streaming.relay import Aborted, Relay, parse_deltas
 from rill.upstream.answer import Answer
 from rill.upstream.body import Body
 
@@ -222,3 +222,15 @@ def test_several_deltas_in_one_read_are_one_write() -> None:
 )
 def test_anything_else_is_declined(data: bytes) -> None:
     assert parse_deltas(data) is None
+
+
+def test_a_relay_keeps_what_it_sends_and_declines_what_there_is_no_room_for() -> None:
+    client, kept = Client(), bytearray()
+    read = chunk(event(delta("text of a delta")))
+    with closing(Cancellation(Deadlines(30, 30, 30))) as cancellation:
+        relay = Relay(
+            TEXT.open_encoder("", ReplyFormat(), ""), cancellation, client.send, client.send_all, chunked=True
+        )
+        relay.direct(client.send, client.send_all, chunked=True, keep=kept.extend, room=len(read) + 20)
+        assert [relay.take(read) for _ in range(3)] == [True, True, False]
+    assert (bytes(kept), client.received) == (b"text of a delta" * 2, b"f\r\ntext of a delta\r\n" * 2)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from urllib.parse import urlencode
 
 import pytest
@@ -52,6 +53,16 @@ def line_of(rill: Rill, request_id: str) -> dict[str, object]:
     wait_until(lines, "the log line")
     line: dict[str, object] = json.loads(lines()[0])
     return line
+
+
+def wait_until_complete(rill: Rill, id: str) -> None:
+    """Wait until an answer has a length; a reader that keeps up has been sent its end in the same moment."""
+
+    def is_complete() -> bool:
+        with rill.ask("HEAD", f"/stream/{id}") as asked:
+            return "content-length" in asked.headers
+
+    wait_until(is_complete, "the end of the answer")
 
 
 def test_an_answer_that_does_not_ask_for_it_cannot_be_resumed(rill: Rill, upstream: Upstream) -> None:
@@ -207,7 +218,26 @@ def test_only_the_same_client_may_read_or_stop_an_answer(share_rill: StartRill, 
         assert (first.read_rest(), first.ended) == (b"def", "clean")
         with rill.ask("GET", path, {**alice, **from_byte(4)}) as asked:
             assert asked.read_rest() == b"ef"
-    assert id_of(first) not in rill.output()
+    with rill.ask("GET", "/metrics", alice) as metrics:
+        assert id_of(first) not in rill.output() + metrics.read_rest().decode()
+
+
+def test_an_answer_holds_its_slot_without_a_reader(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(RILL_RESUME_SECONDS="30", RILL_MAX_STREAMS="1")
+    upstream.script(*gated("slot", "abc", "def"))
+    upstream.always(*wire.answer("ok"))
+    with ask(rill, "first") as first:
+        assert first.read_until(b"c") == b"abc"
+        id = id_of(first)
+
+    def statuses() -> tuple[int | None, int | None]:
+        with rill.ask("GET", "/stream?q=not+recorded") as plain, ask(rill, "second") as recorded:
+            return plain.status, recorded.status
+
+    assert statuses() == (503, 503)
+    with rill.ask("DELETE", f"/stream/{id}") as stopped:
+        assert stopped.status == 204
+    wait_until(lambda: 200 in statuses(), "a free slot")
 
 
 @pytest.mark.parametrize("dialect", ["text", "sse"])
@@ -345,6 +375,34 @@ def test_a_request_after_a_complete_answer_gets_a_new_one(rill: Rill, upstream: 
             assert asked.read_rest() == text.encode()
         with ask(rill, "again", from_byte(3)) as rest:
             assert rest.read_rest() == text[3:].encode()
+
+
+def test_a_complete_answer_that_its_client_lost_is_sent_again(rill: Rill, upstream: Upstream) -> None:
+    for text in "first", "second":
+        upstream.script(*wire.answer(text))
+    for _ in range(3):
+        with ask(rill) as lost:
+            wait_until_complete(rill, id_of(lost))
+            lost.reset()
+    with ask(rill) as returned:
+        assert (returned.read_rest(), returned.ended) == (b"first", "clean")
+    assert len(upstream.requests) == 1
+    with ask(rill) as repeated:
+        assert repeated.read_rest() == b"second"
+
+
+def test_a_complete_answer_that_is_not_acknowledged_is_sent_again(rill: Rill, upstream: Upstream) -> None:
+    text = "x" * 20_000  # It fits into the kernel's buffers here, but not into those of the client.
+    upstream.script(*wire.answer(text))
+    query = urlencode({"q": "unacknowledged", "resume": "20"})
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        silent.connect(("127.0.0.1", rill.port))
+        silent.sendall(request_bytes("GET", f"/stream?{query}", {"X-Request-Id": "unacknowledged"}))
+        assert line_of(rill, "unacknowledged")["outcome"] == "completed"
+        with ask(rill, "unacknowledged") as returned:
+            assert (len(returned.read_rest()), returned.ended) == (len(text), "clean")
+    assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize(

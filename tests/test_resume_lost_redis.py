@@ -114,6 +114,30 @@ def test_an_answer_that_redis_has_forgotten_is_lost_with_one_log_line(
     wait_until(is_back, "a recorded answer")
 
 
+@pytest.mark.parametrize("harm", [*HARMS][2:] + [pytest.param(harm, marks=pytest.mark.soak) for harm in [*HARMS][:2]])
+def test_a_reader_at_another_worker_gets_all_or_a_truncated_answer(
+    rill: Rill, redis: RedisServer, upstream: Upstream, harm: str
+) -> None:
+    upstream.script(*chunks("a", "b"))
+    with Rill(rill.env) as other, ask(rill) as asked:
+        assert asked.next_chunk() == b"a"
+        with other.ask("GET", f"/stream/{id_of(asked)}") as followed:
+            assert followed.next_chunk() == b"a"
+            HARMS[harm](redis)
+            upstream.open("gate a")
+            assert asked.next_chunk() == b"b"
+            upstream.open("gate b")
+            assert (asked.read_rest(), asked.ended) == (b"", "clean")
+            rest = followed.read_rest()
+            assert (rest, followed.ended) == (b"b", "clean") or (b"b".startswith(rest), followed.ended) == (
+                True,
+                "truncated",
+            )
+        with rill.ask("GET", f"/stream/{id_of(asked)}", from_byte(1)) as own:
+            assert own.status in (206, 412)
+            assert own.status == 412 or (own.read_rest(), own.ended) == (b"b", "clean")
+
+
 def test_a_redis_that_hangs_for_a_moment_loses_nothing(rill: Rill, redis: RedisServer, upstream: Upstream) -> None:
     upstream.script(*chunks("a", "b"))
     with ask(rill) as asked:

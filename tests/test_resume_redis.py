@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 import upstream as wire
 from asking import SSE, wait_until
-from conversation import Conversation
+from conversation import Conversation, request_bytes
 from redis_server import RedisServer
-from server import Rill, rill_env
-from test_resume import PIECES, PREFIXES, TEXT, ask, from_byte, gated, id_of, line_of
+from server import Rill, StartRill, rill_env
+from tcp_sockets import tcp_sockets
+from test_resume import PIECES, PREFIXES, TEXT, ask, from_byte, gated, id_of, line_of, wait_until_complete
 from upstream import Upstream
 
 ENV = {"RILL_RESUME_SECONDS": "30", "RILL_RATE_LIMIT": "100000/minute", "RILL_MAX_STREAMS_PER_CLIENT": "900"}
@@ -210,6 +211,78 @@ def test_a_rejected_start_is_reported_to_those_who_joined_and_not_kept(
             return third.read_rest() == b"ok"
 
     wait_until(is_asked_again, "the other worker to forget the rejection")
+
+
+def test_a_complete_answer_that_its_client_lost_is_sent_again_by_another_worker(
+    owner: Rill, other: Rill, redis: RedisServer, upstream: Upstream
+) -> None:
+    for text in "first", "second", "third":
+        upstream.script(*wire.answer(text))
+    with ask(owner) as lost:
+        wait_until_complete(owner, id_of(lost))
+        lost.reset()
+        wait_until(lambda: state_in(redis, id_of(lost)) == "waiting", "the reset")
+    with ask(other) as returned:
+        assert (returned.read_rest(), returned.ended) == (b"first", "clean")
+        assert id_of(returned) == id_of(lost)
+    wait_until(lambda: state_in(redis, id_of(lost)) == "read", "the receipt")
+    assert len(upstream.requests) == 1
+    for rill, text in (other, b"second"), (other, b"third"):
+        with ask(rill) as repeated:
+            assert repeated.read_rest() == text
+
+
+def test_two_workers_of_one_master_share_their_answers(
+    start_rill: StartRill, redis: RedisServer, upstream: Upstream
+) -> None:
+    rill = start_rill("--workers", "2", **ENV, REDIS_URL=redis.url, RILL_API_KEYS="alice=wonder-land,bob=builder-bob")
+    rill.wait_for_workers(2)
+    upstream.script(*gated("two workers", "abc", "def"))
+    alice, bob = {"x-api-key": "wonder-land"}, {"x-api-key": "builder-bob"}
+    with ask(rill, headers={**alice, "X-Request-Id": "two workers"}) as first:
+        assert first.read_until(b"c") == b"abc"
+        path, owner = f"/stream/{id_of(first)}", worker_of(rill, first)
+        with at_another_worker(rill, owner, "GET", path, {**bob, **from_byte(1)}) as foreign:
+            assert foreign.status == 404
+        with at_another_worker(rill, owner, "GET", path, {**alice, **from_byte(1)}) as second:
+            assert second.next_chunk() == b"bc"
+            upstream.open("two workers")
+            assert (first.read_rest(), second.read_rest()) == (b"def", b"def")
+            assert (first.ended, second.ended) == ("clean", "clean")
+    with at_another_worker(rill, owner, "GET", path, {**alice, **from_byte(6)}) as nothing:
+        assert nothing.status == 204
+    assert len(upstream.requests) == 1
+
+
+def worker_of(rill: Rill, asked: Conversation) -> int:
+    """Return the process that serves a connection, once it does."""
+    port: int = asked.socket.getsockname()[1]
+
+    def owners() -> list[int]:
+        workers = rill.workers()
+        return [each.pid for each in workers if port in (known.remote_port for known in tcp_sockets(each.pid))]
+
+    wait_until(owners, "a worker to accept")
+    return owners()[0]
+
+
+def at_another_worker(rill: Rill, owner: int, method: str, path: str, headers: dict[str, str]) -> Conversation:
+    """Send a request on a connection that another worker has accepted."""
+    request = request_bytes(method, path, headers)
+    for _ in range(100):
+        asked = Conversation(rill.port, b"")
+        if worker_of(rill, asked) != owner:
+            asked.ask(request)
+            return asked
+        asked.close()
+    raise AssertionError("the owner accepts every connection")
+
+
+def state_in(redis: RedisServer, id: str) -> str:
+    """Return the state of an answer that another request of the same identity finds."""
+    with redis.client() as client:
+        known = [(client.get(name) or b"").decode() for name in client.keys("rill:request:*")]  # type: ignore[union-attr]
+    return next((value.removeprefix(f"{id} ") for value in known if value.startswith(id)), "")
 
 
 def test_nothing_is_left_in_redis_after_expiry(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.socket import socket as GeventSocket
 
+from rill.server.receipt import Receipt
 from rill.server.turns import Turns
 from rill.streaming.cancellation import Cancellation
 
@@ -60,6 +61,7 @@ class ClientSocket(GeventSocket):
         self._answer: Cancellation | None = None
         self._watcher: Any = None
         self._held: bytes | None = None  # b"" to hold the next write
+        self._receipt: Receipt | None = None
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes, in the client's turn: processing it takes time."""
@@ -69,7 +71,18 @@ class ClientSocket(GeventSocket):
 
     def receive(self, size: int, flags: int = 0) -> bytes:
         """Return what has arrived, at most `size` bytes; what costs time takes a turn before."""
-        return super().recv(size, flags)
+        try:
+            data = super().recv(size, flags)
+        except ConnectionError:
+            self._end_receipt(is_reset=True)
+            raise
+        if self._receipt:
+            self._end_receipt(is_reset=False)
+        return data
+
+    def await_receipt(self, note: Callable[[int], None]) -> None:
+        """Report whether the client receives the response that was sent just now, as Receipt does."""
+        self._receipt = Receipt(self._count_queued, note)
 
     @property
     def overloaded(self) -> bool:
@@ -183,6 +196,11 @@ class ClientSocket(GeventSocket):
         """Return the number of bytes that were sent and not acknowledged."""
         queued: int = struct.unpack("i", ioctl(self.fileno(), TIOCOUTQ, b"\0" * 4))[0]
         return queued
+
+    def _end_receipt(self, is_reset: bool) -> None:
+        receipt, self._receipt = self._receipt, None
+        if receipt:
+            receipt.end(is_reset)
 
     def linger(self, size: int) -> None:
         """Send FIN, and discard up to `size` bytes of what still comes: a reset could make the response unreadable."""

@@ -92,7 +92,7 @@ class Resumption:
                 unused.pop_all()
                 return None
             _check_request(recording, identified)
-            reader = Reader(recording, connection, held.pop_all().close)
+            reader = Reader(recording, connection, held.pop_all().close, _receipts_of(request))
             if is_new:
                 unused.pop_all()
                 self._service.record(asked, recording)
@@ -119,7 +119,7 @@ class Resumption:
             return Replay(200, _headers_of(recording, Place()))
         with ExitStack() as held:
             held.enter_context(self._readers.hold_slot(name))
-            reader = Reader(recording, connection, held.pop_all().close)
+            reader = Reader(recording, connection, held.pop_all().close, _receipts_of(request))
         if is_event and recording.asked.media_type == SSE.media_type:
             return self._begin(reader, recording, lambda: _place_of_event(request, recording, reader))
         return self._begin(reader, recording, lambda: _place_of_range(request, recording))
@@ -133,7 +133,7 @@ class Resumption:
             if place.position:
                 recording.note_resumption(place.position)
             if place.position and place.position == recording.length and recording.ended in ("complete", "reported"):
-                recording.was_read = True
+                recording.note_receipt(1)
                 return Replay(204, {})
             opened.pop_all()
             return Replay(206 if place.is_partial else 200, _headers_of(recording, place), reader)
@@ -168,6 +168,11 @@ def drain_of(request: Request) -> Drain | None:
     """Return what ends the worker's answers at shutdown, None without a server."""
     connection = connection_of(request)
     return connection.connections.drain if connection else None
+
+
+def _receipts_of(request: Request) -> Callable[[Callable[[int], None]], None] | None:
+    connection = connection_of(request)
+    return connection.await_receipt if connection else None
 
 
 def _check_request(recording: Recording | None, asked: Asked) -> None:
@@ -224,6 +229,7 @@ def _end_of_event(recording: Recording, count: int) -> int | None:
 
 def _headers_of(recording: Recording, place: Place) -> dict[str, str]:
     headers = {
+        **recording.headers,
         "Content-Type": recording.asked.media_type,
         "Content-Location": f"/stream/{recording.id}",
         "Accept-Ranges": "bytes",

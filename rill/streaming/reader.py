@@ -35,6 +35,7 @@ class Reader:
 
     # Thousands are open at once; each would have a dict of its own.
     __slots__ = (
+        "_await_receipt",
         "_cancellation",
         "_changed",
         "_chunks",
@@ -54,10 +55,14 @@ class Reader:
         recording: Recording,
         connection: Connection,
         release: Callable[[], None] = lambda: None,
-        position: int = 0,
+        await_receipt: Callable[[Callable[[int], None]], None] | None = None,
     ) -> None:
-        """`release` is called at the end; raise Problem if the memory for another worker's answer is exhausted."""
-        self.position = position
+        """`release` is called at the end; raise Problem if the memory for another worker's answer is exhausted.
+
+        `await_receipt` reports whether the client has received what was sent; None: it has.
+        """
+        self.position = 0
+        self._await_receipt = await_receipt
         self._stop: float = math.inf
         self._recording = recording
         self._connection = connection
@@ -125,7 +130,13 @@ class Reader:
         self._cancellation.close()
         if self._dismiss:
             self._dismiss()
-        self._recording.detach(self, self._has_read_all and not self._cancellation.undelivered)
+        self._recording.detach(self)
+        if self._has_read_all and not self._cancellation.undelivered:
+            # Nobody continues a truncated answer, whatever was received of it.
+            if self._await_receipt and self._recording.ended == "complete":
+                self._await_receipt(self._recording.note_receipt)
+            else:
+                self._recording.note_receipt(1)
         self._release()
 
     def _read(self) -> Generator[bytes, None, None]:

@@ -3,14 +3,14 @@
 A recorded answer belongs to no connection. Without a reader it goes on for its grace period, and is then cancelled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import gevent
 
 from rill.problems import Problem
 from rill.streaming.cancellation import Cancellation, Drain
-from rill.streaming.relay import Aborted
+from rill.streaming.relay import Aborted, Relay
 
 # Memory is reserved for a recording in blocks of this size.
 BLOCK_BYTES = 8192
@@ -65,7 +65,7 @@ class Recording:
 
     `started`: the answer has begun, so that a reader may send a status. `ended` is "" while the upstream is read, then
     `complete`, `reported` (truncated, which the bytes report) or `aborted` (truncated); `problem` is why the answer
-    never started. `was_read`: a reader has read it to its end. `resumptions` counts the readers after the first,
+    never started. `receipts` counts the readers that have received all of it, `resumptions` those after the first, and
     `replayed_bytes` what was recorded before they came. `is_lost`: no further reader can find it. `is_ambiguous`:
     another answer of its identity was open when this one began.
     """
@@ -80,35 +80,37 @@ class Recording:
         "_grace",
         "_keeper",
         "_readers",
+        "_relay",
         "_reserved",
-        "_send",
         "asked",
         "ended",
+        "headers",
         "id",
         "is_ambiguous",
         "is_lost",
         "problem",
+        "receipts",
         "replayed_bytes",
         "resumptions",
         "started",
-        "was_read",
     )
 
     def __init__(self, id: str, asked: Asked, keeper: Keeper, drain: Drain | None) -> None:
         self.id = id
         self.asked = asked
-        self.started = self.is_ambiguous = self.is_lost = self.was_read = False
+        self.started = self.is_ambiguous = self.is_lost = False
         self.ended = ""
+        self.headers: Mapping[str, str] = {}  # of the response, besides those of every recording
         self.problem: Problem | None = None
-        self.resumptions = self.replayed_bytes = 0
+        self.receipts = self.resumptions = self.replayed_bytes = 0
         self._base = 0  # the position of the first byte that is kept; 0 unless the recording is lost
         self._data = bytearray()
         self._keeper = keeper
         self._reserved = BLOCK_BYTES
-        self._drain = drain
+        self._drain = drain or Drain()
         self._readers: set[Follower] = set()
         self._direct: Follower | None = None
-        self._send: Callable[[bytes], int] | None = None
+        self._relay: Relay | None = None
         self._cancellation: Cancellation | None = None
         self._grace: Any = None
 
@@ -118,8 +120,13 @@ class Recording:
         return self._base + len(self._data)
 
     @property
+    def was_read(self) -> bool:
+        """Whether a reader has received it to its end."""
+        return self.receipts > 0
+
+    @property
     def is_waiting(self) -> bool:
-        """Whether it has lost its reader before the end, and a new one could still get the whole answer."""
+        """Whether it has no reader, and none has received the whole answer, which a new one could still get."""
         return not (self._readers or self.was_read or self.ended in ("reported", "aborted"))
 
     def read(self, position: int, size: int) -> bytes:
@@ -131,26 +138,29 @@ class Recording:
         """Return the position of these bytes, from a position on; -1 if they are not recorded."""
         return self._data.find(wanted, position)
 
-    # Called by the greenlet that reads the upstream
-
     def admit(self, cancellation: Cancellation) -> Callable[[], None]:
         """Have the answer cancelled once nobody waits for it any more; return what ends that."""
         self._cancellation = cancellation
-        if self._drain is not None:
-            self._drain.add(cancellation)
+        self._drain.add(cancellation)
         self._note_readers()
         return self._dismiss
 
+    def relay(self, make: Callable[..., Relay]) -> Relay:
+        """Return the relay of the answer, which `make` returns as Delivery.relay does."""
+        self._relay = make(self.append, self._block, chunked=False)
+        return self._relay
+
     def pump(self, start: Callable[[], Any]) -> None:
-        """Record the answer whose body `start` returns, to its end, whoever reads it."""
+        """Record the answer whose reply `start` returns, to its end, whoever reads it."""
         try:
-            body = start()
+            reply = start()
         except Problem as problem:
             self.fail(problem)
             return
         except BaseException:
             self.fail(Problem("internal_error"))
             raise
+        body, self.headers = reply.body, reply.headers
         self.begin()
         ended = "aborted"
         try:
@@ -167,24 +177,16 @@ class Recording:
     def begin(self) -> None:
         """Let the readers send their status."""
         self.started = True
-        self._wake()
+        for reader in self._readers:
+            reader.wake()
 
     def append(self, data: bytes) -> int:
         """Record bytes and pass them to the readers; return their number. It never waits."""
+        if self._direct:
+            self._direct.wake()
         if len(self._data) + len(data) > self._reserved:
             self._grow(len(data))
         self._data += data
-        if self._send:
-            # The same as `push`, which would touch more memory for each token.
-            frame = b"%x\r\n%b\r\n" % (len(data), data)
-            try:
-                sent = self._send(frame)
-            except OSError:
-                sent = 0  # The reader meets the same error.
-            if sent < len(frame) and (reader := self._direct):
-                self.stop_sending()
-                reader.block(frame[sent:])
-            return len(data)
         for reader in self._readers:
             reader.push(data)
         return len(data)
@@ -193,15 +195,15 @@ class Recording:
         """Note how the answer ended."""
         self.ended = how
         self._stop_grace()
-        self._wake()
+        for reader in self._readers:
+            reader.wake()
+        self._relay = None  # They refer to each other.
         self._keeper.note_end(self)
 
     def fail(self, problem: Problem) -> None:
         """Report a problem before the start to those who wait for it."""
         self.problem = problem
         self.end("aborted")
-
-    # Called for readers
 
     def attach(self, reader: Follower) -> None:
         """Add a reader, which is told of every change from now on."""
@@ -210,24 +212,31 @@ class Recording:
         self._stop_grace()
         self._note_readers()
 
-    def detach(self, reader: Follower, has_read_all: bool) -> None:
+    def note_receipt(self, change: int) -> None:
+        """Note that a reader has received the answer to its end (1), or that it turns out to have not (-1)."""
+        self.receipts += change
+        self._note_readers()
+
+    def detach(self, reader: Follower) -> None:
         """Remove a reader; without any, the grace period begins."""
         self._readers.discard(reader)
-        self.was_read = self.was_read or has_read_all
         if self.is_lost:
             self._trim()
         self._note_readers()
 
     def send_to(self, reader: Follower, send: Callable[[bytes], int]) -> None:
-        """Send what is appended to a reader that waits, without `push`, if it is the only one and has read all."""
-        if len(self._readers) == 1 and reader.position == self.length:
-            self._direct, self._send = reader, send
+        """Have the relay send to a reader that waits and record beside that, if it is the only one and has read all."""
+        if self._relay and len(self._readers) == 1 and reader.position == self.length:
+            self._direct = reader
+            room = self._reserved - len(self._data)
+            self._relay.direct(send, self._block, chunked=True, keep=self._data.extend, room=room)
 
     def stop_sending(self) -> None:
-        """Use `push` again."""
-        if self._direct:
+        """Have the relay record only: `append` tells the readers."""
+        if self._direct and self._relay:
             self._direct.position = self.length
-            self._direct = self._send = None
+            self._direct = None
+            self._relay.direct(self.append, self._block, chunked=False)
 
     def note_resumption(self, position: int) -> None:
         """Count a reader that continues the answer from a position."""
@@ -246,9 +255,9 @@ class Recording:
         self._trim()
         self._note_readers()
 
-    def _wake(self) -> None:
-        for reader in self._readers:
-            reader.wake()
+    def _block(self, unsent: bytes) -> None:
+        if self._direct:
+            self._direct.block(unsent)
 
     def _grow(self, size: int) -> None:
         while self._reserved < len(self._data) + size and not self.is_lost:
@@ -267,7 +276,7 @@ class Recording:
             self._base = needed
 
     def _dismiss(self) -> None:
-        if self._drain is not None and self._cancellation:
+        if self._cancellation:
             self._drain.discard(self._cancellation)
 
     def _note_readers(self) -> None:
@@ -275,15 +284,13 @@ class Recording:
         if self.ended or not self._cancellation:
             return
         if self._readers:
-            if self._drain is not None:
-                self._drain.keep(self._cancellation)
+            self._drain.keep(self._cancellation)
         elif self.is_lost:
             self.cancel("client_disconnected")
         elif self._grace is None:
             self._grace = gevent.get_hub().loop.timer(self.asked.seconds)
             self._grace.start(self.cancel, "client_disconnected")
-            if self._drain is not None:
-                self._drain.end_first(self._cancellation)
+            self._drain.end_first(self._cancellation)
 
     def _stop_grace(self) -> None:
         if self._grace is not None:

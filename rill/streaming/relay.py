@@ -6,6 +6,7 @@ It declines any other read, which then takes the general path (decoder, encoder,
 the relay is an optimization only: it may decline anything.
 """
 
+import math
 import re
 from collections.abc import Callable
 from errno import ECONNRESET
@@ -45,7 +46,18 @@ class Relay:
     """
 
     # Thousands are open at once; each would have a dict of its own.
-    __slots__ = ("_cancellation", "_chunked", "_encode", "_send", "_send_all", "bytes_sent", "received_bytes", "unsent")
+    __slots__ = (
+        "_cancellation",
+        "_chunked",
+        "_encode",
+        "_keep",
+        "_room",
+        "_send",
+        "_send_all",
+        "bytes_sent",
+        "received_bytes",
+        "unsent",
+    )
 
     def __init__(
         self,
@@ -57,15 +69,27 @@ class Relay:
     ) -> None:
         self._encode = encoder.encode_deltas
         self._cancellation = cancellation
-        self._send = send
-        self._send_all = send_all
-        self._chunked = chunked
+        self.direct(send, send_all, chunked)
         self.bytes_sent = 0
         self.received_bytes = 0
         self.unsent = b""
 
+    def direct(
+        self,
+        send: Callable[[bytes], int],
+        send_all: Callable[[bytes], None],
+        chunked: bool,
+        keep: Callable[[bytes], None] | None = None,
+        room: float = math.inf,
+    ) -> None:
+        """Send what comes to another place; `keep` gets each part of the body too, about `room` bytes in total."""
+        self._send, self._send_all, self._chunked = send, send_all, chunked
+        self._keep, self._room = keep, room
+
     def take(self, data: bytes) -> bool:
         """Send the text of a read; return False for a read that takes the general path. It never waits."""
+        if len(data) > self._room:
+            return False
         deltas = parse_deltas(data)
         if deltas is None:
             return False
@@ -74,6 +98,9 @@ class Relay:
         body = self._encode(text, events)
         self.bytes_sent += len(body)
         self._cancellation.note_text()
+        if self._keep:
+            self._keep(body)
+            self._room -= len(body)
         frame = b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body
         try:
             sent = self._send(frame)

@@ -56,7 +56,7 @@ class Recordings:
     def open(self, asked: Asked, drain: Drain | None) -> tuple[Recording | None, bool]:
         """Return the recording for a request, None if the answer cannot be recorded, and whether it is new.
 
-        It is the earlier one of the same identity if that has lost its reader, or if the request joins it in any case.
+        It is the earlier one of the same identity if nobody has it or reads it, or if the request joins it in any case.
         """
         earlier = self._latest.get(asked.identity)
         if earlier and not earlier.is_ambiguous and (asked.joins or earlier.is_waiting):
@@ -77,7 +77,7 @@ class Recordings:
 
     def stop(self, recording: Recording) -> None:
         """End the answer now; nobody returns to it."""
-        recording.was_read = True
+        recording.note_receipt(1)
         recording.cancel("client_stopped")
 
     def reserve(self, recording: Recording) -> bool:

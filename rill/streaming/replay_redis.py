@@ -1,8 +1,8 @@
 """Recordings that every worker and machine finds in Redis: read there, and followed from the worker that owns them.
 
 A worker that follows an answer renews that in short intervals; the owner sends it what is appended. Messages are a line
-of words, then bytes: `follow ID WORKER POSITION`, `unfollow ID WORKER 0|1`, `resumed ID BYTES`, `stop ID` to the owner,
-and its `data ID POSITION STARTED ENDED`.
+of words, then bytes: `follow ID WORKER POSITION`, `unfollow ID WORKER`, `received ID 1|-1`, `resumed ID BYTES` and
+`stop ID` to the owner, and its `data ID POSITION STARTED ENDED`.
 """
 
 import json
@@ -34,6 +34,9 @@ CLAIM = """
 local id, state = string.match(redis.call('GET', KEYS[1]) or '', '(%S+) (%S+)')
 if id and redis.call('EXISTS', ARGV[5] .. id) == 0 then
     id = nil
+end
+if id == ARGV[6] then
+    state = 'read'
 end
 if id and state ~= 'ambiguous' and (ARGV[3] == '1' or state == 'waiting') then
     return id
@@ -68,10 +71,14 @@ class RemoteRecording(Recording):
         if is_first:
             self._home.begin_reading(self)
 
-    def detach(self, reader: Follower, has_read_all: bool) -> None:
-        super().detach(reader, has_read_all)
+    def detach(self, reader: Follower) -> None:
+        super().detach(reader)
         if not self._readers:
             self._home.end_reading(self)
+
+    def note_receipt(self, change: int) -> None:
+        super().note_receipt(change)
+        self._home.notify(self.owner, f"received {self.id} {change}")
 
     def note_resumption(self, position: int) -> None:
         self._home.notify(self.owner, f"resumed {self.id} {max(0, self.length - position)}")
@@ -190,7 +197,7 @@ class SharedRecordings(Recordings):
     def end_reading(self, recording: RemoteRecording) -> None:
         """Follow an answer of another worker no longer."""
         self._budget.release(recording.id, recording.asked.client)
-        self.notify(recording.owner, f"unfollow {recording.id} {self._link.worker} {int(recording.was_read)}")
+        self.notify(recording.owner, f"unfollow {recording.id} {self._link.worker}")
 
     def notify(self, worker: str, message: str) -> None:
         """Send a message to a worker, without waiting for that."""
@@ -207,9 +214,12 @@ class SharedRecordings(Recordings):
         """Return the id of the earlier answer that the request joins, else whether the new one is ambiguous."""
         asked = recording.asked
         meta = json.dumps({"owner": self._link.worker, "asked": asked._asdict()})
+        latest = self._latest.get(asked.identity)
+        # Redis may not have that yet.
+        read = latest.id if latest and latest.was_read and not latest.is_ambiguous else ""
         claimed: bytes | int | None = self._claim(
             keys=[identity_key(asked.identity), answer_key(recording.id)],
-            args=[recording.id, asked.seconds + EXPIRY_SECONDS, int(asked.joins), meta, answer_key("")],
+            args=[recording.id, asked.seconds + EXPIRY_SECONDS, int(asked.joins), meta, answer_key(""), read],
         )
         return claimed
 
@@ -247,7 +257,9 @@ class SharedRecordings(Recordings):
         elif kind == "follow":
             recording.follow(words[0], int(words[1]))
         elif kind == "unfollow":
-            recording.unfollow(words[0], words[1] == "1")
+            recording.unfollow(words[0])
+        elif kind == "received":
+            recording.note_receipt(int(words[0]))
         elif kind == "resumed":
             recording.resumptions += 1
             recording.replayed_bytes += int(words[0])

@@ -118,10 +118,10 @@ class SharedRecording(Recording):
         reader.position, reader.lease = position, time.monotonic() + LEASE_SECONDS
         reader.wake()
 
-    def unfollow(self, worker: str, has_read_all: bool) -> None:
+    def unfollow(self, worker: str) -> None:
         """Send another worker nothing more."""
         if reader := self.remote.pop(worker, None):
-            self.detach(reader, has_read_all)
+            self.detach(reader)
 
     def _note_readers(self) -> None:
         super()._note_readers()
@@ -190,7 +190,7 @@ class Shipper:
                 self._urgent[recording] = None
             for reader in tuple(recording.remote.values()):
                 if reader.lease < now:
-                    recording.unfollow(reader.worker, False)
+                    recording.unfollow(reader.worker)
 
     def _ship(self, batch: list[SharedRecording]) -> None:
         """Send one pipeline; raise RedisError if it failed as a whole."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -13,8 +14,10 @@ import httpx2
 import pytest
 import requests
 import upstream as wire
+from asking import wait_until
 from cutting_proxy import CuttingProxy
 from gated import QUESTION
+from redis_server import RedisServer
 from selenium import webdriver
 from server import ROOT, Rill, StartRill
 from test_chromium import LISTEN, Page
@@ -50,10 +53,7 @@ def path() -> str:
 
 
 def proxy(rill: Rill, upstream: Upstream, *cuts: int) -> CuttingProxy:
-    """Return a proxy that opens the gate with its first cut behind some text.
-
-    If the server had sent the whole answer before a client received any of it, the client would get a new one.
-    """
+    """Return a proxy that opens the gate with its first cut behind some text."""
     return CuttingProxy(
         rill.port, cuts or [0, 1, 700, 3, 900, 20], lambda size: size > 20 and upstream.open("truncated")
     )
@@ -66,6 +66,33 @@ def test_a_shell_loop_saves_exactly_one_answer(
     if not shutil.which(program):
         pytest.skip(f"needs {program}")
     with proxy(rill, upstream) as broken:
+        env = {"PATH": os.environ["PATH"], "URL": broken.url + path(), "HOME": str(tmp_path)}
+        subprocess.run(["sh", "-c", loop], cwd=tmp_path, env=env, timeout=60, check=True)
+    assert (tmp_path / "answer.txt").read_text("utf-8") == TEXT
+    assert len(upstream.requests) == 1
+
+
+def test_a_shell_loop_continues_at_any_worker(start_rill: StartRill, upstream: Upstream, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    with RedisServer(tmp_path) as redis:
+        rill = start_rill("--workers", "2", RILL_RESUME_SECONDS="60", REDIS_URL=redis.url)
+        rill.wait_for_workers(2)
+        with proxy(rill, upstream, *range(100, 2000, 300)) as broken:
+            env = {"PATH": os.environ["PATH"], "URL": broken.url + path(), "HOME": str(tmp_path)}
+            subprocess.run(["sh", "-c", CURL], cwd=tmp_path, env=env, timeout=60, check=True)
+    assert (tmp_path / "answer.txt").read_text("utf-8") == TEXT
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(("program", "loop"), [("curl", CURL), ("wget", WGET)], ids=["curl", "wget"])
+def test_a_loop_gets_a_complete_answer_of_which_it_received_nothing(
+    rill: Rill, upstream: Upstream, tmp_path: Path, program: str, loop: str
+) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"needs {program}")
+    upstream.open("truncated")
+    with CuttingProxy(rill.port, [0, 0, 700, 0], reads_all=True) as broken:
         env = {"PATH": os.environ["PATH"], "URL": broken.url + path(), "HOME": str(tmp_path)}
         subprocess.run(["sh", "-c", loop], cwd=tmp_path, env=env, timeout=60, check=True)
     assert (tmp_path / "answer.txt").read_text("utf-8") == TEXT
@@ -96,7 +123,7 @@ def test_python_clients_continue_with_a_range(
     with proxy(rill, upstream) as broken:
         for _ in range(20):
             # They return no part of a chunk, so they may have received nothing of an answer that was sent completely.
-            headers = {"Idempotency-Key": path(), **({"Range": f"bytes={len(received)}-"} if received else {})}
+            headers = {"Range": f"bytes={len(received)}-"} if received else {}
             try:
                 read(broken.url + path(), headers, received)
                 break
@@ -123,6 +150,102 @@ def test_an_example_survives_disconnects(
 
 def test_the_fetch_example_is_under_forty_lines() -> None:
     assert len((ROOT / "examples" / "resume.mjs").read_text("utf-8").splitlines()) < 40
+
+
+SHORT = "aß世😀\nb"
+CLIENTS = (
+    "curl",
+    "wget",
+    "requests",
+    "httpx",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("node", "fetch")),
+)
+# Chromium waits three seconds before each reconnection, and opens at most six connections.
+SOURCES = 6
+LISTEN_OFTEN = """
+window.shown = [];
+window.sources = [...Array(arguments[0]).keys()].map((n) => {
+  const source = new EventSource(`/chat/stream?resume=60&message=${n}`);
+  shown.push("");
+  source.onmessage = (event) => { shown[n] += event.data };
+  return source;
+});
+"""
+# Appends what it receives to `window.shown`, until the response ends by itself.
+FETCH = """
+window.shown = ""; window.done = false;
+(async () => {
+  const bytes = [];
+  for (let tries = 0; tries < 200; tries += 1) {
+    try {
+      const headers = bytes.length ? { Range: `bytes=${bytes.length}-` } : {};
+      const response = await fetch(arguments[0], { headers, cache: "no-store" });
+      if (!response.ok) { window.shown = `status ${response.status}`; break; }
+      const reader = response.body?.getReader();
+      for (let part; reader && (part = await reader.read()) && !part.done;) bytes.push(...part.value);
+      window.shown = new TextDecoder().decode(new Uint8Array(bytes));
+      break;
+    } catch {}
+  }
+  window.done = true;
+})();
+"""
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_every_byte_can_be_the_last_before_a_disconnect(
+    rill: Rill, upstream: Upstream, tmp_path: Path, request: pytest.FixtureRequest, client: str
+) -> None:
+    if client in ("curl", "wget", "node") and not shutil.which(client):
+        pytest.skip(f"needs {client}")
+    upstream.clear()
+    upstream.script(*wire.answer(*SHORT))
+    with CuttingProxy(rill.port, [1] * len(SHORT.encode()), reads_all=True) as broken:
+        got = read_with(client, broken, tmp_path, request)
+    assert got == SHORT
+    assert len(upstream.requests) == 1
+
+
+def read_with(client: str, broken: CuttingProxy, folder: Path, request: pytest.FixtureRequest) -> str:
+    """Return what a client receives that continues after each disconnect."""
+    url = broken.url + path()
+    env = {"PATH": os.environ["PATH"], "URL": url, "HOME": str(folder), "ASK_URL": broken.url, "LANG": "C.UTF-8"}
+    if client in ("curl", "wget"):
+        loop = CURL if client == "curl" else WGET
+        subprocess.run(["sh", "-c", loop], cwd=folder, env=env, timeout=100, check=True)
+        return (folder / "answer.txt").read_text("utf-8")
+    if client == "node":
+        command = ["node", str(ROOT / "examples" / "resume.mjs"), QUESTION]
+        return subprocess.run(command, env=env, capture_output=True, timeout=100, check=True).stdout.decode()
+    if client in ("requests", "httpx"):
+        received, read = bytearray(), read_with_requests if client == "requests" else read_with_httpx
+        for _ in range(200):
+            with suppress(requests.RequestException, httpx2.TransportError):
+                read(url, {"Range": f"bytes={len(received)}-"} if received else {}, received)
+                break
+        return received.decode()
+    page = Page(request.getfixturevalue("browser"), broken)
+    page.run(FETCH, url)
+    page.wait_for("window.done", True)
+    return str(page.value("window.shown"))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_every_byte_of_an_event_stream_can_be_the_last_before_a_disconnect(
+    browser: webdriver.Chrome, rill: Rill, upstream: Upstream
+) -> None:
+    upstream.clear()
+    upstream.always(*wire.answer(*SHORT))
+    with rill.ask("GET", "/chat/stream?message=size") as asked:
+        # Each event has the id of its answer too.
+        size = len(asked.read_rest()) + 22 * len(SHORT)
+    with CuttingProxy(rill.port, range(size), reads_all=True) as broken:
+        page = Page(browser, broken)
+        page.run(LISTEN_OFTEN, SOURCES)
+        wait_until(lambda: page.value("sources.every((each) => each.readyState === 2)"), "the end", 500)
+        assert page.value("shown") == [SHORT + "[DONE]"] * SOURCES
+    assert len(upstream.requests) == SOURCES + 1
 
 
 def test_event_source_continues_by_itself(browser: webdriver.Chrome, rill: Rill, upstream: Upstream) -> None:

@@ -13,6 +13,7 @@ from fallbacks import (
     AT_ONCE,
     KEY,
     MODEL,
+    OVERLOADED,
     SECOND_KEY,
     SPARE,
     WAYS,
@@ -173,3 +174,16 @@ def test_an_unreachable_upstream_is_answered_by_the_second_one(
         assert_recovered(rill, way, ("fallback", MODEL), attempts=2 if attempts < 5 else 1)
     assert models_of(second) == [MODEL] * len(WAYS)
     assert untrusted.requests == []
+
+
+def test_a_recorded_answer_names_who_answers(share_rill: StartRill, upstream: Upstream) -> None:
+    rill = share_rill(**fallbacks("model", upstream), RILL_RESUME_SECONDS="30")
+    upstream.script(OVERLOADED)
+    upstream.script(OVERLOADED)
+    upstream.script(*wire.answer("spare"))
+    with rill.ask("GET", "/stream?q=who&resume=20") as first:
+        assert first.read_rest() == b"spare"
+    with rill.ask("GET", first.headers["content-location"], {"Range": "bytes=2-"}) as resumed:
+        assert resumed.read_rest() == b"are"
+    for asked in first, resumed:
+        assert (asked.headers["x-rill-upstream"], asked.headers["x-rill-model"]) == ("primary", SPARE)
