@@ -7,11 +7,9 @@ import pytest
 import upstream as wire
 from gated import FIRST, QUESTION, script_rate_limit
 from javascript import JS, Node
+from rill_page import API_KEY, COMPLETE, REJECTED, Page
 from server import Rill, StartRill
-from test_page import API_KEY, COMPLETE, REJECTED, Page, page
 from upstream import Upstream
-
-__all__ = ["page"]
 
 # Width, height, and whether it is a phone or tablet.
 SCREENS = [(390, 760, True), (768, 1024, True), (1280, 800, False)]
@@ -151,13 +149,13 @@ def test_axe_reports_nothing_at_any_width_in_either_scheme(
 
     page.expect_complaint("status of 4")
     page.open(share_rill(RILL_API_KEYS=f"alice={API_KEY}", RILL_ALLOWED_MODELS="claude-sonnet-5-5,claude-opus-5").url)
-    page.wait_for(page.focused, "key")
+    page.wait_for_value("document.activeElement.id", "key")
     page.run(axe + ";window.axe = axe")
     for (width, height, touch), scheme in product(SCREENS, ("light", "dark")):
         show(page, width, height, touch, scheme)
         check("key")
     page.press(API_KEY, "\ue007")
-    page.wait_for(lambda: page.texts("#model option"), ["claude-sonnet-5-5", "claude-opus-5"])
+    page.wait_for_texts("#model option", "claude-sonnet-5-5", "claude-opus-5")
     upstream.script(*wire.answer(WIDE))
     script_rate_limit(upstream)
     ask(page, QUESTION)
