@@ -94,7 +94,7 @@ def test_a_switch_shows_the_text_of_an_answer_unchanged_and_applies_to_the_next_
     open_page.ask()
     open_page.wait_for_outcomes(COMPLETE)
     assert (open_page.texts(".answer strong"), open_page.shows(".plain")) == (["bold"], False)
-    open_page.find(".show-plain").click()
+    open_page.click(".show-plain")
     assert (open_page.texts(".plain"), open_page.shows(".answer")) == ([text], False)
     assert open_page.find(".show-plain").get_attribute("aria-pressed") == "true"
     assert open_page.run("return getComputedStyle(document.querySelector('.plain')).whiteSpace") == "pre-wrap"
@@ -102,7 +102,7 @@ def test_a_switch_shows_the_text_of_an_answer_unchanged_and_applies_to_the_next_
     open_page.wait_for_outcomes(COMPLETE, COMPLETE)
     assert open_page.texts(".plain") == [text, text]
     assert not open_page.shows(".answer")
-    open_page.find(".show-plain").click()
+    open_page.click(".show-plain")
     assert open_page.find(".answer").is_displayed()
 
 
@@ -135,7 +135,7 @@ def test_the_page_scrolls_with_the_answer_unless_the_reader_scrolled_up(open_pag
     open_page.wait_for_outcomes(COMPLETE)
     assert open_page.texts(".answer") == [(lines * 3).strip()]
     assert open_page.run(box + "return box.scrollTop") == 100
-    open_page.find("#to-end").click()
+    open_page.click("#to-end")
     open_page.wait_for(lambda: (open_page.run(to_the_end), open_page.shows("#to-end")), (0, False))
 
 
@@ -146,7 +146,7 @@ def test_stop_closes_the_upstream_connection_and_keeps_the_text(open_page: Page,
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    open_page.find("#stop").click()
+    open_page.click("#stop")
     upstream.wait_for_disconnect()
     open_page.wait_for_outcomes(STOPPED)
     assert open_page.texts(".answer") == [FIRST]
@@ -260,7 +260,7 @@ def test_a_new_conversation_cancels_the_answer_and_clears_the_page(open_page: Pa
     upstream.script(wire.head(), wire.send(wire.opening(), wire.text(FIRST)), wire.silence())
     open_page.ask()
     open_page.wait_for_answers(FIRST)
-    open_page.find("#new").click()
+    open_page.click("#new")
     upstream.wait_for_disconnect()
     open_page.wait_for_answers()
     open_page.wait_for(lambda: open_page.shows("#send"), True)
@@ -277,7 +277,7 @@ def test_one_of_several_models_can_be_selected(page: Page, share_rill: StartRill
     upstream.always(*wire.answer(FIRST))
     page.ask()
     page.wait_for_outcomes(COMPLETE)
-    page.find("#options summary").click()
+    page.click("#options summary")
     page.find("#model").send_keys("claude-haiku-5")
     page.find("#prompt").send_keys("And a brook?", Keys.ENTER)
     page.wait_for_outcomes(COMPLETE, COMPLETE)
@@ -287,7 +287,7 @@ def test_one_of_several_models_can_be_selected(page: Page, share_rill: StartRill
 
 def test_a_single_model_is_shown_and_not_offered_for_selection(open_page: Page, upstream: Upstream) -> None:
     open_page.wait_for_texts("#model-name", "claude-sonnet-5-5")
-    open_page.find("#options summary").click()
+    open_page.click("#options summary")
     assert not open_page.shows("#model")
 
 
@@ -305,7 +305,7 @@ def test_an_answer_is_copied_unchanged_with_and_without_the_clipboard_api(
     upstream.script(*wire.answer(text))
     page.ask()
     page.wait_for_outcomes(COMPLETE)
-    page.find(".copy-markdown").click()
+    page.find(".copy-markdown").click()  # without the API, copying needs a click of the user
     page.wait_for(lambda: (page.texts("#status"), page.texts(".copy-markdown")), (["Copied."], ["Copied."]))
     assert pasted(page) == text
 
