@@ -5,6 +5,7 @@ The Chinese page needs a font with Chinese characters (Debian: fonts-noto-cjk).
 """
 
 import base64
+import re
 import sys
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def flow(width: float, depth: float, speed: float) -> float:
     return width * depth * speed
 ```
 """
-# Name: width, height, scheme, language; a shot of the conversation, and one of the first screen.
+WORD = re.compile(r"\s*\S{1,8}|\s+$")
+# Name: width, height, scheme, language.
 SHOTS = {
     "page": (1280, 800, "light", "en"),
     "page-dark": (1280, 800, "dark", "en"),
@@ -99,7 +101,9 @@ def main(folder: Path) -> None:
             browser.get(rill.url)
             is_chinese = language == "zh-CN"
             text = CHINESE_ANSWER if is_chinese else ANSWER
-            upstream.script(wire.head(), wire.send(wire.opening()), wire.pause(0.05), *wire.answer(text)[2:])
+            steps = [step for word in WORD.findall(text) for step in (wire.send(wire.text(word)), wire.pause(0.005))]
+            end = wire.send(wire.block_stop() + wire.stop(output_tokens=len(steps) // 2))
+            upstream.script(wire.head(), wire.send(wire.opening()), *steps, end, wire.end())
             browser.find_element("id", "prompt").send_keys(CHINESE_PROMPT if is_chinese else PROMPT)
             browser.find_element("id", "send").click()
             ended = (

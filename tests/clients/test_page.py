@@ -440,20 +440,22 @@ def test_reduced_motion_disables_the_animation(
 # Requests and responses
 
 
-def test_the_page_is_small_and_loads_nothing_from_other_origins(open_page: Page, upstream: Upstream) -> None:
+def test_the_page_is_small_and_loads_nothing_from_other_origins(page: Page, service: Rill, upstream: Upstream) -> None:
     upstream.script(*wire.answer(FIRST))
-    open_page.ask()
-    open_page.wait_for_buffering_check()
-    assert open_page.texts("#buffering") == [""]
-    origins, names = open_page.run("""
+    page.open(service.url)
+    page.ask()
+    page.wait_for_outcomes(COMPLETE)
+    page.wait_for_buffering_check()
+    assert page.texts("#buffering") == [""]
+    origins, names = page.run("""
         const urls = performance.getEntriesByType('resource').map((entry) => new URL(entry.name))
         return [[...new Set(urls.map((url) => url.origin))], urls.map((url) => url.pathname)]
     """)
-    assert origins == [open_page.run("return location.origin")]
+    assert origins == [page.run("return location.origin")]
     files = list((ROOT / "rill" / "page").iterdir())
     loaded = {f"/page/{file.name}" for file in files if file.suffix != ".html"}
     assert set(names) == {"/drip", "/stream", "/v1/models"} | loaded
-    icon = open_page.find("link[rel=icon]").get_attribute("href")
+    icon = page.find("link[rel=icon]").get_attribute("href")
     assert icon.startswith("data:image/svg+xml,")  # otherwise browsers request /favicon.ico
     assert sum(file.stat().st_size for file in files) < MOST_BYTES
 
