@@ -76,6 +76,7 @@ const parts = ['.answer', '.outcome', '.statistics', '.retry', '.copy-markdown',
   [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility()).at(-1))
 return parts.map((node) => node.getBoundingClientRect().bottom).filter((bottom) => bottom > form.top)
 """
+BOTTOM = "return document.querySelector('.answer').getBoundingClientRect().bottom"
 AT_END = """
 const box = document.getElementById('conversation')
 return [Math.round(box.scrollHeight - box.clientHeight - box.scrollTop), document.getElementById('to-end').hidden]
@@ -228,10 +229,13 @@ def test_nothing_moves_while_an_answer_arrives(device: Page, service: Rill, upst
     device.run(WATCH_SHIFTS + "return new Promise((wake) => setTimeout(wake, 600))")
     upstream.open("begin")
     device.wait_for_value("document.querySelectorAll('.answer li').length", len(lines))
+    device.wait_for(lambda: device.run(AT_END), [0, True])
+    bottom = device.run(BOTTOM)
     upstream.open("end")
     device.wait_for_outcomes(COMPLETE)
     device.run("return new Promise((wake) => setTimeout(wake, 100))")
     assert device.run("return shifts") == []
+    assert device.run(BOTTOM) == bottom  # a scroll that moves it is no shift for the browser
 
 
 def test_every_control_has_a_name_and_the_page_has_landmarks(page: Page, service: Rill, upstream: Upstream) -> None:
