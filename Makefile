@@ -10,15 +10,17 @@ CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
 	openai_tools responses ui_messages count_tokens features files relay sse_decoder)
 
-# A soak runs the tests of properties with more examples, and the tests of answers and faults without the relay.
+# A soak runs the tests of properties with more examples, those of the page at each width in both colour schemes, and those
+# of answers and faults without the relay.
 PROPERTIES := $(patsubst %,tests/test_%.py,relay sse_decoder sse_dialect text_dialect anthropic_dialect openai_dialect offline) \
 	tests/hostile/test_parsers.py
+PAGE := $(wildcard tests/clients/test_page*.py)
 ANSWERS := tests/test_stream.py tests/test_resume.py tests/test_resume_redis.py tests/faults tests/hostile
 
 # Each test process rewrites the assertions of every test that it does not find in a cache.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test soak check format bench lock
+.PHONY: run test soak check format bench lock screenshots
 
 run: .venv/.run  ## serve at BIND, with the offline model unless a key is in the environment
 	@if [ -z "$$ANTHROPIC_API_KEY$$ANTHROPIC_AUTH_TOKEN" ]; then export RILL_OFFLINE=$${RILL_OFFLINE:-1}; fi; \
@@ -34,6 +36,7 @@ test: .venv/.dev  ## every test, against real servers and clients; those that me
 soak: .venv/.dev  ## the tests that take long
 	$(BIN)/pytest -m soak
 	SOAK=1 $(BIN)/pytest -n 2 --timeout=7200 -m "not server" $(PROPERTIES)
+	SOAK=1 $(BIN)/pytest -n 2 -m "not soak and not timing" $(PAGE)
 	GENERAL_PATH=1 $(BIN)/pytest -n 4 --dist worksteal -m "not soak and not timing" $(ANSWERS)
 
 check: .venv/.dev  ## lint, types, the import rule, known vulnerabilities of pinned packages, coverage of the pure modules
@@ -50,6 +53,9 @@ format: .venv/.dev
 
 bench: .venv/.run  ## Rill and a Go handler in one table; QUICK=1 takes a minute, BUSY=2 adds two busy loops
 	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(if $(BUSY),--busy $(BUSY))
+
+screenshots: .venv/.dev  ## those of docs/; the Chinese page needs a font such as that of Debian's fonts-noto-cjk
+	$(BIN)/python tests/clients/screenshots.py
 
 lock: .venv/.dev  ## renew both lock files from requirements.in and requirements-dev.in
 	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt

@@ -1,40 +1,27 @@
-// Requests to Rill: an answer as it arrives with its outcome, the models, and whether a proxy buffers.
+// Requests to Rill, and what their responses mean.
 
+import { session } from "./storage.js";
 import { t } from "./strings.js";
 
 const STOP_REASONS = {
   end_turn: "Complete.",
-  max_tokens: "Complete: the limit of max_tokens was reached.",
+  max_tokens: "Complete: max_tokens was reached.",
   model_context_window_exceeded: "Complete: the model's context is full.",
-  stop_sequence: "Complete: a stop sequence was reached.",
-  refusal: "Complete: the model refused to continue. The next prompt omits this answer.",
+  refusal: "Complete: the model refused. The next prompt omits this answer.",
 };
-// How often a lost connection is tried again, once a second, before the answer counts as truncated.
+// How often a lost connection is tried again, once a second.
 const ATTEMPTS = 60;
-// Seconds for which an answer outlives its connection, if the server offers that.
-let resume;
+// The seconds for which an answer outlives its connection, if the server offers that.
+const resumeSeconds = request("stream", { method: "HEAD", signal: AbortSignal.timeout(5000) }).then(
+  ({ headers }) => Number(headers.get("Resume-Seconds")) || undefined,
+  () => undefined,
+);
 
-let storage = {};
-try {
-  storage = sessionStorage;
-} catch {
-  // The browser stores nothing: the API key lasts as long as the page.
-}
-
-export function setKey(value) {
-  if (value) storage.rillApiKey = value;
-  else delete storage.rillApiKey;
-}
-
-export function hasKey() {
-  return Boolean(storage.rillApiKey);
-}
-
-// Send a request, or continue the answer at `path`; pass its text to `add`, a path at which a reload continues it to
-// `keep`, and return the outcome.
+// Send a request, or continue the answer at `path`; pass its text to `add`, the path at which it continues to `keep`,
+// and return the outcome.
 export async function answer(asked, { add, keep, signal, path = "" }) {
   const headers = { Accept: "text/event-stream", "Content-Type": "application/json" };
-  const body = JSON.stringify({ ...asked, resume });
+  const body = JSON.stringify({ ...asked, resume: await resumeSeconds });
   let [outcome, lastId, begun] = [];
   let failure = { kind: "rejected", message: t("No answer: the server is unreachable.") };
   for (let attempts = 0; attempts < (path ? ATTEMPTS : 1) && !outcome && !signal.aborted; attempts += 1) {
@@ -48,7 +35,7 @@ export async function answer(asked, { add, keep, signal, path = "" }) {
       }
       path = response.headers.get("Content-Location")?.slice(1) ?? "";
       keep(path);
-      failure = describeTruncated(t("The connection failed."));
+      failure = describeTruncated("The connection failed.");
       for await (const { type, data, id } of readEvents(response.body)) {
         [lastId, attempts] = [id, 0];
         if (outcome) continue;
@@ -59,7 +46,7 @@ export async function answer(asked, { add, keep, signal, path = "" }) {
         if (type === "done") outcome = describeComplete(JSON.parse(data));
         if (type === "error") outcome = describeTruncated(JSON.parse(data).detail);
       }
-      failure = describeTruncated(t("The connection closed before the answer was complete."));
+      failure = describeTruncated("The connection closed early.");
     } catch {
       // The connection failed, or the answer was stopped.
     }
@@ -70,12 +57,12 @@ export async function answer(asked, { add, keep, signal, path = "" }) {
 }
 
 function describeComplete({ stop_reason, usage }) {
-  const message = t(STOP_REASONS[stop_reason] ?? "Complete: {0}.", stop_reason ?? t("no stop reason"));
+  const message = t(STOP_REASONS[stop_reason] ?? "Complete: {0}.", stop_reason);
   return { kind: "complete", message, usage, refusal: stop_reason === "refusal" };
 }
 
 function describeTruncated(reason) {
-  return { kind: "truncated", message: t("Truncated: the answer is incomplete. {0}", reason) };
+  return { kind: "truncated", message: t("Truncated: {0}", t(reason)) };
 }
 
 async function describeRejection(response) {
@@ -90,18 +77,13 @@ function hasType(response, type) {
   return response.headers.get("Content-Type")?.startsWith(type);
 }
 
-// Yield the events of a body, each as soon as it is complete:
+// Yield the events of a body, each as soon as it is complete. Rill ends each line with LF, one of the line ends of
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 export async function* readEvents(body) {
   const decoder = new TextDecoder();
-  let [rest, type, data, id, afterCR] = ["", "", [], "", false];
+  let [rest, type, data, id] = ["", "", [], ""];
   for await (const bytes of readChunks(body)) {
-    let text = decoder.decode(bytes, { stream: true });
-    if (!text) continue;
-    // A CR ends its line at once; an LF in the next chunk does not end another one.
-    if (afterCR && text[0] === "\n") text = text.slice(1);
-    afterCR = text.endsWith("\r");
-    const lines = (rest + text).split(/\r\n|\r|\n/);
+    const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
     rest = lines.pop();
     for (const line of lines) {
       const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
@@ -129,30 +111,24 @@ export async function isBuffered() {
   } catch {
     return false;
   }
-  return arrivals.length > 0 && arrivals.at(-1) - arrivals[0] < 450;
+  return arrivals.at(-1) - arrivals[0] < 450;
 }
 
 // Return the models, and whether an API key is missing.
 export async function listModels() {
-  const response = await request("v1/models").catch(() => null);
-  const body = response?.ok ? await response.json().catch(() => null) : null;
-  return { models: body?.data ?? [], unauthorized: response?.status === 401 };
-}
-
-// Learn whether answers can be resumed.
-export async function checkResume() {
-  const response = await request("stream", { method: "HEAD" }).catch(() => null);
-  resume = Number(response?.headers.get("Resume-Seconds")) || undefined;
+  const response = await request("v1/models").catch(() => ({}));
+  const body = response.ok && (await response.json().catch(() => null));
+  return { models: body?.data ?? [], unauthorized: response.status === 401 };
 }
 
 function request(path, options = {}) {
-  const bearer = storage.rillApiKey && { Authorization: `Bearer ${storage.rillApiKey}` };
+  const bearer = session.rillApiKey && { Authorization: `Bearer ${session.rillApiKey}` };
   // With credentials, a 401 may open the browser's own dialog instead of our form.
   return fetch(path, { ...options, headers: { ...bearer, ...options.headers }, credentials: "omit" });
 }
 
 export function keyMessage() {
-  return t(hasKey() ? "The server rejected this API key." : "The server requires an API key.");
+  return t(session.rillApiKey ? "The server rejected this API key." : "The server requires an API key.");
 }
 
 // Return the command that sends the same request.
@@ -160,6 +136,6 @@ export function curlCommand(asked) {
   const [{ content }, ...more] = asked.messages;
   const { messages, ...options } = asked;
   const body = JSON.stringify(more.length ? asked : { q: content, ...options }).replaceAll("'", "'\\''");
-  const bearer = hasKey() ? ` -H "Authorization: Bearer $RILL_API_KEY"` : "";
+  const bearer = session.rillApiKey ? ` -H "Authorization: Bearer $RILL_API_KEY"` : "";
   return `curl -N${bearer} '${new URL("stream", location)}' --json '${body}'`;
 }

@@ -1,4 +1,4 @@
-// Copies text, also where a page has no clipboard: over plain HTTP from another machine.
+// Copies text, also without the clipboard API: over plain HTTP from another machine.
 
 export async function copy(text) {
   try {

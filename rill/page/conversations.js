@@ -1,27 +1,23 @@
-// The conversations that this browser keeps, each under its own name in localStorage. Without it, nothing is kept.
+// The conversations that this browser keeps, each under its own name.
+
+import { local } from "./storage.js";
 
 const PREFIX = "rill:";
-let storage = {};
-try {
-  storage = localStorage;
-} catch {
-  // The conversation lasts as long as the page.
-}
 
 export function create() {
-  return { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), turns: [] };
+  return { id: PREFIX + crypto.getRandomValues(new Uint32Array(2)).join("-"), turns: [] };
 }
 
 // Return the conversations, the latest first.
 export function list() {
-  const ids = Object.keys(storage).flatMap((name) => (name.startsWith(PREFIX) ? [name.slice(PREFIX.length)] : []));
+  const ids = Object.keys(local).filter((name) => name.startsWith(PREFIX));
   return ids.map(load).filter(Boolean).sort((a, b) => b.updated - a.updated);
 }
 
 // Return a conversation, null if it is not kept or cannot be read.
 export function load(id) {
   try {
-    const found = JSON.parse(storage[PREFIX + id] ?? "null");
+    const found = JSON.parse(local[id] ?? "null");
     return found?.turns.length ? found : null;
   } catch {
     return null;
@@ -33,7 +29,7 @@ export function save(conversation) {
   const text = JSON.stringify({ ...conversation, updated: Date.now() });
   for (const oldest of [...list().reverse(), null]) {
     try {
-      storage[PREFIX + conversation.id] = text;
+      local[conversation.id] = text;
       return;
     } catch {
       if (oldest && oldest.id !== conversation.id) remove(oldest.id);
@@ -42,5 +38,5 @@ export function save(conversation) {
 }
 
 export function remove(id) {
-  delete storage[PREFIX + id];
+  delete local[id];
 }

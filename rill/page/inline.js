@@ -1,10 +1,11 @@
 // The inline part of Markdown: text in, DOM nodes out. Text becomes text nodes only, never markup.
 // The rules are those of https://spec.commonmark.org/0.31.2/#inlines, without HTML, entities and references.
 
+import { element } from "./dom.js";
+
 const NEXT = /[\\`*_~[\]!<]|https?:\/\//gi;
 const ESCAPE = /\\([!-/:-@[-`{-~\n])/y;
 const BREAK = /<br\s*\/?>/iy;
-const AUTOLINK = /<((?:https?:|mailto:)[^\s<>]+)>/iy;
 const URL_TEXT = /https?:\/\/[^\s<>`*]+/iy;
 const RUN = /\*+|_+|~+/y;
 const TARGET =
@@ -13,13 +14,6 @@ const TARGET =
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 // The cost of a text can be quadratic in its length.
 const LONGEST = 5000;
-
-export function element(name, className, ...children) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
 
 // Return the nodes of a text. If it is `open`, more will follow: emphasis that has no end yet is shown.
 export function inline(text, open = false) {
@@ -63,9 +57,7 @@ function parse(text, open) {
     if (first === "\\" && (found = match(ESCAPE))) add({ text: found[1] }, 2);
     else if (first === "`") addCode();
     else if (first === "<" && (found = match(BREAK))) add({ node: element("br") }, found[0].length);
-    else if (first === "<" && (found = match(AUTOLINK)) && !brackets.length && isSafe(found[1])) {
-      add({ node: link(found[1], [found[1]]) }, found[0].length);
-    } else if (/h/i.test(first)) addURL();
+    else if (/h/i.test(first)) addURL();
     else if ("*_~".includes(first)) addRun(match(RUN)[0]);
     else if (first === "[" || text.startsWith("![", at)) {
       const mark = first === "[" ? "[" : "![";
@@ -77,23 +69,15 @@ function parse(text, open) {
   return emphasize(parts, open);
 
   function addCode() {
-    const mark = /`+/y;
-    const ticks = match(mark)[0];
-    let end = at + ticks.length;
-    for (let index = end; (index = text.indexOf(ticks, index)) >= 0; ) {
-      mark.lastIndex = index;
-      const run = mark.exec(text)[0].length;
-      if (run === ticks.length) {
-        end = index;
-        break;
-      }
-      index += run;
-    }
+    const [ticks] = match(/`+/y);
     const begin = at + ticks.length;
-    if (end === begin && !open) return add({ text: ticks }, ticks.length);
-    const closed = end > begin;
-    const code = closed ? text.slice(begin, end).replace(/^ (.*\S.*) $/s, "$1") : text.slice(begin);
-    return add({ node: element("code", "", code) }, (closed ? end + ticks.length : text.length) - at);
+    const mark = new RegExp(`(?<!\`)${ticks}(?!\`)`, "g");
+    mark.lastIndex = begin;
+    const end = mark.exec(text)?.index;
+    if (!end && (!open || begin === text.length)) return add({ text: ticks }, ticks.length);
+    const code = text.slice(begin, end);
+    const node = element("code", "", end ? code.replace(/^ (.*\S.*) $/s, "$1") : code);
+    return add({ node }, (end ? end + ticks.length : text.length) - at);
   }
 
   function addURL() {

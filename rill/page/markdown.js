@@ -3,8 +3,10 @@
 // The common subset of https://github.github.com/gfm/: without HTML, images (shown as links), references, setext
 // headings and indented code. Line breaks are kept.
 
-import { element, finalLength, inline } from "./inline.js";
+import { directed, element } from "./dom.js";
+import { finalLength, inline } from "./inline.js";
 import { t } from "./strings.js";
+import { cellsOf, row, table } from "./table.js";
 
 // Characters of a paragraph or line that may still change: this bounds the cost of a piece.
 const MOST_OPEN = 2000;
@@ -17,7 +19,6 @@ const RULE = /^ *([-*_])(?: *\1){2,} *$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)(?=(.*))/;
 const DELIMITERS = /^ *\|?(?: *:?-+:? *\|)* *:?-+:? *\|? *$/;
-const RIGHT_TO_LEFT = /^\P{L}*[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/u;
 // The beginning of a line that does not show yet what the line is.
 const UNDECIDED = /^(?:[-*_+#`~|:>\s]*|[>\s]*\d{1,9}[.)]?)$/;
 
@@ -83,8 +84,8 @@ export class Markdown {
     this.#undo = null;
   }
 
-  #append(node) {
-    (this.#stack.at(-1)?.node ?? this.#root).append(node);
+  #append(node, parent = this.#stack.at(-1)?.node ?? this.#root) {
+    parent.append(node);
     this.#undo?.push(() => node.remove());
     return node;
   }
@@ -132,7 +133,7 @@ export class Markdown {
   // Return whether a line begins a block, even after a paragraph.
   #begins(line, depth) {
     const rest = line.slice(0, MOST_OPEN);
-    const [, , mark, , text] = RULE.test(rest) ? [] : (ITEM.exec(rest) ?? []);
+    const [, , mark, , text] = itemOf(rest);
     const inList = this.#stack[depth]?.list;
     if (mark && (inList || (text.trim() && (!/\d/.test(mark) || parseInt(mark, 10) === 1)))) return true;
     return RULE.test(rest) || QUOTE.test(rest) || FENCE.test(rest) || HEADING.test(rest);
@@ -146,7 +147,7 @@ export class Markdown {
   }
 
   #openItem(rest, sibling) {
-    const [whole, space, mark, gap] = RULE.test(rest) ? [] : (ITEM.exec(rest) ?? []);
+    const [whole, space, mark, gap] = itemOf(rest);
     if (whole === undefined) return null;
     const name = /\d/.test(mark) ? "ol" : "ul";
     let list = sibling?.localName === name ? sibling : null;
@@ -154,9 +155,7 @@ export class Markdown {
       list = this.#append(directed(element(name), rest));
       if (name === "ol" && parseInt(mark, 10) !== 1) list.start = parseInt(mark, 10);
     }
-    const node = directed(element("li"), rest);
-    list.append(node);
-    this.#undo?.push(() => node.remove());
+    const node = this.#append(directed(element("li"), rest), list);
     const width = space.length + mark.length + (gap.length > 4 ? 1 : gap.length || 1);
     // Two spaces are enough: models often indent by fewer than the standard requires.
     const enter = (line) => {
@@ -231,15 +230,12 @@ export class Markdown {
   }
 
   #addRow(rest) {
-    const added = row(rest, "td", this.#leaf.aligned, this.#undo !== null);
-    this.#leaf.node.append(added);
-    this.#undo?.push(() => added.remove());
+    this.#append(row(rest, "td", this.#leaf.aligned, this.#undo !== null), this.#leaf.node);
   }
 
   #openCode(space, fence, info) {
     const node = document.createTextNode("");
     const copy = element("button", "copy-code", t("Copy"));
-    copy.type = "button";
     const code = element("pre", "", element("code", "", node));
     code.tabIndex = 0;
     code.dir = "ltr";
@@ -266,56 +262,6 @@ export class Markdown {
   }
 }
 
-// Set the direction of a block by its first letter. With dir=auto, the browser would search all of it for each change.
-function directed(node, text) {
-  if (RIGHT_TO_LEFT.test(text)) node.dir = "rtl";
-  else node.removeAttribute("dir");
-  return node;
-}
-
-function table(text, kind, aligned = []) {
-  const body = element("tbody");
-  const head = element("thead", "", row(text, kind, aligned));
-  const node = directed(element("div", "table", element("table", "", head, body)), text);
-  node.tabIndex = 0;
-  return { node, body };
-}
-
-function row(text, kind, aligned, open = false) {
-  const cells = cellsOf(text).map((cell, index) => {
-    // An empty header is no header: https://dequeuniversity.com/rules/axe/4.11/empty-table-header
-    return directed(element(cell ? kind : "td", aligned[index], ...inline(cell, open)), cell);
-  });
-  return element("tr", "", ...cells);
-}
-
-// Split a row at each "|" that is neither escaped nor in code.
-function cellsOf(text) {
-  const inside = text.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
-  const cells = [""];
-  for (const [piece] of inside.matchAll(/\\.|`+[^`]*`+|[^|\\`]+|[|\\`]/gs)) {
-    if (piece === "|") cells.push("");
-    else cells[cells.length - 1] += piece === "\\|" ? "|" : piece;
-  }
-  return cells.map((cell) => cell.trim());
-}
-
-const BLOCKS = /^(?:p|h\d|pre|table|ul|ol|blockquote)$/;
-
-// Return the text of rendered Markdown without its marks.
-export function textOf(node) {
-  if (node.nodeType === Node.TEXT_NODE) return node.data;
-  const name = node.localName;
-  if (name === "br") return "\n";
-  if (node.className === "bar") return "";
-  const texts = [...node.childNodes].map(textOf);
-  if (name === "tr") return `${texts.join("\t")}\n`;
-  const text = texts.join("");
-  if (name === "li") return `${markOf(node)} ${text.trim().replace(/\n+/g, "\n  ")}\n`;
-  return BLOCKS.test(name) ? `${text.trimEnd()}\n\n` : text;
-}
-
-function markOf(item) {
-  const { parentNode: list } = item;
-  return list.localName === "ol" ? `${list.start + [...list.children].indexOf(item)}.` : "•";
+function itemOf(line) {
+  return RULE.test(line) ? [] : (ITEM.exec(line) ?? []);
 }

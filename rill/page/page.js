@@ -1,16 +1,18 @@
-// The web page: sends prompts to POST /stream, shows each answer as it arrives, reports its outcome, and keeps the
-// conversation in this browser.
+// The web page: sends prompts, shows each answer as it arrives and its outcome, and keeps the conversation.
 
-import { answer, checkResume, curlCommand, hasKey, isBuffered, keyMessage, listModels, setKey } from "./api.js";
+import { answer, curlCommand, isBuffered, keyMessage } from "./api.js";
 import { copy } from "./clipboard.js";
 import * as conversations from "./conversations.js";
+import { $, announce } from "./dom.js";
+import { connectHistory } from "./history.js";
+import { loadModels, readOptions, writeOptions } from "./options.js";
+import { textOf } from "./plain_text.js";
 import { followEnd } from "./scrolling.js";
+import { session } from "./storage.js";
 import { t, translate } from "./strings.js";
 import { Turn } from "./turn.js";
 
-const $ = (id) => document.getElementById(id);
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
-const INTERRUPTED = "Interrupted: the page was closed before the answer was complete.";
 
 let conversation = conversations.create();
 let turns = [];
@@ -85,12 +87,7 @@ function request(prompt, earlier) {
     { role: "user", content: turn.prompt },
     { role: "assistant", content: turn.text },
   ]);
-  return {
-    messages: [...messages, { role: "user", content: prompt }],
-    model: $("model").value || undefined,
-    system: $("system").value.trim() ? $("system").value : undefined,
-    max_tokens: Number($("max-tokens").value) || undefined,
-  };
+  return { messages: [...messages, { role: "user", content: prompt }], ...readOptions() };
 }
 
 function setRunning(controller) {
@@ -104,13 +101,11 @@ function setRunning(controller) {
 
 // Updated with each chunk, the statistics would flicker.
 setInterval(() => {
-  if (running) $("live").textContent = turns.at(-1)?.statistics() ?? "";
+  if (running) $("live").textContent = turns.at(-1).statistics();
 }, 250);
 
 async function checkBuffering() {
-  if (await isBuffered()) {
-    $("buffering").textContent = t("A proxy buffers the response: text does not appear as it is written.");
-  }
+  if (await isBuffered()) $("buffering").textContent = t("A proxy buffers the answers: each arrives all at once.");
 }
 
 // Turns
@@ -121,8 +116,9 @@ function addTurn(prompt) {
   const on = (name, action) => (turn.part(name).onclick = action);
   on("retry", () => !running && ask(prompt, { at: turns.indexOf(turn) }));
   on("edit", () => setEditing(turn));
-  on("copy-text", (event) => copyFrom(event.target, turn.renderedText));
-  on("copy-markdown", (event) => copyFrom(event.target, turn.text));
+  on("copy-text", ({ target }) => copyFrom(target, textOf(turn.part("answer")).trim()));
+  on("copy-markdown", ({ target }) => copyFrom(target, turn.text));
+  on("copy-curl", ({ target }) => copyFrom(target, turn.part("command").textContent));
   on("show-plain", () => {
     isPlain = !turn.isPlain;
     turn.showPlain(isPlain);
@@ -133,7 +129,6 @@ function addTurn(prompt) {
   turn.part("curl").ontoggle = () => {
     turn.part("command").textContent = curlCommand(request(prompt, turns.slice(0, at)));
   };
-  on("copy-curl", (event) => copyFrom(event.target, turn.part("command").textContent));
   $("turns").append(turn.node);
   markLast();
   return turn;
@@ -148,8 +143,10 @@ function markLast() {
 
 async function copyFrom(button, text) {
   await copy(text);
+  const label = (button.dataset.label ??= button.textContent);
   button.textContent = t("Copied.");
   announce(t("Copied."));
+  setTimeout(() => (button.textContent = label), 2000);
 }
 
 function setEditing(turn) {
@@ -164,18 +161,9 @@ function setEditing(turn) {
 
 function save() {
   const saved = turns.map(({ prompt, text, outcome, refusal, path }) => ({ prompt, text, outcome, refusal, path }));
-  Object.assign(conversation, {
-    turns: saved,
-    model: $("model").value,
-    system: $("system").value,
-    maxTokens: $("max-tokens").value,
-  });
-  if (saved.length) conversations.save(conversation);
-  try {
-    sessionStorage.rillConversation = conversation.id;
-  } catch {
-    // A reload begins a new conversation.
-  }
+  Object.assign(conversation, { turns: saved, options: readOptions() });
+  if (turns.length) conversations.save(conversation);
+  session.rillConversation = conversation.id;
 }
 
 function open(opened) {
@@ -196,88 +184,36 @@ function open(opened) {
     } else {
       const turn = addTurn(saved.prompt);
       turn.refusal = saved.refusal;
-      turn.restore(saved.text, saved.outcome ?? { kind: "truncated", message: t(INTERRUPTED), statistics: "" });
+      const message = t("Interrupted: the page was closed.");
+      turn.add(saved.text);
+      turn.end(saved.outcome ?? { kind: "truncated", message, statistics: "" });
     }
   }
-  if (opened.model && [...$("model").options].some(({ value }) => value === opened.model)) $("model").value = opened.model;
-  $("system").value = opened.system ?? "";
-  $("max-tokens").value = opened.maxTokens ?? "";
-  showModel();
+  writeOptions(opened.options);
   markLast();
   scrollToEnd();
+  session.rillConversation = conversation.id;
 }
 
 function startNew() {
   open(conversations.create());
-  save();
   $("prompt").focus();
   announce(t("New conversation."));
 }
 
-function showHistory() {
-  const found = conversations.list();
-  $("history-list").replaceChildren(...found.map(historyItem));
-  $("delete-all").hidden = !found.length;
-  if (!$("history").open) $("history").showModal();
-}
+// API keys
 
-function historyItem(kept) {
-  const item = $("kept").content.cloneNode(true).firstElementChild;
-  const [load, remove] = item.querySelectorAll("button");
-  const title = kept.turns[0].prompt.trim().slice(0, 80);
-  load.querySelector("span").textContent = title;
-  load.querySelector("time").textContent = new Date(kept.updated).toLocaleString();
-  if (kept.id === conversation.id) load.ariaCurrent = "true";
-  load.onclick = () => {
-    $("history").close();
-    if (kept.id !== conversation.id) open(kept);
-    save();
-  };
-  remove.ariaLabel = `${t("Delete")}: ${title}`;
-  remove.textContent = t("Delete");
-  remove.onclick = () => forget([kept]);
-  return item;
-}
-
-function forget(kept) {
-  for (const { id } of kept) {
-    if (id === conversation.id) startNew();
-    conversations.remove(id);
-  }
-  showHistory();
-  $("close-history").focus();
-  announce(t("Deleted."));
-}
-
-// The server
-
-async function showModels() {
-  const { models, unauthorized } = await listModels();
-  if (unauthorized) askForKey();
-  const chosen = $("model").value || conversation.model;
-  $("model").replaceChildren(...models.map(({ id }) => new Option(id)));
-  if (models.some(({ id }) => id === chosen)) $("model").value = chosen;
-  $("models").hidden = models.length < 2;
-  $("offline").hidden = models[0]?.owned_by !== "offline";
-  showModel();
-}
-
-function showModel() {
-  $("model-name").textContent = $("model").value;
+async function connect() {
+  if (await loadModels()) askForKey();
 }
 
 function askForKey() {
   const message = keyMessage();
   $("key-message").textContent = t("{0} It is stored for this tab only.", message);
-  setKey();
+  delete session.rillApiKey;
   $("key-form").hidden = false;
   $("key").focus();
   announce(message);
-}
-
-// Have screen readers read a message.
-function announce(message) {
-  $("status").textContent = message;
 }
 
 // Controls
@@ -316,12 +252,12 @@ $("stop").onclick = (event) => {
 
 $("key-form").onsubmit = async (event) => {
   event.preventDefault();
-  setKey($("key").value.trim());
+  session.rillApiKey = $("key").value.trim();
   $("key").value = "";
   $("key-form").hidden = true;
   $("prompt").focus();
-  await showModels();
-  if (!hasKey() || !retryWithKey) return;
+  await connect();
+  if (!session.rillApiKey || !retryWithKey) return;
   retryWithKey = false;
   $("prompt-form").requestSubmit();
 };
@@ -330,10 +266,7 @@ $("examples").onclick = ({ target }) => {
   if (target.localName === "button") ask(target.textContent);
 };
 $("new").onclick = startNew;
-$("show-history").onclick = showHistory;
-$("close-history").onclick = () => $("history").close();
-$("delete-all").onclick = () => forget(conversations.list());
-$("model").onchange = showModel;
+connectHistory({ isShown: (id) => id === conversation.id, open, startNew });
 addEventListener("pagehide", () => {
   if (running) save();
   leaving = true;
@@ -342,12 +275,6 @@ addEventListener("pageshow", () => (leaving = false));
 
 translate(document);
 $("fields").disabled = false;
-let kept = null;
-try {
-  kept = conversations.load(sessionStorage.rillConversation);
-} catch {
-  // The browser stores nothing.
-}
-showModels();
-checkResume();
+connect();
+const kept = conversations.load(session.rillConversation);
 if (kept) open(kept);

@@ -10,7 +10,7 @@ const CHINESE = {
   "Send a prompt and watch the answer arrive.": "发送提示词，回答会逐字显示。",
   "What is a rill, in one sentence?": "用一句话说明什么是 rill（细流）？",
   "Compare TCP and UDP in a table.": "用表格比较 TCP 和 UDP。",
-  "Write a Python function that reverses a linked list.": "写一个反转链表的 Python 函数。",
+  "Reverse a linked list in Python.": "用 Python 反转链表。",
   "API description": "API 描述",
   "Messages API documentation": "Messages API 文档",
   "API key": "API 密钥",
@@ -23,7 +23,7 @@ const CHINESE = {
   "System prompt": "系统提示词",
   "Max tokens": "最大 token 数",
   "Enter sends, Shift+Enter starts a new line, Escape stops.": "Enter 发送，Shift+Enter 换行，Esc 停止。",
-  "Editing a prompt: sending it replaces the answers after it.": "正在编辑提示词：发送后将替换其后的回答。",
+  "Sending it replaces the later answers.": "发送后将替换其后的回答。",
   "Cancel": "取消",
   "Scroll to the end": "滚动到末尾",
   "Close": "关闭",
@@ -45,25 +45,23 @@ const CHINESE = {
   "Receiving the answer.": "正在接收回答。",
   "Complete.": "完成。",
   "Complete: {0}.": "完成：{0}。",
-  "no stop reason": "没有停止原因",
-  "Complete: the limit of max_tokens was reached.": "完成：已达到 max_tokens 上限。",
+  "Complete: max_tokens was reached.": "完成：已达到 max_tokens 上限。",
   "Complete: the model's context is full.": "完成：模型的上下文已满。",
-  "Complete: a stop sequence was reached.": "完成：遇到停止序列。",
-  "Complete: the model refused to continue. The next prompt omits this answer.": "完成：模型拒绝继续。下一个提示词不包含此回答。",
+  "Complete: the model refused. The next prompt omits this answer.": "完成：模型拒绝了。下一个提示词不包含此回答。",
   "Stopped.": "已停止。",
-  "Interrupted: the page was closed before the answer was complete.": "已中断：回答完成前页面被关闭。",
-  "Truncated: the answer is incomplete. {0}": "已截断：回答不完整。{0}",
+  "Interrupted: the page was closed.": "已中断：页面被关闭。",
+  "Truncated: {0}": "已截断：{0}",
   "Rejected ({0}): {1}": "被拒绝（{0}）：{1}",
   "No answer: the server is unreachable.": "没有回答：无法连接服务器。",
   "The connection failed.": "连接失败。",
-  "The connection closed before the answer was complete.": "连接在回答完成前关闭。",
+  "The connection closed early.": "连接提前关闭。",
   "The response does not come from Rill.": "响应不是来自 Rill。",
   "The server requires an API key.": "服务器需要 API 密钥。",
   "The server rejected this API key.": "服务器拒绝了此 API 密钥。",
   "{0} It is stored for this tab only.": "{0}密钥只保存在此标签页中。",
-  "A proxy buffers the response: text does not appear as it is written.": "代理缓冲了响应：文本无法逐字显示。",
-  "{0} s to the first text": "首个文本 {0} 秒",
-  "{0} characters/s": "{0} 字符/秒",
+  "A proxy buffers the answers: each arrives all at once.": "代理缓冲了回答：内容一次性到达。",
+  "{0} s to first text": "首个文本 {0} 秒",
+  "{0} chars/s": "{0} 字符/秒",
   "{0} input tokens, {1} output tokens": "输入 {0} token，输出 {1} token",
 };
 
@@ -74,12 +72,12 @@ export function t(text, ...values) {
   return (texts[text] ?? text).replace(/\{(\d)\}/g, (mark, index) => values[index] ?? mark);
 }
 
-// Translate the marked texts of a part of the page, and the attributes that are named there.
+// Translate the texts of a part of the page, each of which has an element of its own, and its attributes.
 export function translate(node) {
   if (texts !== CHINESE) return;
-  for (const each of node.querySelectorAll("[data-t]")) {
-    for (const name of each.dataset.t.split(" ").filter(Boolean)) each.setAttribute(name, t(each.getAttribute(name)));
-    if (!each.dataset.t) each.textContent = t(each.textContent);
+  for (const each of node.querySelectorAll("*")) {
+    for (const name of ["ariaLabel", "placeholder"]) if (each[name]) each[name] = t(each[name]);
+    if (!each.firstElementChild) each.textContent = t(each.textContent);
   }
 }
 

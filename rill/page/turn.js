@@ -1,7 +1,7 @@
 // One prompt and its answer on the page.
 
-import { element } from "./inline.js";
-import { Markdown, textOf } from "./markdown.js";
+import { $, element } from "./dom.js";
+import { Markdown } from "./markdown.js";
 import { t, translate } from "./strings.js";
 
 export class Turn {
@@ -12,9 +12,10 @@ export class Turn {
 
   constructor(prompt, isPlain) {
     this.prompt = prompt;
-    this.node = document.getElementById("turn").content.cloneNode(true).firstElementChild;
+    this.node = $("turn").content.cloneNode(true).firstElementChild;
     translate(this.node);
     this.part("prompt").textContent = prompt;
+    this.plain = this.part("plain");
     this.markdown = new Markdown(this.part("answer"));
     this.showPlain(isPlain);
   }
@@ -23,15 +24,12 @@ export class Turn {
     return this.node.querySelector(`.${name}`);
   }
 
-  get isPlain() {
-    return !this.part("plain").hidden;
-  }
-
   // Show the answer as it was received, or as Markdown.
   showPlain(isPlain) {
-    this.part("plain").replaceChildren();
+    this.isPlain = isPlain;
+    this.plain.replaceChildren();
     if (isPlain) this.addPlain(this.text.slice(0, this.text.length - this.pending.length));
-    this.part("plain").hidden = !isPlain;
+    this.plain.hidden = !isPlain;
     this.part("answer").hidden = isPlain;
     this.part("show-plain").ariaPressed = String(isPlain);
   }
@@ -55,20 +53,19 @@ export class Turn {
 
   // Long texts are divided into blocks, because the browser lays out all of a block for each change.
   addPlain(text) {
-    const lines = text.match(/[^\n]*\n|[^\n]+/g) ?? [];
-    for (const line of lines) {
-      const last = this.part("plain").lastChild?.firstChild;
+    for (const line of text.split(/(?<=\n)/)) {
+      const last = this.plain.lastChild?.firstChild;
       if (last && (last.length < 2000 || !last.data.endsWith("\n"))) last.appendData(line);
-      else this.part("plain").append(element("div", "", line));
+      else this.plain.append(element("div", "", line));
     }
   }
 
   statistics(usage) {
     const statistics = [];
     const seconds = (this.lastAt - this.firstAt) / 1000;
-    if (this.firstAt) statistics.push(t("{0} s to the first text", ((this.firstAt - this.startedAt) / 1000).toFixed(2)));
+    if (this.firstAt) statistics.push(t("{0} s to first text", ((this.firstAt - this.startedAt) / 1000).toFixed(2)));
     // Over a shorter time the rate is meaningless.
-    if (seconds > 0.1) statistics.push(t("{0} characters/s", Math.round(this.characters / seconds)));
+    if (seconds > 0.1) statistics.push(t("{0} chars/s", Math.round(this.characters / seconds)));
     if (usage?.input_tokens) {
       statistics.push(t("{0} input tokens, {1} output tokens", usage.input_tokens, usage.output_tokens));
     }
@@ -82,20 +79,8 @@ export class Turn {
     this.node.className = kind;
     this.part("outcome").textContent = message;
     this.part("statistics").textContent = statistics;
-    for (const name of ["answer", "plain"]) this.part(name).ariaBusy = null;
+    this.part("answer").ariaBusy = this.plain.ariaBusy = null;
     for (const button of this.node.querySelectorAll(".of-text")) button.hidden = !this.text.trim();
     this.outcome = { kind, message, statistics };
-  }
-
-  // Show an answer that was received earlier.
-  restore(text, outcome) {
-    this.add(text);
-    this.draw();
-    this.showPlain(this.isPlain);
-    this.end(outcome);
-  }
-
-  get renderedText() {
-    return textOf(this.part("answer")).trim();
   }
 }

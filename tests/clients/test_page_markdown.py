@@ -10,7 +10,7 @@ from selenium import webdriver
 # Render texts, each whole and in pieces of `size`; return the HTML of both, and the text without marks.
 RENDER = """
 const [texts, size, done] = arguments
-import('/page/markdown.js').then(({ Markdown, textOf }) => {
+Promise.all([import('/page/markdown.js'), import('/page/plain_text.js')]).then(([{ Markdown }, { textOf }]) => {
   const render = (pieces) => {
     const node = document.createElement('div')
     const markdown = new Markdown(node)
@@ -31,7 +31,7 @@ FUZZ = """
 const [texts, sizes, done] = arguments
 const ALLOWED = new Set(('a b blockquote br button code del div em h3 h4 h5 h6 hr li ol p pre span strong table ' +
   'tbody td th thead tr ul').split(' '))
-const ATTRIBUTES = { a: ['href', 'rel', 'target'], pre: ['tabindex', 'dir'], button: ['class', 'type'], ol: ['start'] }
+const ATTRIBUTES = { a: ['href', 'rel', 'target'], pre: ['tabindex', 'dir'], button: ['class'], ol: ['start'] }
 import('/page/markdown.js').then(({ Markdown }) => {
   const wrong = []
   const host = document.body.appendChild(document.createElement('div'))
@@ -148,12 +148,12 @@ CONSTRUCTS: dict[str, tuple[str, str]] = {
     "fenced code": (
         "```python title\nif x:\n\n  **y**\n```\nend",
         '<div class="code"><div class="bar"><span>python title</span>'
-        '<button class="copy-code" type="button">Copy</button></div>'
+        '<button class="copy-code">Copy</button></div>'
         f'<pre tabindex="0" dir="ltr"><code>if x:\n\n  **y**</code></pre></div>{P}end</p>',
     ),
     "links": (
-        "[a](https://x.test/a_(b) 'title') <mailto:a@x.test> https://x.test/b.",
-        f'{P}<a href="https://x.test/a_(b)" {LINK}>a</a> <a href="mailto:a@x.test" {LINK}>mailto:a@x.test</a> '
+        "[a](https://x.test/a_(b) 'title') [c](mailto:a@x.test) https://x.test/b.",
+        f'{P}<a href="https://x.test/a_(b)" {LINK}>a</a> <a href="mailto:a@x.test" {LINK}>c</a> '
         f'<a href="https://x.test/b" {LINK}>https://x.test/b</a>.</p>',
     ),
     "an image is a link": ("![a](https://x.test/a.png)", f'{P}<a href="https://x.test/a.png" {LINK}>a</a></p>'),

@@ -4,12 +4,10 @@ import pytest
 from asking import wait_until
 from cutting_proxy import CuttingProxy
 from gated import FIRST, QUESTION, SECOND, gated_answer
+from rill_page import COMPLETE, STOPPED, Page, sent_messages
 from selenium.webdriver.common.keys import Keys
 from server import Rill, StartRill
-from test_page import COMPLETE, STOPPED, Page, page, sent_messages
 from upstream import Upstream
-
-__all__ = ["page"]
 
 
 @pytest.fixture
@@ -21,15 +19,15 @@ def test_a_reload_continues_the_answer(page: Page, rill: Rill, upstream: Upstrea
     upstream.script(*gated_answer())
     page.open(rill.url)
     page.ask()
-    page.wait_for(lambda: page.texts(".answer"), [FIRST])
+    page.wait_for_texts(".answer", FIRST)
     page.browser.refresh()
-    page.wait_for(lambda: page.texts(".answer"), [FIRST])
+    page.wait_for_texts(".answer", FIRST)
     assert page.texts(".prompt") == [QUESTION]
     upstream.open("second")
-    page.wait_for(lambda: page.texts(".outcome"), [COMPLETE])
+    page.wait_for_texts(".outcome", COMPLETE)
     assert page.texts(".answer") == [FIRST + SECOND]
     page.browser.refresh()
-    page.wait_for(lambda: page.texts(".answer"), [FIRST + SECOND])
+    page.wait_for_texts(".answer", FIRST + SECOND)
     assert sent_messages(upstream) == [QUESTION]
     assert len(upstream.requests) == 1
 
@@ -40,7 +38,7 @@ def test_a_lost_connection_continues_the_answer(page: Page, rill: Rill, upstream
     with CuttingProxy(rill.port, [60], lambda size: upstream.open("second")) as broken:
         page.open(broken.url)
         page.ask()
-        page.wait_for(lambda: page.texts(".outcome"), [COMPLETE])
+        page.wait_for_texts(".outcome", COMPLETE)
         assert page.texts(".answer") == [FIRST + SECOND]
     assert len(upstream.requests) == 1
 
@@ -49,10 +47,10 @@ def test_stop_stops_the_upstream(page: Page, rill: Rill, upstream: Upstream) -> 
     upstream.script(*gated_answer())
     page.open(rill.url)
     page.ask()
-    page.wait_for(lambda: page.texts(".answer"), [FIRST])
+    page.wait_for_texts(".answer", FIRST)
     page.press(Keys.ESCAPE)
-    page.wait_for(lambda: page.texts(".outcome"), [STOPPED])
+    page.wait_for_texts(".outcome", STOPPED)
     upstream.wait_for_disconnect()
     wait_until(lambda: '"outcome": "client_stopped"' in rill.output(), rill.output)
     page.browser.refresh()
-    page.wait_for(lambda: page.texts(".answer"), [FIRST])
+    page.wait_for_texts(".answer", FIRST)
