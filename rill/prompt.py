@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -37,9 +38,11 @@ class Prompt:
 class ReplyFormat(NamedTuple):
     """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own.
 
-    `id_prefix` begins the ids of server-sent events.
+    `id_prefix` begins the ids of server-sent events. `namespaces`: the namespace and the client's own name of a tool,
+    by its name in the prompt.
     """
 
     streamed: bool = True
     include_usage: bool = False
     id_prefix: str = ""
+    namespaces: Mapping[str, tuple[str, str]] = MappingProxyType({})
