@@ -274,6 +274,7 @@ def test_the_offline_model_completes_a_tool_loop_and_structured_output(share_ril
 def test_a_schema_that_is_not_an_object_is_kept() -> None:
     assert fit_schema(True) is True
     assert fit_schema({"type": "array", "minItems": 1})["minItems"] == 1
+    assert fit_schema({"format": ["date"]}) == {"description": "{format: ['date']}"}
 
 
 def test_the_decoder_yields_calls_and_their_arguments() -> None:

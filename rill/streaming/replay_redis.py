@@ -32,10 +32,10 @@ TRIES = 2
 # Return the earlier answer that a request joins; else record the new one, and return false.
 CLAIM = """
 local id, state = string.match(redis.call('GET', KEYS[1]) or '', '(%S+) (%S+)')
-if id and redis.call('EXISTS', ARGV[5] .. id) == 0 then
+if ARGV[3] == 'replaces' or (id and redis.call('EXISTS', ARGV[5] .. id) == 0) then
     id = nil
 end
-if id and state ~= 'ambiguous' and (ARGV[3] == '1' or state == 'waiting') then
+if id and state ~= 'ambiguous' and (ARGV[3] == 'joins' or state == 'waiting') then
     return id
 end
 local new = (id and state ~= 'read') and 'ambiguous' or 'unread'
@@ -162,7 +162,10 @@ class SharedRecordings(Recordings):
         except RedisError:
             return super().find_identity(identity)
         id, _, state = (latest or b"").decode().partition(" ")
-        return self.find(id) if id and state != "ambiguous" else None
+        found = self.find(id) if id and state != "ambiguous" else None
+        if found and state == "read":
+            found.was_read = True
+        return found
 
     def stop(self, recording: Recording) -> None:
         super().stop(recording)
@@ -207,9 +210,10 @@ class SharedRecordings(Recordings):
         """Return the id of the earlier answer that the request joins, else whether the new one is ambiguous."""
         asked = recording.asked
         meta = json.dumps({"owner": self._link.worker, "asked": asked._asdict()})
+        mode = "replaces" if asked.replaces else "joins" if asked.joins else ""
         claimed: bytes | int | None = self._claim(
             keys=[identity_key(asked.identity), answer_key(recording.id)],
-            args=[recording.id, asked.seconds + EXPIRY_SECONDS, int(asked.joins), meta, answer_key("")],
+            args=[recording.id, asked.seconds + EXPIRY_SECONDS, mode, meta, answer_key("")],
         )
         return claimed
 
