@@ -196,9 +196,8 @@ def agents_truncated(shown: list[str]) -> None:
 
 
 def agents_rate_limited(shown: list[str]) -> None:
-    shown += [
-        str(Runner.run_sync(scripted_agent("key-of-agents_rate_limited"), QUESTION).final_output) for _ in range(2)
-    ]
+    agent = scripted_agent("key-of-agents_rate_limited")
+    ask_twice(shown, lambda: str(Runner.run_sync(agent, QUESTION).final_output))
 
 
 def scripted_agent(key: str) -> Agent:
