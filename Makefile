@@ -8,7 +8,7 @@ CODE := app.py wsgi.py gunicorn.conf.py rill tests bench examples
 
 # The tests of the modules that do no I/O, which cover every branch of them.
 PURE := $(patsubst %,tests/test_%.py,problems settings text_dialect sse_dialect anthropic_dialect openai_dialect \
-	openai_tools responses ui_messages count_tokens features files relay sse_decoder)
+	openai_tools responses ui_messages chat count_tokens features files relay sse_decoder)
 
 # A soak runs the tests of properties with more examples, those of the page at each width in both colour schemes, and those
 # of answers and faults without the relay.

@@ -33,6 +33,7 @@ from rill.server.request import (
     check_range,
     connection_of,
     preferred_dialect,
+    read_chat,
     read_completion,
     read_count,
     read_messages,
@@ -53,7 +54,8 @@ from rill.server.response import (
     send_replay,
     send_usage,
 )
-from rill.server.resume import Resumption, open_recordings
+from rill.server.resume import open_recordings
+from rill.server.resume_chat import NOTHING, ChatResumption
 from rill.service import Request, Service
 from rill.settings import Settings
 from rill.telemetry.logs import write_logs
@@ -92,7 +94,7 @@ class Routes:
         self._resumption = None
         if settings.resume_seconds:
             readers = ConcurrencyLimit(slots, settings.max_streams_per_client)
-            self._resumption = Resumption(open_recordings(settings.redis_url), readers, self._service, settings)
+            self._resumption = ChatResumption(open_recordings(settings.redis_url), readers, self._service, settings)
 
     def table(self) -> list[tuple[str, str, Callable[..., flask.Response]]]:
         """Return every route: method, path, and view. A GET also answers HEAD."""
@@ -105,7 +107,10 @@ class Routes:
             ("POST", "/stream", lambda: self.answer(preferred_dialect(request), read_prompt_body)),
             ("GET", "/stream/<id>", self.replay),
             ("DELETE", "/stream/<id>", self.stop),
-            ("POST", "/api/chat", lambda: self.answer(UI_MESSAGES, read_prompt_body)),
+            ("POST", "/api/chat", lambda: self.answer(UI_MESSAGES, read_chat)),
+            ("GET", "/api/chat/<id>/stream", self.replay_chat),
+            ("DELETE", "/api/chat/<id>/stream", self.stop_chat),
+            ("POST", "/api/completion", lambda: self.answer(UI_MESSAGES, read_prompt_body)),
             ("GET", "/chat/stream", lambda: self.answer(SSE, read_query)),
             ("POST", "/v1/messages", lambda: self.answer(ANTHROPIC, read_messages)),
             ("POST", "/v1/messages/count_tokens", lambda: self.answer(ANTHROPIC, read_count)),
@@ -134,7 +139,8 @@ class Routes:
             return send_replay(replay)
         prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
         asked = Request(prompt, reply, dialect, client, g.request_id, *connection, reservation)
-        if resumption and prompt.resume_seconds and (replay := resumption.start(request, asked)):
+        start = self._resumption.start_chat if prompt.chat and self._resumption else resumption and resumption.start
+        if start and prompt.resume_seconds and (replay := start(request, asked)):
             return send_replay(replay._replace(headers={**headers, **replay.headers}))
         answer = self._service.answer(asked)
         if answer.body.beginning and (held := connection_of(request)):
@@ -159,7 +165,21 @@ class Routes:
         resumption.stop(id, name)
         return Response(status=204)
 
-    def _find_resumption(self) -> tuple[Resumption, str]:
+    def replay_chat(self, id: str) -> Response:
+        """Send the answer of a chat that its page has not received completely."""
+        if not self._resumption:
+            self.identify()
+            return send_replay(NOTHING)
+        resumption, name = self._find_resumption()
+        return send_replay(resumption.read_chat(request, id, name, writer_of(request, self._relays)))
+
+    def stop_chat(self, id: str) -> Response:
+        """Stop the answer of a chat."""
+        resumption, name = self._find_resumption()
+        resumption.stop_chat(id, name)
+        return Response(status=204)
+
+    def _find_resumption(self) -> tuple[ChatResumption, str]:
         """Return what resumes answers here, and the client's name; raise Problem."""
         check_initiator(request.method, request.headers.get, self._settings.cors_origins)
         if not self._resumption:

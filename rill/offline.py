@@ -5,8 +5,8 @@ POST /v1/messages/count_tokens counts the tokens of a request.
 The wire format is the real one, streamed or whole; fields that this model does not need are ignored. The same request
 always gets the same bytes. In the last user text, `tokens=N` makes the answer exactly N tokens long (if `max_tokens`
 allows), and `rate=R` sets the tokens per second, 0 for no pause. A request with tools gets a call of the first one (or
-of the one that `tool_choice` names), and a text once the last message has results. A request for structured output gets
-JSON that satisfies its schema.
+of the one that `tool_choice` names), and a text once the conversation has a result. A request for structured output
+gets JSON that satisfies its schema.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ That is {count} tokens of input for {model}."""
 FURTHER = TOKEN.findall("""
 
 Each word is sent as one event of the Messages API, at the pace of a model. If the words appear one by one, nothing \
-on the way buffers them. You can control me from the prompt: tokens=500 makes the answer exactly that long, rate=5 \
-makes it slow. Set ANTHROPIC_API_KEY, and the next answer comes from Claude.""")
+on the way buffers them. You can control me from the prompt: tokens=N makes the answer exactly N tokens long, rate=R \
+sends R of them a second. Set ANTHROPIC_API_KEY, and the next answer comes from Claude.""")
 
 
 def create_offline(tokens_per_second: float = TOKENS_PER_SECOND) -> WSGIApplication:
@@ -138,8 +138,9 @@ def _called_tool(request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the tool that the answer calls; raise any exception for a bad request."""
     choice = request.get("tool_choice") or {"type": "auto"}
     tools = [tool for tool in request.get("tools") or [] if "input_schema" in tool]
-    last = request["messages"][-1]["content"]
-    has_results = isinstance(last, list) and any(block["type"] == "tool_result" for block in last)
+    contents = [each["content"] for each in request["messages"] if isinstance(each["content"], list)]
+    # Anywhere: an agent adds reminders and notices behind them, and would be made to call forever.
+    has_results = any(block["type"] == "tool_result" for block in chain.from_iterable(contents))
     if not tools or choice["type"] == "none" or (choice["type"] == "auto" and has_results):
         return None
     called: dict[str, Any] = next(each for each in tools if choice["type"] != "tool" or each["name"] == choice["name"])

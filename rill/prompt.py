@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -13,7 +14,7 @@ class Prompt:
     `headers` and `query` go with the request unchanged. `default_model`: the client named no model.
     `allows_fallback`: another model or upstream may answer; of the fallback models only `allowed_models`, None for all.
     `resume_seconds`: how long the answer outlives its connection. `is_count`: only the tokens of the
-    request are counted, for which `max_tokens` is not sent.
+    request are counted, for which `max_tokens` is not sent. `chat`: the id by which a chat finds the answer again.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Prompt:
     allowed_models: Sequence[str] | None = None
     resume_seconds: int = 0
     is_count: bool = False
+    chat: str = ""
 
     @property
     def is_streamed(self) -> bool:
@@ -37,9 +39,12 @@ class Prompt:
 class ReplyFormat(NamedTuple):
     """How the client wants the answer: in pieces or whole, and with the count of tokens in an event of its own.
 
-    `id_prefix` begins the ids of server-sent events.
+    `id_prefix` begins the ids of server-sent events. `namespaces`: the namespace and the client's own name of a tool,
+    by its name in the prompt. `message_id`: the client's message that the answer continues.
     """
 
     streamed: bool = True
     include_usage: bool = False
     id_prefix: str = ""
+    namespaces: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    message_id: str = ""

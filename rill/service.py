@@ -159,7 +159,7 @@ class Service:
             media_type = dialect.media_type
             encoder: Encoder
             if dialect.encode_whole and not request.reply.streamed:
-                body, end = dialect.encode_whole(reads, record.model, request.request_id)
+                body, end = dialect.encode_whole(reads, record.model, request.reply, request.request_id)
                 beginning: list[Event] = [Bytes(body), end]
                 encoder, media_type = PassThrough(), "application/json"
                 headers = {**headers, "Content-Length": str(len(body))}

@@ -230,8 +230,8 @@ class Settings(BaseSettings):
         return bool(self.api_keys) or self.accepts_jwts
 
     def enabled_models(self) -> tuple[str, ...]:
-        """Return the models that clients may ask for by name; `*` stands for any."""
-        return tuple(dict.fromkeys(self.allowed_models)) or (self.default_model,)
+        """Return the models that clients may ask for by name; `*` stands for any, which the offline model plays."""
+        return tuple(dict.fromkeys(self.allowed_models)) or ("*" if self.offline else self.default_model,)
 
     def known_models(self) -> tuple[str, ...]:
         """Return the models that have a name here, the default first; `*` stands for any other."""

@@ -193,7 +193,7 @@ def test_parsed_events_add_no_bytes(event: Event) -> None:
 
 def test_a_non_streamed_message_is_the_upstreams_bytes() -> None:
     body = b' {"type" : "message"}\n'
-    assert encode_whole([[Heartbeat(True)], [Bytes(body), END]], "m", "r") == (body, END)
+    assert encode_whole([[Heartbeat(True)], [Bytes(body), END]], "m", ReplyFormat(), "r") == (body, END)
 
 
 # Errors

@@ -12,7 +12,13 @@ from server import Rill, StartRill
 from upstream import Upstream
 
 from rill.dialects.anthropic import read_messages
-from rill.dialects.features import HARMLESS_BETAS, HARMLESS_FIELDS, HARMLESS_TOOLS, family_of
+from rill.dialects.features import (
+    HARMLESS_BETAS,
+    HARMLESS_FIELDS,
+    HARMLESS_TOOLS,
+    OPTIONAL_BETAS,
+    family_of,
+)
 from rill.problems import Problem
 from rill.prompt import Prompt
 from rill.settings import Settings
@@ -196,20 +202,20 @@ def test_a_feature_without_a_valid_type_is_a_400(fields: dict[str, Any], path: s
         "output-128k-2025-02-19",
         "prompt-caching-2024-07-31,extended-cache-ttl-2025-04-11",
         "structured-outputs-2025-11-13,structured-outputs-2099-12-31",
+        "mid-conversation-system-2026-04-07",
         "",
         " , ",
     ],
 )
 def test_a_harmless_beta_is_forwarded(betas: str) -> None:
-    assert read({}, betas).headers == {"anthropic-beta": betas}
+    assert read({}, betas).headers == ({"anthropic-beta": betas} if betas else {})
 
 
 @pytest.mark.parametrize(
     ("betas", "feature"),
     [
-        ("context-1m-2025-08-07", "context-1m"),
-        ("prompt-caching-2024-07-31,context-1m-2025-08-07", "context-1m"),
         ("fast-mode-2026-02-01", "fast-mode"),
+        ("prompt-caching-2024-07-31,fast-mode-2026-02-01", "fast-mode"),
         ("server-side-fallback-2026-07-01", "server-side-fallback"),
         ("mcp-client-2025-11-20", "mcp-client"),
         ("code-execution-2025-05-22", "code-execution"),
@@ -221,7 +227,7 @@ def test_a_harmless_beta_is_forwarded(betas: str) -> None:
         ("files-api-2025-04-14", "files-api"),
         ("of-tomorrow", "of-tomorrow"),
         ("PROMPT-CACHING-2024-07-31", "PROMPT-CACHING"),
-        ("prompt-caching-2024-07-31;context-1m-2025-08-07", "prompt-caching"),
+        ("prompt-caching-2024-07-31;fast-mode-2026-02-01", "prompt-caching"),
     ],
 )
 def test_any_other_beta_is_a_403_until_it_is_enabled(betas: str, feature: str) -> None:
@@ -231,6 +237,22 @@ def test_any_other_beta_is_a_403_until_it_is_enabled(betas: str, feature: str) -
     assert "RILL_UPSTREAM_FEATURES" in problem.detail
     assert feature in problem.detail
     for features in (family_of(betas.split(",")[-1]), betas.split(",")[-1], "*"):
+        assert read({}, betas, features).headers == {"anthropic-beta": betas}
+
+
+@pytest.mark.parametrize(
+    ("betas", "forwarded"),
+    [
+        ("context-1m-2025-08-07", {}),
+        (
+            "claude-code-20250219, context-1m-2025-08-07,effort-2025-11-24",
+            {"anthropic-beta": "claude-code-20250219,effort-2025-11-24"},
+        ),
+    ],
+)
+def test_a_beta_that_only_raises_a_limit_is_left_out_until_it_is_enabled(betas: str, forwarded: dict[str, str]) -> None:
+    assert read({}, betas).headers == forwarded
+    for features in ("context-1m", "context-1m-2025-08-07", "*"):
         assert read({}, betas, features).headers == {"anthropic-beta": betas}
 
 
@@ -269,6 +291,7 @@ def test_every_beta_that_the_sdk_knows_is_classified() -> None:
     assert len(known) > 30
     assert known - HARMLESS_BETAS - PERMITTED_BETAS == set()
     assert HARMLESS_BETAS.isdisjoint(PERMITTED_BETAS)
+    assert OPTIONAL_BETAS < PERMITTED_BETAS
 
 
 def test_no_harmless_tool_is_billed_by_the_upstream() -> None:
@@ -286,7 +309,7 @@ def test_a_feature_that_is_not_enabled_never_reaches_the_upstream(service: Rill,
             error = json.loads(asked.read_rest())["error"]
             assert (asked.status, error["type"], name) == (403, "permission_error", name)
             assert error["message"].startswith(path)
-    sent = {"anthropic-beta": "context-1m-2025-08-07"}
+    sent = {"anthropic-beta": "fast-mode-2026-02-01"}
     with service.ask("POST", "/v1/messages", sent, json.dumps({**ASKED, "stream": True}).encode()) as asked:
         assert asked.status == 403
     assert upstream.requests == []

@@ -95,8 +95,14 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a type that is a number": (file(LINK, 7), ": mediaType and filename should be strings."),
     "a name that is a number": (file(filename=7), ": mediaType and filename should be strings."),
     "a text that is a number": ({"type": "text", "text": 7}, ".text: should be a string."),
-    "a tool": ({"type": "tool-weather"}, ".type: tools are not supported here; use POST /v1/messages."),
-    "an old tool": ({"type": "tool-invocation"}, ".type: tools are not supported here; use POST /v1/messages."),
+    "a tool": (
+        {"type": "tool-weather"},
+        ".type: tools are not supported here; use POST /api/chat, with AI SDK 5 or newer.",
+    ),
+    "an old tool": (
+        {"type": "tool-invocation"},
+        ".type: tools are not supported here; use POST /api/chat, with AI SDK 5 or newer.",
+    ),
     "an unknown part": ({"type": "video"}, ".type: should be text or file."),
     "a part without a type": ({}, ".type: should be text or file."),
 }

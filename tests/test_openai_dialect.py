@@ -369,7 +369,7 @@ def test_tokens_of_thinking_are_reported_as_reasoning() -> None:
 def test_a_non_streamed_completion_has_the_joined_text_its_reason_and_usage() -> None:
     end = End("max_tokens", {"input_tokens": 3, "output_tokens": 5})
     reads: list[list[Event]] = [[Start(), Text("A ")], [Heartbeat(True)], [Text("溪"), end]]
-    body, last = encode_whole(reads, "m", "r")
+    body, last = encode_whole(reads, "m", ReplyFormat(), "r")
     assert last is end
     completion = json.loads(body)
     message = {"role": "assistant", "content": "A 溪", "refusal": None}
@@ -384,7 +384,7 @@ def test_a_non_streamed_completion_that_is_truncated_raises() -> None:
         raise Problem("upstream_truncated")
 
     with pytest.raises(Problem, match="closed before"):
-        encode_whole(truncate(), "m", "r")
+        encode_whole(truncate(), "m", ReplyFormat(), "r")
 
 
 # Errors

@@ -211,7 +211,7 @@ def test_calls_of_a_whole_completion_have_their_arguments() -> None:
         [ToolCall("a", "f"), ToolInput('{"x":')],
         [ToolInput("1}"), ToolCall("b", "g"), END],
     ]
-    message = json.loads(encode_whole(reads, "m", "r")[0])["choices"][0]["message"]
+    message = json.loads(encode_whole(reads, "m", ReplyFormat(), "r")[0])["choices"][0]["message"]
     assert message["content"] is None
     assert [(call["id"], call["function"]) for call in message["tool_calls"]] == [
         ("a", {"name": "f", "arguments": '{"x":1}'}),
@@ -256,7 +256,7 @@ class Place(BaseModel):
 
 
 def test_the_offline_model_completes_a_tool_loop_and_structured_output(share_rill: StartRill) -> None:
-    rill = share_rill(RILL_OFFLINE="1", RILL_ALLOWED_MODELS="*")
+    rill = share_rill(RILL_OFFLINE="1")
     question: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Weather? rate=0"}]}
     with openai.OpenAI(base_url=f"{rill.url}/v1", api_key="any", max_retries=0) as client:
         answer = client.chat.completions.create(**question, tools=[TOOL]).choices[0].message
@@ -265,6 +265,8 @@ def test_the_offline_model_completes_a_tool_loop_and_structured_output(share_ril
         question["messages"] += [answer, result]
         last = client.chat.completions.create(**question, tools=[TOOL]).choices[0]
         assert (last.finish_reason, "sunny" in last.message.content) == ("stop", True)
+        question["messages"].append({"role": "user", "content": "A reminder of the agent's. rate=0"})
+        assert client.chat.completions.create(**question, tools=[TOOL]).choices[0].finish_reason == "stop"
         place = client.chat.completions.parse(**question, response_format=Place).choices[0].message.parsed
         assert place.name == "name"
 
@@ -272,6 +274,7 @@ def test_the_offline_model_completes_a_tool_loop_and_structured_output(share_ril
 def test_a_schema_that_is_not_an_object_is_kept() -> None:
     assert fit_schema(True) is True
     assert fit_schema({"type": "array", "minItems": 1})["minItems"] == 1
+    assert fit_schema({"format": ["date"]}) == {"description": "{format: ['date']}"}
 
 
 def test_the_decoder_yields_calls_and_their_arguments() -> None:

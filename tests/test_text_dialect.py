@@ -57,6 +57,16 @@ def test_without_options_the_settings_apply() -> None:
     assert read_fields({"q": PROMPT}, make_settings(RILL_SYSTEM_PROMPT="Be brief.")).options == {"system": "Be brief."}
 
 
+def test_structured_output_is_that_of_the_messages_api() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    prompt = read_fields({"q": "hi", "output_config": {"format": {"type": "json_schema", "schema": schema}}}, SETTINGS)
+    closed = {**schema, "additionalProperties": False}
+    assert prompt.options == {"output_config": {"format": {"type": "json_schema", "schema": closed}}}
+    for wrong in ({"effort": "high"}, {"format": {"type": "json_object", "schema": {}}}, "json"):
+        with pytest.raises(Problem, match="output_config"):
+            read_fields({"q": "hi", "output_config": wrong}, SETTINGS)
+
+
 @pytest.mark.parametrize("form", ["fields", "json"])
 def test_options_are_read_in_every_form(form: str) -> None:
     asked: dict[str, Any] = {"q": PROMPT, "system": "溪", "model": "large", "max_tokens": 5, "temperature": 0.5}

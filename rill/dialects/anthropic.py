@@ -76,8 +76,8 @@ def _check(fields: Mapping[str, Any], headers: Mapping[str, str], settings: Sett
     if len(messages) > MAX_MESSAGES:
         raise Problem("bad_request", f"messages: should be at most {MAX_MESSAGES}.")
     forwarded = {name.lower(): value for name, value in headers.items() if name.lower() in FORWARDED_HEADERS}
-    check_features(fields, forwarded.get("anthropic-beta", ""), settings)
-    return forwarded
+    betas = check_features(fields, forwarded.pop("anthropic-beta", ""), settings)
+    return {**forwarded, "anthropic-beta": betas} if betas else forwarded
 
 
 def _query_of(query: Mapping[str, str]) -> dict[str, str]:
@@ -124,7 +124,7 @@ class AnthropicEncoder:
         return last.rstrip(b"\r\n") + b"\n\n" if last else b""
 
 
-def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
+def encode_whole(reads: Iterable[list[Event]], model: str, reply: ReplyFormat, request_id: str) -> tuple[bytes, End]:
     """Return the message as the upstream wrote it, and its end; raise what the reads raise."""
     *_, (body, end) = reads
     assert isinstance(body, Bytes)

@@ -34,7 +34,7 @@ class Dialect(NamedTuple):
     wants_text: bool = False
     check_beginning: Callable[[list[Event]], None] = accept_any
     is_verbatim: bool = False
-    encode_whole: Callable[[Iterable[list[Event]], str, str], tuple[bytes, End]] | None = None
+    encode_whole: Callable[[Iterable[list[Event]], str, ReplyFormat, str], tuple[bytes, End]] | None = None
     encode_problem: Callable[[Problem, str], bytes] | None = None
     headers: Mapping[str, str] = MappingProxyType({})
 

@@ -31,13 +31,17 @@ HARMLESS_BETAS = frozenset(
     {
         *("adaptive-thinking", "advanced-tool-use", "cache-diagnosis", "claude-code", "computer-use"),
         *("context-management", "dev-full-thinking", "effort", "extended-cache-ttl", "fine-grained-tool-streaming"),
-        *("interleaved-thinking", "mid-conversation-output-config", "mid-conversation-system-clear-at"),
-        *("mid-conversation-tool-changes", "model-context-window-exceeded", "oauth", "output-128k", "output-300k"),
+        *("interleaved-thinking", "mid-conversation-output-config", "mid-conversation-system"),
+        *("mid-conversation-system-clear-at", "mid-conversation-tool-changes"),
+        *("model-context-window-exceeded", "oauth", "output-128k", "output-300k"),
         *("pdfs", "prompt-caching", "prompt-caching-scope", "redact-thinking", "structured-outputs", "task-budgets"),
         *("thinking-binding-controls", "thinking-display-updates", "thinking-token-count", "token-counting"),
         *("token-efficient-tools", "tool-examples", "tool-search-tool"),
     }
 )
+# Betas that only raise a limit, at a higher price: without them an answer is the same, or the upstream rejects the
+# request by its length. Agents send them unasked, so they are left out unless they are enabled.
+OPTIONAL_BETAS = frozenset({"context-1m"})
 # Fields with the client's own data or JSON schemas, in which the API does not read `model` or `max_tokens`.
 OPAQUE = frozenset({"input_schema", "input_examples", "schema", "metadata", "system", "stop_sequences"})
 # The date at the end of a tool's type (_20250305) or of a beta (-2025-08-07, -20250219).
@@ -47,8 +51,11 @@ MAX_NAME = 60
 _NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_NAME}}}", re.ASCII)
 
 
-def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) -> None:
-    """Raise Problem for a feature that is not enabled, and for a nested model or max_tokens that is not allowed."""
+def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) -> str:
+    """Return the betas to forward.
+
+    Raise Problem for a feature that is not enabled, and for a nested model or max_tokens that is not allowed.
+    """
     enabled = frozenset(settings.upstream_features)
     for name, value in fields.items():
         if value is not None:
@@ -60,16 +67,25 @@ def check_features(fields: Mapping[str, Any], betas: str, settings: Settings) ->
     _, management = _object_of("context_management", {} if given is None else given)
     for where, edit in _objects_of("context_management.edits", management.get("edits")):
         _check(where, _type_of(where, edit), HARMLESS_EDITS, enabled)
-    for beta in filter(None, map(str.strip, betas.split(","))):
-        _check("anthropic-beta", beta, HARMLESS_BETAS, enabled)
     for name, value in fields.items():
         if name not in ("messages", "tools", "model", "max_tokens", *OPAQUE):
             _check_nested(value, settings)
+    return _forwarded_betas(betas, enabled)
 
 
 def family_of(name: str) -> str:
     """Return the name of a tool's type or of a beta without its version."""
     return _VERSION.sub("", name)
+
+
+def _forwarded_betas(betas: str, enabled: frozenset[str]) -> str:
+    names = list(filter(None, map(str.strip, betas.split(","))))
+    optional = [each for each in names if family_of(each) in OPTIONAL_BETAS]
+    unused = [each for each in optional if enabled.isdisjoint((each, family_of(each), "*"))]
+    kept = [each for each in names if each not in unused]
+    for beta in kept:
+        _check("anthropic-beta", beta, HARMLESS_BETAS, enabled)
+    return ",".join(kept) if unused else betas
 
 
 def _check(where: str, name: str, harmless: frozenset[str], enabled: frozenset[str]) -> None:

@@ -85,7 +85,7 @@ class CallCounter:
         return [{"index": self._count - 1, "function": {"arguments": "{}"}}] if is_empty else []
 
 
-def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
+def encode_whole(reads: Iterable[list[Event]], model: str, reply: ReplyFormat, request_id: str) -> tuple[bytes, End]:
     """Return the answer as one completion, and its end; raise what the reads raise."""
     text, end = "", End(None, {})
     calls: list[dict[str, Any]] = []

@@ -26,13 +26,14 @@ def content_of(where: str, role: str, parts: Sequence[dict[str, Any]]) -> str | 
     """
     blocks: list[dict[str, Any]] = []
     for index, part in enumerate(parts):
-        blocks += _blocks_of(f"{where}.{index}", role, part)
+        blocks += blocks_of(f"{where}.{index}", role, part)
     if all(block["type"] == "text" for block in blocks):
         return "".join(block["text"] for block in blocks)
     return [block for block in blocks if block.get("text") != ""]
 
 
-def _blocks_of(where: str, role: str, part: dict[str, Any]) -> list[dict[str, Any]]:
+def blocks_of(where: str, role: str, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the blocks of one part, none if it is presentational; raise Problem."""
     kind = part.get("type")
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -45,7 +46,9 @@ def _blocks_of(where: str, role: str, part: dict[str, Any]) -> list[dict[str, An
     if kind == "file":
         raise Problem("bad_request", f"{where}.type: a file should be in a message of the role user.")
     if str(kind).startswith("tool-") or kind in ("dynamic-tool", "tool-invocation"):
-        raise Problem("bad_request", f"{where}.type: tools are not supported here; use POST /v1/messages.")
+        raise Problem(
+            "bad_request", f"{where}.type: tools are not supported here; use POST /api/chat, with AI SDK 5 or newer."
+        )
     raise Problem("bad_request", f"{where}.type: should be text or file.")
 
 

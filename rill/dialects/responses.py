@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from rill.dialects.openai import ANY_OBJECT, FIELD_NAME, Part
-from rill.dialects.openai_tools import Function, add_result, block_of_call, choice_of, thinking_options
+from rill.dialects.openai_tools import add_result, block_of_call, choice_of, thinking_options
+from rill.dialects.responses_tools import Tool, check_types, flat_name, tools_of
 from rill.dialects.schema import fit_schema
 from rill.dialects.validation import MAX_MESSAGES, bad_field, read_json_object, reject_fields
 from rill.problems import Problem
@@ -33,12 +34,6 @@ IGNORED = {
 }
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 Items = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-
-
-class Tool(Function):
-    """A function; the tools that OpenAI runs itself are not supported."""
-
-    type: Literal["function"]
 
 
 class Form(BaseModel):
@@ -86,7 +81,7 @@ def read_response(body: bytes, settings: Settings) -> tuple[Prompt, ReplyFormat]
     reject_fields(fields, UNSUPPORTED)
     for unknown in (name for name in fields if name not in KNOWN and fields[name]):
         raise Problem("bad_request", f"{unknown if FIELD_NAME.fullmatch(unknown) else 'a field'}: not known here.")
-    _check_types(fields.get("tools"))
+    check_types(fields.get("tools"))
     try:
         asked = ResponsesRequest.model_validate(fields)
         items = [{"role": "user", "content": asked.input}]
@@ -95,27 +90,24 @@ def read_response(body: bytes, settings: Settings) -> tuple[Prompt, ReplyFormat]
     except ValidationError as error:
         raise bad_field(error) from None
     messages, system = _conversation_of(items)
-    options = {**_options_of(asked, messages), "system": _system_of(asked, system) or settings.system_prompt}
+    tools, namespaces = tools_of(asked.tools or [])
+    options = {**_options_of(asked, tools, messages), "system": _system_of(asked, system) or settings.system_prompt}
     model, max_tokens = settings.check(asked.model, asked.max_output_tokens)
     set_options = {name: value for name, value in options.items() if value is not None}
     prompt = Prompt(model, max_tokens, messages, set_options, default_model=asked.model is None)
-    return prompt, ReplyFormat(bool(asked.stream))
+    return prompt, ReplyFormat(bool(asked.stream), namespaces=namespaces)
 
 
-def _check_types(tools: Any) -> None:
-    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
-        if isinstance(tool, dict) and tool.get("type") != "function":
-            raise Problem("bad_request", f"tools.{index}.type: should be function; Rill runs no tools.")
-
-
-def _options_of(asked: ResponsesRequest, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _options_of(asked: ResponsesRequest, tools: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "temperature": None if asked.temperature is None else min(asked.temperature, 1.0),
         "top_p": asked.top_p,
     }
     choice = choice_of(asked.tool_choice, asked.parallel_tool_calls)
-    if asked.tools:
-        options.update(tools=[tool.as_tool() for tool in asked.tools], tool_choice=choice)
+    if choice and choice["type"] == "tool":
+        choice["name"] = flat_name(asked.tool_choice.get("namespace"), choice["name"])
+    if tools:
+        options.update(tools=tools, tool_choice=choice)
     effort = (asked.reasoning or {}).get("effort")
     thinking = thinking_options(effort, "reasoning.effort", messages, options.get("tool_choice"))
     output = dict(thinking.pop("output_config", {}))
@@ -142,8 +134,9 @@ def _conversation_of(items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]],
         if kind == "message":
             _add_message(messages, system, where, item)
         elif kind == "function_call":
-            names = (_string(where, item, "call_id"), _string(where, item, "name"), _string(where, item, "arguments"))
-            _add_blocks(messages, "assistant", [block_of_call(f"{where}.arguments", *names)])
+            id, name, arguments = (_string(where, item, field) for field in ("call_id", "name", "arguments"))
+            name = flat_name(item.get("namespace"), name)
+            _add_blocks(messages, "assistant", [block_of_call(f"{where}.arguments", id, name, arguments)])
         elif kind == "function_call_output":
             add_result(messages, _string(where, item, "call_id"), _content_of(f"{where}.output", item.get("output")))
         elif kind != "reasoning":  # Claude's own is not sent to clients of this API.

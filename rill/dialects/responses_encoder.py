@@ -29,6 +29,7 @@ class ResponsesEncoder:
         self._output: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._id = request_id
+        self._namespaces = reply.namespaces
         self.response: dict[str, Any] = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -82,7 +83,9 @@ class ResponsesEncoder:
 
     def _begin_call(self, call: ToolCall) -> bytes:
         item = {"type": "function_call", "status": "in_progress", "arguments": ""}
-        return self._begin({"id": f"fc_{self._id}_{len(self._output)}", "call_id": call.id, "name": call.name, **item})
+        namespace, name = self._namespaces.get(call.name, (None, call.name))
+        named = {"name": name, "namespace": namespace} if namespace else {"name": name}
+        return self._begin({"id": f"fc_{self._id}_{len(self._output)}", "call_id": call.id, **named, **item})
 
     def _begin(self, item: dict[str, Any]) -> bytes:
         self._open, self._pieces = item, []
@@ -136,9 +139,9 @@ class ResponsesEncoder:
         return f"event: {kind}\ndata: {event}\n\n".encode()
 
 
-def encode_whole(reads: Iterable[list[Event]], model: str, request_id: str) -> tuple[bytes, End]:
+def encode_whole(reads: Iterable[list[Event]], model: str, reply: ReplyFormat, request_id: str) -> tuple[bytes, End]:
     """Return the answer as one response, and its end; raise what the reads raise."""
-    encoder = ResponsesEncoder(model, ReplyFormat(), request_id)
+    encoder = ResponsesEncoder(model, reply, request_id)
     end = End(None, {})
     for event in chain.from_iterable(reads):
         encoder.encode(event)

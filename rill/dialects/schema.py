@@ -33,7 +33,7 @@ def fit_schema(schema: Any) -> Any:
 def _is_supported(name: str, value: Any) -> bool:
     if name == "minItems":
         return value in (0, 1)
-    return name in SUPPORTED and (name != "format" or value in FORMATS)
+    return name in SUPPORTED and (name != "format" or (isinstance(value, str) and value in FORMATS))
 
 
 def _fit(name: str, value: Any) -> Any:

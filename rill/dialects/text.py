@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, ValidationError
 
 from rill.dialects.parts import content_of
+from rill.dialects.schema import fit_schema
 from rill.dialects.validation import (
     MAX_MESSAGES,
     TextOrList,
@@ -47,6 +48,19 @@ class Message(BaseModel):
         return content
 
 
+class Schema(BaseModel):
+    """The form of an answer that is JSON."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(BaseModel):
+    """The Messages API's structured output, for clients that read JSON as it arrives."""
+
+    format: Schema
+
+
 class StreamRequest(BaseModel):
     """The fields of a request, from its query, form or JSON; others are ignored, except those in UNSUPPORTED."""
 
@@ -60,6 +74,7 @@ class StreamRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     fallback: Annotated[StrictBool | None, BeforeValidator(read_switch)] = None
     resume: int | None = None
+    output_config: OutputConfig | None = None
 
 
 # The fields that may hold the prompt.
@@ -77,7 +92,7 @@ UNSUPPORTED = {
     **dict.fromkeys(
         (
             *("top_p", "topP", "top_k", "topK", "stop", "stop_sequences", "stopSequences", "thinking", "reasoning"),
-            *("tools", "tool_choice", "toolChoice", "response_format", "output_config", "output_format"),
+            *("tools", "tool_choice", "toolChoice", "response_format", "output_format"),
         ),
         "use POST /v1/messages",
     ),
@@ -141,7 +156,10 @@ def _prompt_of(asked: StreamRequest, settings: Settings) -> Prompt:
     messages, system_messages = _messages_of(asked)
     model, max_tokens = settings.check(asked.model, asked.max_tokens)
     system = "\n\n".join(filter(None, (asked.system, *system_messages))) or settings.system_prompt
-    options = {"system": system, "temperature": asked.temperature}
+    options: dict[str, Any] = {"system": system, "temperature": asked.temperature}
+    if asked.output_config:
+        schema = fit_schema(asked.output_config.format.schema_)
+        options["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
     return Prompt(
         model,
         max_tokens,

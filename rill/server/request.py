@@ -14,7 +14,7 @@ from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Request
 
 from rill.admission import auth
-from rill.dialects import SSE, TEXT, UI_MESSAGES, anthropic, openai, responses, text, ui_messages
+from rill.dialects import SSE, TEXT, UI_MESSAGES, anthropic, chat, openai, responses, text, ui_messages
 from rill.dialects.base import Dialect
 from rill.dialects.validation import read_switch
 from rill.problems import Problem
@@ -119,6 +119,13 @@ def read_prompt_body(request: Request, settings: Settings) -> tuple[Prompt, Repl
     if request.mimetype in ("text/plain", "application/octet-stream", ""):
         return text.read_text(body, options, settings), ReplyFormat()
     raise Problem("unsupported_media_type")
+
+
+def read_chat(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:
+    """Return the prompt of a chat of the AI SDK, or of any request to POST /stream; raise Problem."""
+    if request.is_json:
+        return chat.read_chat(read_body(request, settings.max_body_bytes), settings, request.args.to_dict())
+    return read_prompt_body(request, settings)
 
 
 def read_messages(request: Request, settings: Settings) -> tuple[Prompt, ReplyFormat]:

@@ -226,7 +226,7 @@ def _allow_origin(origins: frozenset[str], response: Response) -> Response:
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
     response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
     if request.method == "OPTIONS":
-        is_recorded = request.path.startswith("/stream/")
+        is_recorded = request.path.startswith(("/stream/", "/api/chat/"))
         response.headers["Access-Control-Allow-Methods"] = f"GET, HEAD, {'DELETE' if is_recorded else 'POST'}"
         response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
         response.headers["Access-Control-Max-Age"] = "600"

@@ -82,8 +82,12 @@ class Resumption:
 
     def start(self, request: Request, asked: service.Request) -> Replay | None:
         """Return an answer once it has started, None if it cannot be recorded; raise Problem."""
+        identified = self._asked(request, asked.dialect, asked.client.name, asked.prompt.resume_seconds)
+        return self.begin(request, asked, identified)
+
+    def begin(self, request: Request, asked: service.Request, identified: Asked) -> Replay | None:
+        """Return the answer to a request that is identified in this way, as `start` does."""
         name, connection = asked.client.name, Connection(asked.admit, asked.reset, asked.send)
-        identified = self._asked(request, asked.dialect, name, asked.prompt.resume_seconds)
         with ExitStack() as held, ExitStack() as unused:
             unused.callback(self._service.cancel, asked)
             held.enter_context(self._readers.hold_slot(name))
@@ -146,9 +150,9 @@ class Resumption:
         body = read_body(request, self._max_body) if request.method == "POST" else b""
         target = request.environ.get("RAW_URI") or request.full_path
         media_type = request.headers.get("Content-Type", "")
-        digest = _digest_of(name, dialect.name, request.method, target, media_type, body)
+        digest = digest_of(name, dialect.name, request.method, target, media_type, body)
         key = request.headers.get("Idempotency-Key")
-        identity = _digest_of(name, key) if key else digest
+        identity = digest_of(name, key) if key else digest
         return Asked(name, identity, digest, dialect.media_type, seconds, joins=bool(key))
 
 
@@ -180,7 +184,7 @@ def _check_request(recording: Recording | None, asked: Asked) -> None:
         raise Problem("idempotency_key_reused")
 
 
-def _digest_of(*parts: str | bytes) -> str:
+def digest_of(*parts: str | bytes) -> str:
     """Return the SHA-256 of the parts, each of which is hashed so that no two lists of parts are the same."""
     digest = hashlib.sha256()
     for part in parts:

@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
     `identity` is the same for requests that may continue each other's answer, `request` for equal requests; both are
     digests. `seconds` is the grace period, and how long the bytes are kept after the end. `joins`: the request gets an
-    answer of the same identity whatever became of that.
+    answer of the same identity whatever became of that; `replaces`: it never does, and takes the identity over.
     """
 
     client: str
@@ -30,6 +30,7 @@ class Asked(NamedTuple):
     media_type: str
     seconds: int
     joins: bool = False
+    replaces: bool = False
 
 
 class Follower(Protocol):

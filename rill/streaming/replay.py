@@ -58,7 +58,7 @@ class Recordings:
 
         It is the earlier one of the same identity if nobody has it or reads it, or if the request joins it in any case.
         """
-        earlier = self._latest.get(asked.identity)
+        earlier = None if asked.replaces else self._latest.get(asked.identity)
         if earlier and not earlier.is_ambiguous and (asked.joins or earlier.is_waiting):
             return earlier, False
         if recording := self._make(asked, drain):

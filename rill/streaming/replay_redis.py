@@ -32,13 +32,13 @@ TRIES = 2
 # Return the earlier answer that a request joins; else record the new one, and return false.
 CLAIM = """
 local id, state = string.match(redis.call('GET', KEYS[1]) or '', '(%S+) (%S+)')
-if id and redis.call('EXISTS', ARGV[5] .. id) == 0 then
+if ARGV[3] == 'replaces' or (id and redis.call('EXISTS', ARGV[5] .. id) == 0) then
     id = nil
 end
 if id == ARGV[6] then
     state = 'read'
 end
-if id and state ~= 'ambiguous' and (ARGV[3] == '1' or state == 'waiting') then
+if id and state ~= 'ambiguous' and (ARGV[3] == 'joins' or state == 'waiting') then
     return id
 end
 local new = (id and state ~= 'read') and 'ambiguous' or 'unread'
@@ -169,7 +169,10 @@ class SharedRecordings(Recordings):
         except RedisError:
             return super().find_identity(identity)
         id, _, state = (latest or b"").decode().partition(" ")
-        return self.find(id) if id and state != "ambiguous" else None
+        found = self.find(id) if id and state != "ambiguous" else None
+        if found and state == "read":
+            found.was_read = True
+        return found
 
     def stop(self, recording: Recording) -> None:
         super().stop(recording)
@@ -217,9 +220,10 @@ class SharedRecordings(Recordings):
         latest = self._latest.get(asked.identity)
         # Redis may not have that yet.
         read = latest.id if latest and latest.was_read and not latest.is_ambiguous else ""
+        mode = "replaces" if asked.replaces else "joins" if asked.joins else ""
         claimed: bytes | int | None = self._claim(
             keys=[identity_key(asked.identity), answer_key(recording.id)],
-            args=[recording.id, asked.seconds + EXPIRY_SECONDS, int(asked.joins), meta, answer_key(""), read],
+            args=[recording.id, asked.seconds + EXPIRY_SECONDS, mode, meta, answer_key(""), read],
         )
         return claimed
 

@@ -1,21 +1,25 @@
-"""Agent frameworks against Rill's offline model: prints a JSON line with what each case returned or raised.
+"""Agent frameworks against Rill: prints a JSON line with what each case returned or raised.
 
-Arguments: the URL of Rill. The case `wrong_key` of each framework uses a key that Rill does not accept.
+Arguments: the URL of a Rill with the offline model, and of one with a scripted upstream. The case `wrong_key` of each
+framework uses a key that Rill does not accept. At the second, which has a key for each case, `truncated` reads
+a truncated answer, and `rate_limited` asks twice where once is allowed; both leave the retries as they are by default.
 """
 
+import asyncio
 import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-URL = sys.argv[1]
+URL, SCRIPTED = sys.argv[1:]
 os.environ.update(OPENAI_BASE_URL=f"{URL}/v1", OPENAI_API_KEY="right", OPENAI_AGENTS_DISABLE_TRACING="1")
 
 import instructor  # noqa: E402  They read the environment when they are imported.
 import llm  # noqa: E402
 import openai  # noqa: E402
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool  # noqa: E402
+from agents import OpenAIResponsesModel as AgentsResponsesModel  # noqa: E402
 from langchain.agents import create_agent  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
 from llm.default_plugins.openai_models import Chat  # noqa: E402
@@ -24,7 +28,7 @@ from pydantic_ai import Agent as PydanticAgent  # noqa: E402
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel  # noqa: E402
 from pydantic_ai.providers.openai import OpenAIProvider  # noqa: E402
 
-MODEL, QUESTION = "claude-sonnet-5-5", "What is the weather? rate=0"
+MODEL, QUESTION, TRUNCATE = "claude-sonnet-5-5", "What is the weather? rate=0", "Truncate this."
 
 
 class Person(BaseModel):
@@ -130,13 +134,96 @@ def llm_model(key: str) -> llm.Model:
     return Chat("rill", key=key, model_name=MODEL, api_base=f"{URL}/v1", **options)
 
 
-def report(case: Callable[[], Any]) -> None:
+def ask_twice(shown: list[str], ask: Callable[[], str]) -> None:
+    for _ in range(2):
+        shown.append(ask())  # noqa: PERF401  An error would lose what a comprehension has collected.
+
+
+def langchain_truncated(shown: list[str]) -> None:
+    shown.extend(str(chunk.content) for chunk in scripted_langchain("key-of-langchain_truncated").stream(TRUNCATE))
+
+
+def langchain_rate_limited(shown: list[str]) -> None:
+    ask_twice(shown, lambda: str(scripted_langchain("key-of-langchain_rate_limited").invoke(QUESTION).content))
+
+
+def scripted_langchain(key: str) -> ChatOpenAI:
+    return ChatOpenAI(model=MODEL, base_url=f"{SCRIPTED}/v1", api_key=key)
+
+
+def pydantic_ai_truncated(shown: list[str]) -> None:
+    async def stream() -> None:
+        async with scripted_pydantic_ai("key-of-pydantic_ai_truncated").run_stream(TRUNCATE) as answer:
+            async for piece in answer.stream_text(delta=True, debounce_by=None):
+                shown.append(piece)  # noqa: PERF401
+
+    asyncio.run(stream())
+
+
+def pydantic_ai_rate_limited(shown: list[str]) -> None:
+    ask_twice(shown, lambda: scripted_pydantic_ai("key-of-pydantic_ai_rate_limited").run_sync(QUESTION).output)
+
+
+def scripted_pydantic_ai(key: str) -> PydanticAgent:
+    return PydanticAgent(OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{SCRIPTED}/v1", api_key=key)))
+
+
+def instructor_truncated(shown: list[str]) -> None:
+    client = instructor.from_openai(openai.OpenAI(base_url=f"{SCRIPTED}/v1", api_key="key-of-instructor_truncated"))
+    messages = [{"role": "user", "content": TRUNCATE}]
+    for part in client.chat.completions.create_partial(model=MODEL, response_model=Person, messages=messages):
+        shown[:] = [part.name or ""]
+
+
+def instructor_rate_limited(shown: list[str]) -> None:
+    client = openai.OpenAI(base_url=f"{SCRIPTED}/v1", api_key="key-of-instructor_rate_limited")
+    for _ in range(2):
+        messages = [{"role": "user", "content": QUESTION}]
+        answer = instructor.from_openai(client).chat.completions.create(
+            model=MODEL, response_model=Person, messages=messages
+        )
+        shown.append(answer.name)
+
+
+def agents_truncated(shown: list[str]) -> None:
+    async def stream() -> None:
+        running = Runner.run_streamed(scripted_agent("key-of-agents_truncated"), TRUNCATE)
+        async for event in running.stream_events():
+            if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+                shown.append(event.data.delta)  # noqa: PERF401
+
+    asyncio.run(stream())
+
+
+def agents_rate_limited(shown: list[str]) -> None:
+    agent = scripted_agent("key-of-agents_rate_limited")
+    ask_twice(shown, lambda: str(Runner.run_sync(agent, QUESTION).final_output))
+
+
+def scripted_agent(key: str) -> Agent:
+    client = openai.AsyncOpenAI(base_url=f"{SCRIPTED}/v1", api_key=key)
+    return Agent(name="agent", model=AgentsResponsesModel(MODEL, client))
+
+
+def llm_truncated(shown: list[str]) -> None:
+    shown.extend(scripted_llm("key-of-llm_truncated").prompt(TRUNCATE))
+
+
+def llm_rate_limited(shown: list[str]) -> None:
+    ask_twice(shown, lambda: scripted_llm("key-of-llm_rate_limited").prompt(QUESTION).text())
+
+
+def scripted_llm(key: str) -> llm.Model:
+    return Chat("rill", key=key, model_name=MODEL, api_base=f"{SCRIPTED}/v1")
+
+
+def report(case: Callable[..., Any], *shown: list[str]) -> None:
     try:
-        answer = case()
+        answer = case(*shown)
         line = {"answer": answer.model_dump() if isinstance(answer, BaseModel) else answer}
     except Exception as error:
         line = {"error": type(error).__name__, "message": str(error)}
-    print(json.dumps({"case": case.__name__, **line}), flush=True)
+    print(json.dumps({"case": case.__name__, "shown": "".join(map("".join, shown)), **line}), flush=True)
 
 
 for each in (
@@ -147,3 +234,10 @@ for each in (
     *(llm_tools, llm_schema, llm_wrong_key),
 ):
     report(each)
+
+for failing in (
+    *(langchain_truncated, langchain_rate_limited, pydantic_ai_truncated, pydantic_ai_rate_limited),
+    *(instructor_truncated, instructor_rate_limited, agents_truncated, agents_rate_limited),
+    *(llm_truncated, llm_rate_limited),
+):
+    report(failing, [])

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 JS = Path(__file__).parent / "js"
-LOCK = JS / "package-lock.json"
-STAMP = JS / "node_modules" / ".installed"
 OLDEST_NODE = 22  # required by the clients' packages
 INSTALL_SECONDS = 110
 
@@ -28,20 +26,21 @@ class Node:
     node: str
     npm: tuple[str, ...]
 
-    def install_clients(self) -> None:
-        """Install the packages of the lock file once, however many processes call this at the same time."""
-        with LOCK.open("rb") as lock:
+    def install_clients(self, folder: Path = JS, seconds: float = INSTALL_SECONDS) -> None:
+        """Install the packages of a lock file once, however many processes call this at the same time."""
+        stamp = folder / "node_modules" / ".installed"
+        with (folder / "package-lock.json").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wanted = hashlib.sha256(lock.read()).hexdigest()
-            if STAMP.exists() and STAMP.read_text() == wanted:
+            if stamp.exists() and stamp.read_text() == wanted:
                 return
             command = [*self.npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
             done = subprocess.run(
-                command, cwd=JS, env=self.environment, capture_output=True, text=True, timeout=INSTALL_SECONDS
+                command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=seconds
             )
             if done.returncode:
                 raise RuntimeError(f"npm ci failed:\n{done.stdout}{done.stderr}")
-            STAMP.write_text(wanted)
+            stamp.write_text(wanted)
 
     @property
     def environment(self) -> dict[str, str]:

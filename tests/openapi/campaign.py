@@ -41,7 +41,8 @@ LAST_EVENT_ID = {"$ref": "#/components/parameters/lastEventId"}
 # The schema of a parsed request to each path.
 REQUESTS = {
     "/stream": "Question",
-    "/api/chat": "Question",
+    "/api/chat": "ChatQuestion",
+    "/api/completion": "Question",
     "/chat/stream": "Question",
     "/v1/messages": "AnthropicRequest",
     "/v1/messages/count_tokens": "AnthropicCount",
