@@ -171,7 +171,7 @@ class SharedRecordings(Recordings):
         id, _, state = (latest or b"").decode().partition(" ")
         found = self.find(id) if id and state != "ambiguous" else None
         if found and state == "read":
-            found.was_read = True
+            found.receipts = max(1, found.receipts)  # The owner knows it already.
         return found
 
     def stop(self, recording: Recording) -> None:
