@@ -95,6 +95,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes]] = {
     "POST /stream": ("POST", "/stream", {}, b"hi"),
     "GET /stream as events": ("GET", "/stream?q=hi", SSE, b""),
     "POST /api/chat": ("POST", "/api/chat", JSON, b'{"q": "hi"}'),
+    "POST /api/completion": ("POST", "/api/completion", JSON, b'{"prompt": "hi"}'),
     "GET /chat/stream": ("GET", "/chat/stream?message=hi", {}, b""),
     "POST /v1/messages": ("POST", MESSAGES, JSON, chat(stream=True)),
     "POST /v1/chat/completions": ("POST", COMPLETIONS, JSON, chat(stream=True)),
@@ -124,8 +125,9 @@ def test_every_route_is_covered_here() -> None:
     methods = [(",".join(sorted(rule.methods - {"HEAD", "OPTIONS"})), rule.rule) for rule in rules()]
     routes = {f"{method} {path}".replace("<path:id>", MODEL) for method, path in methods}
     asking = {name.removesuffix(" as events") for name in REQUESTS}
-    # tests/test_resume.py and tests/test_count_tokens.py
-    elsewhere = {"GET /stream/<id>", "DELETE /stream/<id>", "POST /v1/messages/count_tokens"}
+    # tests/test_resume.py, tests/test_resume_chat.py and tests/test_count_tokens.py
+    chats = {"GET /api/chat/<id>/stream", "DELETE /api/chat/<id>/stream"}
+    elsewhere = {"GET /stream/<id>", "DELETE /stream/<id>", "POST /v1/messages/count_tokens", *chats}
     paths = {"/page/<file>" if path.startswith("/page/") else path for path in [*FREE, "/drip"]}
     assert routes == asking | elsewhere | {f"GET {path}" for path in paths}
 

@@ -116,7 +116,7 @@ def test_a_host_that_is_not_allowed_is_rejected_as_described(service: Rill) -> N
 def test_a_feature_that_is_not_enabled_is_rejected_as_described(service: Rill) -> None:
     tools = {**QUESTION, "tools": [{"type": "web_search_20250305"}]}
     assert statuses_of(service, "POST /v1/messages", body=tools) == {403}
-    assert statuses_of(service, "POST /v1/messages", {"anthropic-beta": "context-1m-2025-08-07"}) == {403}
+    assert statuses_of(service, "POST /v1/messages", {"anthropic-beta": "fast-mode-2026-02-01"}) == {403}
 
 
 def test_too_many_requests_without_an_api_key_are_rejected_as_described(start_rill: StartRill) -> None:
