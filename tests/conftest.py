@@ -34,14 +34,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test of both paths with the relay and without it."""
     if metafunc.definition.get_closest_marker("both_paths") and not server.GENERAL_PATH:
-        metafunc.fixturenames.insert(0, "answer_path")  # before the fixture of the server
         metafunc.parametrize("answer_path", ["relay", "general path"], indirect=True)
 
 
-@pytest.fixture
-def answer_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the servers of a test with the relay or without it."""
-    monkeypatch.setattr(server, "GENERAL_PATH", request.param == "general path")
+@pytest.fixture(autouse=True)
+def answer_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make the servers of a test with the relay or without it; of each test, to be before the fixture of the server."""
+    always = server.GENERAL_PATH
+    server.GENERAL_PATH = always or getattr(request, "param", "") == "general path"
+    yield
+    server.GENERAL_PATH = always
 
 
 @pytest.hookimpl(trylast=True)

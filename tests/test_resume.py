@@ -112,6 +112,25 @@ def test_a_reader_follows_the_live_answer_and_hears_each_chunk_at_once(rill: Ril
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.both_paths
+def test_what_a_single_reader_has_received_is_recorded(rill: Rill, upstream: Upstream) -> None:
+    gates = [step for n, piece in enumerate(PIECES) for step in (wire.send(wire.text(piece)), wire.gate(str(n)))]
+    upstream.script(
+        wire.head(), wire.send(wire.opening()), *gates, wire.send(wire.block_stop() + wire.stop()), wire.end()
+    )
+    with ask(rill) as first:
+        for n, piece in enumerate(PIECES[:-1]):
+            assert first.next_chunk() == piece.encode()
+            upstream.open(str(n))
+        path = f"/stream/{id_of(first)}"
+        with rill.ask("GET", path, from_byte(1)) as second:
+            assert first.next_chunk() == PIECES[-1].encode()
+            upstream.open(str(len(PIECES) - 1))
+            assert (second.read_rest(), second.ended) == (TEXT[1:], "clean")
+            assert (first.read_rest(), first.ended) == (b"", "clean")
+    assert len(upstream.requests) == 1
+
+
 def test_a_reader_slower_or_faster_than_the_model_gets_every_byte(rill: Rill, upstream: Upstream) -> None:
     long = "0123456789" * 40_000  # More than the kernel buffers for a reader that waits.
     upstream.script(*gated("long", long, "end"))

@@ -165,7 +165,7 @@ SOURCES = 6
 LISTEN_OFTEN = """
 window.shown = [];
 window.sources = [...Array(arguments[0]).keys()].map((n) => {
-  const source = new EventSource(`/chat/stream?resume=60&message=${n}`);
+  const source = new EventSource(`/chat/stream?resume=600&message=${n}`);
   shown.push("");
   source.onmessage = (event) => { shown[n] += event.data };
   return source;
@@ -233,8 +233,9 @@ def read_with(client: str, broken: CuttingProxy, folder: Path, request: pytest.F
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_every_byte_of_an_event_stream_can_be_the_last_before_a_disconnect(
-    browser: webdriver.Chrome, rill: Rill, upstream: Upstream
+    browser: webdriver.Chrome, start_rill: StartRill, upstream: Upstream
 ) -> None:
+    rill = start_rill(RILL_RESUME_SECONDS="600")
     upstream.clear()
     upstream.always(*wire.answer(*SHORT))
     with rill.ask("GET", "/chat/stream?message=size") as asked:
