@@ -234,3 +234,17 @@ def test_a_wrong_key_is_the_agents_own_error(
     assert WRONG_KEY[agent] in shown, shown
     assert agent == "aider" or ran.returncode != 0
     assert upstream.requests == []
+
+
+def test_claude_code_reports_that_it_is_over_the_rate_limit(
+    claude_code: Agent, start_rill: StartRill, upstream: Upstream
+) -> None:
+    rill = start_rill(RILL_API_KEYS="alice=right", RILL_ALLOWED_MODELS="*", RILL_RATE_LIMIT="1/day")
+    upstream.script(*wire.answer("One"))
+    with rill.ask("GET", "/stream?q=hi", {"Authorization": "Bearer right"}) as asked:
+        asked.read_rest()
+    ran = claude_code(rill.url)
+    assert ran.returncode == 1
+    assert "(429)" in ran.stdout
+    assert "At most 1 per day for one client." in ran.stdout
+    assert len(upstream.requests) == 1
