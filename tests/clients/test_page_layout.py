@@ -163,7 +163,7 @@ def stream_an_example(page: Page, upstream: Upstream) -> None:
     upstream.open("more")
     page.wait_for_outcomes(COMPLETE)
     page.wait_for_value("document.getElementById('model-name').textContent", "claude-sonnet-5-5")
-    assert page.run(ABOVE) == []
+    page.wait_for(lambda: page.run(ABOVE), [])
     assert page.run("return getComputedStyle(document.querySelector('li[dir=rtl]')).direction") == "rtl"
 
 
@@ -192,7 +192,7 @@ def retry_and_edit(page: Page, upstream: Upstream) -> None:
     upstream.open("truncate")
     page.click("article:last-child .retry")
     page.wait_for_outcomes(COMPLETE, TRUNCATED)
-    assert page.run(ABOVE) == []
+    page.wait_for(lambda: page.run(ABOVE), [])
     script_rate_limit(upstream)
     ask(page, QUESTION)
     page.wait_for_outcomes(COMPLETE, TRUNCATED, REJECTED)
@@ -223,6 +223,7 @@ def test_nothing_moves_while_an_answer_arrives(device: Page, service: Rill, upst
     end = [wire.gate("end"), wire.send(wire.block_stop() + wire.stop()), wire.end()]
     upstream.script(wire.head(), wire.send(wire.opening()), wire.gate("begin"), *steps, *end)
     device.share(service.url)
+    device.wait_for_value("Boolean(document.getElementById('model-name').textContent)", True)
     ask(device, QUESTION)
     device.wait_for_texts(".prompt", QUESTION)
     # For half a second after an input, the browser does not count.
