@@ -2,10 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
@@ -36,4 +37,6 @@ def start_chromium() -> Iterator[webdriver.Chrome]:
     try:
         yield running
     finally:
+        with suppress(WebDriverException):  # It crashed.
+            running.execute_cdp_cmd("Browser.close", {})  # The headless shell outlives `quit`.
         running.quit()
