@@ -66,7 +66,6 @@ SUGGESTED = {
     "/models": "/v1/models",
     "/v1/nothing": "/v1/messages",
     "/v1/stream": "/stream",
-    "/api/completion": "streamProtocol: 'text'",
 }
 
 

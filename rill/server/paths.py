@@ -15,7 +15,6 @@ MEANT = {
 }
 # The default path of the AI SDK's useCompletion.
 AI_SDK = {
-    "/api/completion": "api: '/stream' and streamProtocol: 'text' for useCompletion",
 }
 
 

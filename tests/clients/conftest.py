@@ -34,6 +34,7 @@ def page(browser: webdriver.Chrome, upstream: Upstream, screen: Screen) -> Itera
     """Yield the page, not opened yet; an unexpected entry in its console fails the test."""
     opened = Page(browser)
     opened.show(screen)
+    opened.complaints()  # Other tests left them.
     yield opened
     complaints = opened.complaints()
     opened.leave()
