@@ -15,10 +15,16 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+# Set: the upstream and the load generator run on the last core only.
+APART = "BENCH_APART"
+
+
 def take_priority() -> None:
     """Run before the server, as if on another machine, where the system allows it (root, or CAP_SYS_NICE)."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        if os.environ.get(APART):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def stat_fields(pid: int | str) -> list[str]:

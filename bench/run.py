@@ -15,7 +15,7 @@ import prepare
 import report
 import scenarios
 import servers
-from measure import raise_descriptor_limit
+from measure import APART, raise_descriptor_limit
 
 SECONDS, QUICK_SECONDS = 10, 3
 QUICK_SCENARIOS = ["steady200", "200x20x100", "1000x10x100"]
@@ -48,6 +48,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, help="runs of each server, in turn; the table shows medians (default 5)")
     parser.add_argument("--seconds", type=float, help=f"seconds of a window (default {SECONDS})")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N busy loops")
+    parser.add_argument("--apart", action="store_true", help="the upstream and the clients on a core of their own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of every run to FILE")
     chosen = parser.parse_args()
     chosen.repeat = chosen.repeat or (1 if chosen.quick else 5)
@@ -127,6 +128,8 @@ def machine(chosen: argparse.Namespace) -> str:
 def main() -> None:
     """Run the selected servers and scenarios."""
     chosen = options()
+    if chosen.apart:
+        os.environ[APART] = "1"
     raise_descriptor_limit()
     titles = {server.name: server.title for server in servers.SERVERS}
     selected = [scenario for scenario in scenarios.known(chosen.seconds) if scenario.name in chosen.scenario]
