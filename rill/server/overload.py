@@ -12,8 +12,8 @@ from rill.server.raw_response import raw_response
 
 # The requests that start an answer; all others are cheap, or report the overload themselves.
 _match_answer = re.compile(
-    rb"(?:GET /(?:(?:chat/)?stream[ ?]|\?)|POST (/stream|/api/chat|/v1/messages(?:/count_tokens)?|/v1/chat/completions|"
-    rb"/v1/responses)[ ?])"
+    rb"(?:GET /(?:(?:chat/)?stream[ ?]|\?)|POST (/stream|/api/(?:chat|completion)|/v1/messages(?:/count_tokens)?"
+    rb"|/v1/(?:chat/completions|responses))[ ?])"
 ).match
 _find_origin = re.compile(rb"\r\norigin: *([^\r]+)\r", re.IGNORECASE).search
 # When the client may try again.

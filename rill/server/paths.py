@@ -13,16 +13,11 @@ MEANT = {
     "/chat/stream": "/chat/stream",
     "/stream": "/stream",
 }
-# The default path of the AI SDK's useCompletion.
-AI_SDK = {
-}
 
 
 def advice_for(path: str) -> str | None:
     """Return a sentence that names the path which is probably meant; None if that is not known."""
     path = path.rstrip("/").lower()
-    if path in AI_SDK:
-        return f"There is nothing here. Use {AI_SDK[path]}."
     meant = next((meant for end, meant in MEANT.items() if path.endswith(end)), None)
     if meant:
         return f"There is nothing here. Use {meant}."

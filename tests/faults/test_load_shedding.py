@@ -19,6 +19,7 @@ JSON = {"Content-Type": "application/json", "Content-Length": "2", "Origin": ORI
 REQUESTS = {
     "/stream": request_bytes("GET", "/stream", {"Origin": ORIGIN}),
     "/api/chat": request_bytes("POST", "/api/chat", JSON, b"{}"),
+    "/api/completion": request_bytes("POST", "/api/completion", JSON, b"{}"),
     "/v1/messages": request_bytes("POST", "/v1/messages", JSON, b"{}"),
     "/v1/chat/completions": request_bytes("POST", "/v1/chat/completions", JSON, b"{}"),
     "/v1/responses": request_bytes("POST", "/v1/responses", JSON, b"{}"),
@@ -77,7 +78,7 @@ def test_an_overloaded_worker_rejects_answers_in_each_dialects_shape_while_open_
             assert "Retry-After: 5\r\n" in head
             assert f"Access-Control-Allow-Origin: {ORIGIN}\r\n" in head
             assert "X-Request-Id: " in head
-            message = body.rstrip() if path in ("/stream", "/api/chat") else json.loads(body)["error"]["message"]
+            message = body.rstrip() if path in ("/stream", "/api/chat", "/api/completion") else json.loads(body)["error"]["message"]
             assert message == "This server is overloaded. Try again in 5 s."
     counted = requests.get(f"{rill.url}/metrics", timeout=10).text
     number = sum(map(len, shed.values()))
