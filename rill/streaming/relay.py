@@ -82,7 +82,7 @@ class Relay:
         keep: Callable[[bytes], None] | None = None,
         room: float = math.inf,
     ) -> None:
-        """Send with these from now on; `keep` gets the body too, until `room` bytes are used up: then reads are declined."""
+        """Send with these from now on; `keep` gets the body too, and reads beyond `room` bytes are declined."""
         self._send, self._send_all, self._chunked = send, send_all, chunked
         self._keep, self._room = keep, room
 
