@@ -139,8 +139,8 @@ class Routes:
             return send_replay(replay)
         prompt, reply, reservation, headers = self._service.limits.admit(client, lambda: self.read(read_prompt))
         asked = Request(prompt, reply, dialect, client, g.request_id, *connection, reservation)
-        start = self._resumption.start_chat if prompt.chat and self._resumption else resumption and resumption.start
-        if start and prompt.resume_seconds and (replay := start(request, asked)):
+        recorder = self._resumption if prompt.chat else resumption
+        if recorder and prompt.resume_seconds and (replay := recorder.start(request, asked)):
             return send_replay(replay._replace(headers={**headers, **replay.headers}))
         answer = self._service.answer(asked)
         if answer.body.beginning and (held := connection_of(request)):

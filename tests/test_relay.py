@@ -231,6 +231,6 @@ def test_a_relay_keeps_what_it_sends_and_declines_what_there_is_no_room_for() ->
         relay = Relay(
             TEXT.open_encoder("", ReplyFormat(), ""), cancellation, client.send, client.send_all, chunked=True
         )
-        relay.direct(client.send, client.send_all, chunked=True, keep=kept.extend, room=len(read) + 20)
+        relay.direct(client.send, client.send_all, chunked=True, keep=kept.extend, max_bytes=len(read) + 20)
         assert [relay.take(read) for _ in range(3)] == [True, True, False]
     assert (bytes(kept), client.received) == (b"text of a delta" * 2, b"f\r\ntext of a delta\r\n" * 2)

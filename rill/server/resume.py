@@ -42,7 +42,7 @@ class Replay(NamedTuple):
     body: Reader | None = None
 
 
-class Place(NamedTuple):
+class Part(NamedTuple):
     """Which bytes a request asks for; `is_partial` if it names them itself."""
 
     position: int = 0
@@ -102,7 +102,7 @@ class Resumption:
                 self._service.record(asked, recording)
             else:
                 recording.note_resumption(0)
-        return self._begin(reader, recording, lambda: Place())
+        return self._begin(reader, recording, lambda: Part())
 
     def stop(self, id: str, name: str) -> None:
         """End an answer, if it has not ended; raise Problem if it is unknown."""
@@ -120,27 +120,27 @@ class Resumption:
             raise Problem("not_resumable", f"{UNKNOWN} Send the request without Range.")
         self._check_client(recording, name)
         if request.method == "HEAD":
-            return Replay(200, _headers_of(recording, Place()))
+            return Replay(200, _headers_of(recording, Part()))
         with ExitStack() as held:
             held.enter_context(self._readers.hold_slot(name))
             reader = Reader(recording, connection, held.pop_all().close, _receipts_of(request))
         if is_event and recording.asked.media_type == SSE.media_type:
-            return self._begin(reader, recording, lambda: _place_of_event(request, recording, reader))
-        return self._begin(reader, recording, lambda: _place_of_range(request, recording))
+            return self._begin(reader, recording, lambda: _part_of_event(request, recording, reader))
+        return self._begin(reader, recording, lambda: _part_of_range(request, recording))
 
-    def _begin(self, reader: Reader, recording: Recording, find_place: Callable[[], Place]) -> Replay:
+    def _begin(self, reader: Reader, recording: Recording, find_part: Callable[[], Part]) -> Replay:
         with ExitStack() as opened:
             opened.callback(reader.close)
             reader.wait_for_start()
-            place = find_place()
-            reader.seek(place.position, place.stop)
-            if place.position:
-                recording.note_resumption(place.position)
-            if place.position and place.position == recording.length and recording.ended in ("complete", "reported"):
+            part = find_part()
+            reader.seek(part.position, part.stop)
+            if part.position:
+                recording.note_resumption(part.position)
+            if part.position and part.position == recording.length and recording.ended in ("complete", "reported"):
                 recording.note_receipt(1)
                 return Replay(204, {})
             opened.pop_all()
-            return Replay(206 if place.is_partial else 200, _headers_of(recording, place), reader)
+            return Replay(206 if part.is_partial else 200, _headers_of(recording, part), reader)
 
     def _check_client(self, recording: Recording, name: str) -> None:
         if self._is_private and recording.asked.client != name:
@@ -193,8 +193,8 @@ def digest_of(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def _place_of_range(request: Request, recording: Recording) -> Place:
-    """Return the place that the Range header asks for; raise Problem if the answer does not have it.
+def _part_of_range(request: Request, recording: Recording) -> Part:
+    """Return the part that the Range header asks for; raise Problem if the answer does not have it.
 
     A status of 416 would be success for wget, and the whole answer would be appended by curl -C -.
     """
@@ -202,14 +202,14 @@ def _place_of_range(request: Request, recording: Recording) -> Place:
     asked = RANGE.fullmatch(sent)
     position, last = (int(asked[1]), int(asked[2] or VERY_LARGE)) if asked else (0, VERY_LARGE)
     if not position and last == VERY_LARGE and not RESUMES.match(sent):
-        return Place()
+        return Part()
     if not asked or last < position or (recording.ended and position > recording.length):
         raise Problem("not_resumable", f"Range: should be bytes=N-, N at most {recording.length}.")
-    return Place(position, last + 1 if last < VERY_LARGE else math.inf, is_partial=True)
+    return Part(position, last + 1 if last < VERY_LARGE else math.inf, is_partial=True)
 
 
-def _place_of_event(request: Request, recording: Recording, reader: Reader) -> Place:
-    """Return the place behind the event that the client received last; raise Problem if there is none."""
+def _part_of_event(request: Request, recording: Recording, reader: Reader) -> Part:
+    """Return the part behind the event that the client received last; raise Problem if there is none."""
     event = EVENT_ID.fullmatch(request.headers["Last-Event-ID"])
     if not event or event[1] != recording.id:
         raise Problem("not_resumable", "Last-Event-ID: should be an id of this answer's events.")
@@ -219,7 +219,7 @@ def _place_of_event(request: Request, recording: Recording, reader: Reader) -> P
     position = _end_of_event(recording, count)
     if position is None:
         raise Problem("not_resumable", "Last-Event-ID: the answer has no such event.")
-    return Place(position)
+    return Part(position)
 
 
 def _end_of_event(recording: Recording, count: int) -> int | None:
@@ -231,7 +231,7 @@ def _end_of_event(recording: Recording, count: int) -> int | None:
     return recording.find(b"\n\n", begin) + 2 if begin >= 0 else None
 
 
-def _headers_of(recording: Recording, place: Place) -> dict[str, str]:
+def _headers_of(recording: Recording, part: Part) -> dict[str, str]:
     headers = {
         **recording.headers,
         "Content-Type": recording.asked.media_type,
@@ -239,9 +239,9 @@ def _headers_of(recording: Recording, place: Place) -> dict[str, str]:
         "Accept-Ranges": "bytes",
     }
     total: int | None = recording.length if recording.ended in ("complete", "reported") else None
-    last = int(min(place.stop, VERY_LARGE + 1 if total is None else total)) - 1
+    last = int(min(part.stop, VERY_LARGE + 1 if total is None else total)) - 1
     if total is not None:
-        headers["Content-Length"] = str(last + 1 - place.position)
-    if place.is_partial:
-        headers["Content-Range"] = f"bytes {place.position}-{last}/{'*' if total is None else total}"
+        headers["Content-Length"] = str(last + 1 - part.position)
+    if part.is_partial:
+        headers["Content-Range"] = f"bytes {part.position}-{last}/{'*' if total is None else total}"
     return headers

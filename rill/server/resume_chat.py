@@ -18,8 +18,10 @@ NOTHING = Replay(204, {})
 class ChatResumption(Resumption):
     """The recorded answers of this worker, also as chats reach them: each chat has its latest one."""
 
-    def start_chat(self, request: Request, asked: service.Request) -> Replay | None:
+    def start(self, request: Request, asked: service.Request) -> Replay | None:
         """Return the answer once it has started, None if it cannot be recorded; raise Problem."""
+        if not asked.prompt.chat:
+            return super().start(request, asked)
         name, seconds = asked.client.name, asked.prompt.resume_seconds
         identity = self._identity_of(asked.prompt.chat, name)
         identified = self._asked(request, asked.dialect, name, seconds)._replace(

@@ -229,8 +229,8 @@ class Recording:
         """Have the relay send to a reader that waits and record beside that, if it is the only one and has read all."""
         if self._relay and len(self._readers) == 1 and reader.position == self.length:
             self._direct = reader
-            room = self._reserved - len(self._data)
-            self._relay.direct(send, self._block, chunked=True, keep=self._data.extend, room=room)
+            left = self._reserved - len(self._data)
+            self._relay.direct(send, self._block, chunked=True, keep=self._data.extend, max_bytes=left)
 
     def stop_sending(self) -> None:
         """Have the relay record only: `append` tells the readers."""

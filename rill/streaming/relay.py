@@ -47,11 +47,11 @@ class Relay:
 
     # Thousands are open at once; each would have a dict of its own.
     __slots__ = (
+        "_bytes_left",
         "_cancellation",
         "_chunked",
         "_encode",
         "_keep",
-        "_room",
         "_send",
         "_send_all",
         "bytes_sent",
@@ -80,15 +80,15 @@ class Relay:
         send_all: Callable[[bytes], None],
         chunked: bool,
         keep: Callable[[bytes], None] | None = None,
-        room: float = math.inf,
+        max_bytes: float = math.inf,
     ) -> None:
-        """Send with these from now on; `keep` gets the body too, and reads beyond `room` bytes are declined."""
+        """Send with these from now on; `keep` gets the body too, and reads beyond `max_bytes` are declined."""
         self._send, self._send_all, self._chunked = send, send_all, chunked
-        self._keep, self._room = keep, room
+        self._keep, self._bytes_left = keep, max_bytes
 
     def take(self, data: bytes) -> bool:
         """Send the text of a read; return False for a read that takes the general path. It never waits."""
-        if len(data) > self._room:
+        if len(data) > self._bytes_left:
             return False
         deltas = parse_deltas(data)
         if deltas is None:
@@ -100,7 +100,7 @@ class Relay:
         self._cancellation.note_text()
         if self._keep:
             self._keep(body)
-            self._room -= len(body)
+            self._bytes_left -= len(body)
         frame = b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body
         try:
             sent = self._send(frame)
